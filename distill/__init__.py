@@ -1,0 +1,1 @@
+"""A knowledge-distillation pipeline for small reasoning models."""

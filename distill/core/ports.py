@@ -1,0 +1,97 @@
+"""The ports through which stages reach models: anything that generates, anything that feeds the trainer."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn: temperature, then top-k, then top-p.
+
+    Attributes:
+        temperature: 0 is greedy.
+        max_tokens: most tokens of a completion.
+        top_k: candidates kept, 0 keeps all.
+        top_p: nucleus mass kept, 1 keeps all.
+        stop: texts that end a completion; not part of it.
+        top_logprobs: candidates reported for each token.
+    """
+
+    temperature: float = 1.0
+    max_tokens: int = 256
+    top_k: int = 0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    top_logprobs: int = 5
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.max_tokens < 1 or self.top_k < 0:
+            raise ValueError(f"expected temperature, top_k >= 0 and max_tokens >= 1, got {self}")
+        if not 0 < self.top_p <= 1 or self.top_logprobs < 0:
+            raise ValueError(f"expected 0 < top_p <= 1 and top_logprobs >= 0, got {self}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One prompt with the seed of its completion; `completion` is the text to score, if any."""
+
+    prompt: str
+    seed: int = 0
+    completion: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Completion:
+    """What a generator wrote or scored; the fields are those of `records.Trace`.
+
+    Log-probabilities are the model's own, in nats at temperature 1 and before any truncation,
+    where the generator can tell; candidates are sorted from the likeliest.
+    """
+
+    text: str
+    tokens: tuple[bytes, ...]
+    logprobs: np.ndarray
+    top_tokens: tuple[bytes, ...]
+    top_logprobs: np.ndarray
+    top_ends: np.ndarray
+    end_logprob: float
+    finish_reason: str
+
+
+class Generator(Protocol):
+    """Anything that completes prompts: a teacher behind an API, our own models, a replay."""
+
+    @property
+    def model(self) -> str:
+        """What the generator calls itself, for manifests."""
+        ...
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling
+    ) -> Iterator[tuple[int, Completion]]:
+        """Yield (index into requests, completion) in the order in which they finish.
+
+        A completion depends on its request and sampling alone, never on its neighbours.
+        """
+        ...
+
+    def score(
+        self, requests: Sequence[Request], top_logprobs: int = 5
+    ) -> Iterator[tuple[int, Completion]]:
+        """Yield the log-probabilities of each request's own `completion`.
+
+        Raises:
+            UserError: the generator cannot score a given text.
+        """
+        ...
+
+
+class Batches(Protocol):
+    """A trainer's input, addressed by step so that a resumed run sees what an undisturbed one sees."""
+
+    def batch(self, step: int) -> Mapping[str, np.ndarray]:
+        """Return the arrays of optimizer step `step`, counted from 0; leading axis batch."""
+        ...

@@ -1,0 +1,237 @@
+"""The values that stages hand to each other on disk; no behaviour beyond refusing bad input."""
+
+import dataclasses
+import math
+from typing import Annotated
+
+import numpy as np
+
+# The marks name the column codec of distill.core.store; the comments give shapes.
+Int32Vector = Annotated[np.ndarray, "int32"]
+UInt8Vector = Annotated[np.ndarray, "uint8"]
+Float32Vector = Annotated[np.ndarray, "float32"]
+LogprobVector = Annotated[np.ndarray, "logprob"]
+Int32Matrix = Annotated[np.ndarray, "int32", 2]
+Float32Matrix = Annotated[np.ndarray, "float32", 2]
+
+SPLITS = ("train", "validation", "selection", "report", "test")
+FINISH_REASONS = ("stop", "length", "content_filter", "error")
+OUTCOMES = ("right", "wrong", "undecided", "unparsed", "truncated", "filtered")
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A question with its gold answer.
+
+    Attributes:
+        problem_id: unique over all sources, `source/split/number`.
+        source: the benchmark or built-in family.
+        split: one of SPLITS. Held-out sets are cut into a selection and a report half.
+        question: the text that is asked.
+        answer: the gold final answer, as text.
+        chain: a gold chain of thought ending in the answer, where the source has one.
+    """
+
+    problem_id: str
+    source: str
+    split: str
+    question: str
+    answer: str
+    chain: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ValueError(f"expected a split of {SPLITS}, got {self.split!r}")
+        if not self.question.strip() or not self.answer.strip():
+            raise ValueError(f"expected a question and an answer, got neither empty: {self}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trace:
+    """One text of a generator with the log-probabilities of its tokens.
+
+    The candidates of token t are `top_tokens[top_ends[t - 1] : top_ends[t]]` (0 before the first);
+    a source may give fewer than k for a token, and the sampled token need not be among them.
+
+    Attributes:
+        problem_id: the problem that was asked.
+        sample: number of the sample of this problem, from 0.
+        prompt: what the generator was given.
+        text: what it wrote, without the stop string.
+        tokens: [T] bytes of each token; together the bytes of `text`.
+        logprobs: [T] nats of each token, at temperature 1 where the generator can tell.
+        top_tokens: [C] bytes of all candidates, token after token.
+        top_logprobs: [C] their nats.
+        top_ends: [T] where each token's candidates end.
+        end_logprob: nats of stopping after the last token, NaN where the generator does not tell.
+        finish_reason: one of FINISH_REASONS.
+        model: what the generator calls itself.
+        seed: the sample's own seed.
+    """
+
+    problem_id: str
+    sample: int
+    prompt: str
+    text: str
+    tokens: tuple[bytes, ...]
+    logprobs: LogprobVector
+    top_tokens: tuple[bytes, ...]
+    top_logprobs: LogprobVector
+    top_ends: Int32Vector
+    end_logprob: float
+    finish_reason: str
+    model: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.finish_reason not in FINISH_REASONS:
+            raise ValueError(f"expected a reason of {FINISH_REASONS}, got {self.finish_reason!r}")
+        if not len(self.tokens) == len(self.logprobs) == len(self.top_ends):
+            raise ValueError(
+                f"expected as many tokens as log-probabilities and ends, got {len(self.tokens)}, "
+                f"{len(self.logprobs)} and {len(self.top_ends)} in {self.problem_id}"
+            )
+        last = int(self.top_ends[-1]) if len(self.top_ends) else 0
+        if not last == len(self.top_tokens) == len(self.top_logprobs):
+            raise ValueError(
+                f"expected {last} candidates, got {len(self.top_tokens)} tokens and "
+                f"{len(self.top_logprobs)} log-probabilities in {self.problem_id}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What was decided of one trace, and why.
+
+    Attributes:
+        problem_id: the trace's problem.
+        sample: the trace's sample.
+        outcome: one of OUTCOMES.
+        answer: the extracted final answer, None where none was found.
+        reason: one short sentence.
+    """
+
+    problem_id: str
+    sample: int
+    outcome: str
+    answer: str | None
+    reason: str
+
+    def __post_init__(self) -> None:
+        if self.outcome not in OUTCOMES:
+            raise ValueError(f"expected an outcome of {OUTCOMES}, got {self.outcome!r}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AlignedTrace:
+    """A kept trace in the student's tokens, with the teacher's distributions over them.
+
+    Attributes:
+        problem_id: the trace's problem.
+        sample: the trace's sample.
+        ids: [T] the student's tokens of the text, EOS last.
+        top_ids: [T, K] candidates in the student's vocabulary.
+        top_probs: [T, K] their probabilities, 0 beyond the last.
+        kind: [T] tokalign.Kind of each position.
+        lost: [T, 2] mass beyond the teacher's top k, mass the student cannot spell.
+    """
+
+    problem_id: str
+    sample: int
+    ids: Int32Vector
+    top_ids: Int32Matrix
+    top_probs: Float32Matrix
+    kind: UInt8Vector
+    lost: Float32Matrix
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PackedExample:
+    """Several examples in one row of the trainer's batch; arrays are named by tower as in T5X.
+
+    Segments count from 1 and are 0 on padding; positions restart with each segment.
+
+    Attributes:
+        encoder_input_tokens: [source] packed inputs.
+        encoder_segment_ids: [source].
+        encoder_positions: [source].
+        decoder_target_tokens: [length] packed targets, each ending in EOS.
+        decoder_input_tokens: [length] targets shifted right within each segment, 0 first.
+        decoder_segment_ids: [length].
+        decoder_positions: [length].
+        decoder_loss_weights: [length] 0 on padding.
+        decoder_target_top_ids: [length, k] the teacher's candidates.
+        decoder_target_top_probs: [length, k] their probabilities; a one-hot row is a hard target.
+    """
+
+    encoder_input_tokens: Int32Vector
+    encoder_segment_ids: Int32Vector
+    encoder_positions: Int32Vector
+    decoder_target_tokens: Int32Vector
+    decoder_input_tokens: Int32Vector
+    decoder_segment_ids: Int32Vector
+    decoder_positions: Int32Vector
+    decoder_loss_weights: Float32Vector
+    decoder_target_top_ids: Int32Matrix
+    decoder_target_top_probs: Float32Matrix
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a checkpoint answered to one problem.
+
+    Attributes:
+        step: the checkpoint's optimizer step; 0 is the start.
+        problem_id: the problem.
+        source: its set.
+        split: its split.
+        text: the completion.
+        outcome: one of OUTCOMES.
+        answer: the extracted final answer, None where none was found.
+    """
+
+    step: int
+    problem_id: str
+    source: str
+    split: str
+    text: str
+    outcome: str
+    answer: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """Right answers out of n, as a pair until the last moment.
+
+    Example:
+        >>> [round(x, 3) for x in Accuracy(8, 10).interval()]
+        [0.49, 0.943]
+    """
+
+    correct: int
+    n: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.correct <= self.n or self.n == 0:
+            raise ValueError(
+                f"expected 0 <= correct <= n and n > 0, got {self.correct} of {self.n}"
+            )
+
+    @property
+    def value(self) -> float:
+        """The share of right answers."""
+        return self.correct / self.n
+
+    def interval(self, z: float = 1.959964) -> tuple[float, float]:
+        """Return the Wilson score interval (Wilson 1927), 95 % by default."""
+        p, n = self.value, self.n
+        centre = p + z * z / (2 * n)
+        spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+
+    def __add__(self, other: "Accuracy") -> "Accuracy":
+        return Accuracy(self.correct + other.correct, self.n + other.n)
+
+    def __str__(self) -> str:
+        low, high = self.interval()
+        return f"{100 * self.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {self.n}"

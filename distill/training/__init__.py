@@ -1,0 +1,1 @@
+"""Floor 3: losses, the trainer, evaluation and checkpoint selection."""

@@ -1,0 +1,1 @@
+"""Alignment of tokens and distributions between two tokenizers."""

@@ -12,8 +12,8 @@ class UserError(Exception):
         do: what the user can do about it.
 
     Example:
-        >>> str(UserError("a JSONL row with an answer", "row 3 without one", "add it or drop the row"))
-        'expected a JSONL row with an answer, got row 3 without one; add it or drop the row'
+        >>> str(UserError("an answer in every row", "row 3 without one", "add it or drop the row"))
+        'expected an answer in every row, got row 3 without one; add it or drop the row'
     """
 
     def __init__(self, expected: str, got: str, do: str) -> None:

@@ -1,4 +1,4 @@
-"""The ports through which stages reach models: anything that generates, anything that feeds the trainer."""
+"""The ports: anything that generates text, anything that feeds the trainer."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,7 +90,7 @@ class Generator(Protocol):
 
 
 class Batches(Protocol):
-    """A trainer's input, addressed by step so that a resumed run sees what an undisturbed one sees."""
+    """A trainer's input, addressed by step, so that a resumed run sees the same batches."""
 
     def batch(self, step: int) -> Mapping[str, np.ndarray]:
         """Return the arrays of optimizer step `step`, counted from 0; leading axis batch."""

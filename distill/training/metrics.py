@@ -1,0 +1,146 @@
+"""Where a run's figures go while it runs: a JSONL file, TensorBoard, the terminal."""
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from distill.core.store import atomic_path, sync
+
+logger = logging.getLogger(__name__)
+SECONDS_PER_LINE = 30.0
+
+Line = Mapping[str, float]
+
+
+class Metrics(Protocol):
+    """A sink of lines, one for each optimizer step.
+
+    A line holds `step` (finished steps, so the first is 1), `loss` (nats per token, of that step's
+    batch before its update), `tokens` (sum of loss weights), `learning_rate`, `gradient_norm`
+    (before clipping), `seconds` (mean over the steps of one fetch) and `tokens_per_second`
+    (of all towers, padding apart).
+    """
+
+    def resume(self, step: int) -> None:
+        """Forget the lines after `step`; the run goes on from there."""
+        ...
+
+    def write(self, lines: Sequence[Line]) -> None:
+        """Take the next lines."""
+        ...
+
+    def close(self) -> None:
+        """Put everything where it lasts."""
+        ...
+
+
+class JsonLines:
+    """One JSON object a line; only whole lines are ever appended."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    def resume(self, step: int) -> None:
+        """Cut the file after `step`, and after a line that a kill left unfinished."""
+        kept = [line for line in read_lines(self.path) if line["step"] <= step]
+        with atomic_path(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, lines: Sequence[Line]) -> None:
+        """Append the lines in one write."""
+        text = "".join(json.dumps(dict(line), allow_nan=False) + "\n" for line in lines)
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, text.encode())
+        finally:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Force the file onto the disk."""
+        if self.path.exists():
+            sync(self.path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the whole lines of a metrics file; none where there is no file."""
+    if not Path(path).exists():
+        return []
+    whole = Path(path).read_text().rpartition("\n")[0]
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+class Progress:
+    """A bar on a terminal, a log line each half minute elsewhere.
+
+    Args:
+        name: what stands before the bar.
+        steps: where the run ends.
+    """
+
+    def __init__(self, name: str, steps: int) -> None:
+        self.name, self.steps = name, steps
+        self._bar: tqdm | None = None
+        self._last = time.monotonic()
+
+    def resume(self, step: int) -> None:
+        """Start from `step`."""
+        if sys.stderr.isatty():
+            self._bar = tqdm(
+                desc=self.name, total=self.steps, initial=step, unit="step", dynamic_ncols=True
+            )
+
+    def write(self, lines: Sequence[Line]) -> None:
+        """Show the newest line."""
+        shown = _shown(lines[-1])
+        if self._bar is not None:
+            self._bar.set_postfix_str(shown, refresh=False)
+            self._bar.update(len(lines))
+        elif time.monotonic() - self._last >= SECONDS_PER_LINE:
+            logger.info("%s: step %d of %d, %s", self.name, lines[-1]["step"], self.steps, shown)
+            self._last = time.monotonic()
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _shown(line: Line) -> str:
+    return f"loss {line['loss']:.4f}, {line['tokens_per_second']:.0f} tokens/s"
+
+
+class TensorBoard:
+    """Event files through clu; built by `tensorboard`, which tells whether it can be."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+
+    def resume(self, step: int) -> None:
+        """Do nothing: TensorBoard shows the newest value of a step."""
+
+    def write(self, lines: Sequence[Line]) -> None:
+        """Write every figure of every line."""
+        for line in lines:
+            scalars = {name: value for name, value in line.items() if name != "step"}
+            self._writer.write_scalars(int(line["step"]), scalars)
+
+    def close(self) -> None:
+        """Flush the event file."""
+        self._writer.close()
+
+
+def tensorboard(directory: Path) -> list[Metrics]:
+    """Return a TensorBoard sink, or none where clu, TensorFlow or tensorboard are not installed."""
+    try:
+        from clu import metric_writers
+    except ImportError as error:
+        logger.info("no TensorBoard metrics: %s", error)
+        return []
+    return [TensorBoard(metric_writers.SummaryWriter(str(directory)))]

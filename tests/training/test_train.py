@@ -1,0 +1,221 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from training_world import Tiny, TinyBatches, course, curve, train_tiny
+
+from distill.core.errors import UserError
+from distill.training import checkpoints
+from distill.training.losses import SampleMatching
+from distill.training.metrics import read_lines
+from distill.training.optimizers import AdamW, Constant
+from distill.training.train import Course
+
+WORLD = Path(__file__).with_name("training_world.py")
+ROOT = WORLD.parent.parent.parent
+
+
+def same(one, other):
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
+
+
+def close(one, other, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), one, other)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("undisturbed")
+    return directory, train_tiny(directory)
+
+
+def test_loss_falls_and_every_step_has_a_line(undisturbed):
+    directory, _ = undisturbed
+    lines = read_lines(directory / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert all(line["seconds"] > 0 and line["tokens_per_second"] > 0 for line in lines)
+
+
+def test_checkpoints_hold_the_start_and_the_end(undisturbed):
+    directory, params = undisturbed
+    saved = directory / "checkpoints"
+    assert checkpoints.steps(saved) == [0, 4, 8, 12]
+    assert same(checkpoints.load_params(saved, 0), Tiny().init(jax.random.key(0)))
+    assert same(checkpoints.load_params(saved, 12), params)
+
+
+def test_resumed_run_equals_the_undisturbed_one_bit_for_bit(undisturbed, tmp_path):
+    directory, params = undisturbed
+    train_tiny(tmp_path, course=course(steps=8))
+    resumed = train_tiny(tmp_path)
+    assert same(resumed, params)
+    assert curve(tmp_path) == curve(directory)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_several_steps_a_call_and_workers_equal_one_step_a_call(undisturbed, tmp_path, workers):
+    directory, params = undisturbed
+    together = train_tiny(tmp_path, course=course(steps_per_call=3, workers=workers))
+    close(together, params, rtol=1e-4, atol=1e-5)
+    assert [line["tokens"] for line in curve(tmp_path)] == [
+        line["tokens"] for line in curve(directory)
+    ]
+
+
+def test_accumulation_equals_the_big_batch_though_microbatches_hold_unequal_tokens(tmp_path):
+    ends = [
+        train_tiny(tmp_path / str(parts), model=Tiny(), course=course(microbatches=parts))
+        for parts in (1, 2, 4)
+    ]
+    close(ends[1], ends[0], rtol=1e-4, atol=1e-5)
+    close(ends[2], ends[0], rtol=1e-4, atol=1e-5)
+
+
+def test_first_update_is_worked_by_hand(tmp_path):
+    """The first AdamW step is the sign of the gradient times the rate, plus the decay."""
+    model, batch = Tiny(), TinyBatches().batch(0)
+    start = model.init(jax.random.key(0))
+
+    def mean(params):
+        nats, weight = SampleMatching()(model.logits(params, batch), batch)
+        return nats / weight
+
+    gradient = jax.grad(mean)(start)
+    end = train_tiny(
+        tmp_path,
+        model=model,
+        loss=SampleMatching(),
+        course=Course(steps=1, save_every=1),
+        optimizer=AdamW(schedule=Constant(1e-3), weight_decay=0.1, clip=0),
+    )
+    head, slope = start["head"]["kernel"], gradient["head"]["kernel"]
+    expected = head - 1e-3 * (slope / (jnp.abs(slope) + 1e-8) + 0.1 * head)
+    np.testing.assert_allclose(end["head"]["kernel"], expected, rtol=1e-4, atol=1e-6)
+    scale, slope = start["norm"]["scale"], gradient["norm"]["scale"]
+    undecayed = scale - 1e-3 * slope / (jnp.abs(slope) + 1e-8)
+    np.testing.assert_allclose(end["norm"]["scale"], undecayed, rtol=1e-4)
+    line = curve(tmp_path)[0]
+    np.testing.assert_allclose(line["loss"], mean(start), rtol=1e-5)
+    assert line["tokens"] == batch["decoder_loss_weights"].sum()
+    assert line["learning_rate"] == pytest.approx(1e-3)
+
+
+def test_dropout_differs_between_steps_and_not_between_runs(tmp_path):
+    frozen = AdamW(schedule=Constant(0.0))
+
+    def losses(name):
+        train_tiny(
+            tmp_path / name,
+            model=Tiny(dropout_rate=0.5),
+            batches=Same(),
+            optimizer=frozen,
+            course=Course(steps=3, save_every=3),
+        )
+        return [line["loss"] for line in curve(tmp_path / name)]
+
+    one = losses("one")
+    assert one == losses("two") and len(set(one)) == 3
+
+
+class Same(TinyBatches):
+    def batch(self, step):
+        return super().batch(0)
+
+
+def launch(directory, workers=0):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [sys.executable, WORLD, directory, str(workers)], env=environment, stderr=subprocess.PIPE
+    )
+
+
+def signal_after_step(run, directory, step, number):
+    deadline = time.monotonic() + 60
+    while step not in checkpoints.steps(directory / "checkpoints"):
+        assert run.poll() is None and time.monotonic() < deadline, run.stderr.read().decode()
+        time.sleep(0.02)
+    time.sleep(0.07)
+    run.send_signal(number)
+    return run.wait(60)
+
+
+@pytest.mark.slow
+def test_killed_run_started_again_equals_the_undisturbed_one_bit_for_bit(tmp_path):
+    whole = launch(tmp_path / "whole")
+    cut = tmp_path / "cut"
+    assert signal_after_step(launch(cut), cut, 4, signal.SIGKILL) == -signal.SIGKILL
+    assert signal_after_step(launch(cut, workers=1), cut, 16, signal.SIGTERM) == 0
+    assert len(curve(cut)) < 40
+    assert launch(cut).wait(60) == 0 and whole.wait(60) == 0
+    assert curve(cut) == curve(tmp_path / "whole") and len(curve(cut)) == 40
+    ends = [checkpoints.load_params(path / "checkpoints", 40) for path in (cut, tmp_path / "whole")]
+    assert same(*ends)
+
+
+def test_non_finite_loss_stops_the_run_and_keeps_what_was_good(tmp_path):
+    with pytest.raises(UserError, match=r"finite loss at step 7, got loss (inf|nan).*batch 6"):
+        train_tiny(tmp_path, batches=TinyBatches(bad_step=6))
+    assert checkpoints.steps(tmp_path / "checkpoints") == [0, 4]
+    assert [line["step"] for line in curve(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_batch_that_does_not_divide_is_refused(tmp_path):
+    with pytest.raises(UserError, match="a batch that 3 divides"):
+        train_tiny(tmp_path, course=course(microbatches=3))
+
+
+def test_failing_batches_end_the_run_with_their_own_error(tmp_path):
+    class Missing(TinyBatches):
+        def batch(self, step):
+            if step == 5:
+                raise FileNotFoundError("shard 3")
+            return super().batch(step)
+
+    with pytest.raises(FileNotFoundError, match="shard 3"):
+        train_tiny(tmp_path, batches=Missing())
+
+
+@pytest.mark.parametrize("name", ["steps", "save_every", "log_every", "microbatches"])
+def test_course_refuses_what_is_not_positive(name):
+    with pytest.raises(ValueError, match=f"expected {name} >= 1, got 0"):
+        course(**{name: 0})
+
+
+@pytest.mark.parametrize("start", [0, 3, 8])
+def test_calls_cover_every_step_once_and_end_at_checkpoints(start):
+    plan = Course(steps=22, save_every=8, steps_per_call=3)
+    calls = list(plan.calls(start))
+    assert [step for call in calls for step in call] == list(range(start, 22))
+    stops = {call.stop for call in calls}
+    assert {8, 16, 22} - set(range(start + 1)) <= stops
+    assert calls == [call for call in plan.calls(0) if call.start >= start]
+
+
+def test_microbatches_of_a_sharded_batch_match_one_device(tmp_path):
+    code = (
+        "import sys; from training_world import *; import jax; assert jax.device_count() == 4;"
+        "train_tiny(sys.argv[1], model=Tiny(), batches=TinyBatches(rows=8),"
+        "course=course(steps=3, microbatches=2))"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}:{WORLD.parent}",
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    }
+    subprocess.run([sys.executable, "-c", code, tmp_path / "four"], env=environment, check=True)
+    one = train_tiny(
+        tmp_path / "one", model=Tiny(), batches=TinyBatches(rows=8), course=course(steps=3)
+    )
+    four = checkpoints.load_params(tmp_path / "four" / "checkpoints", 3)
+    close(four, one, rtol=1e-4, atol=1e-5)
+    losses = [[line["loss"] for line in curve(tmp_path / name)] for name in ("one", "four")]
+    np.testing.assert_allclose(*losses, rtol=1e-5)

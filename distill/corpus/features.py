@@ -1,0 +1,178 @@
+"""seqio tasks, their mixture and the feature converter that packs teacher targets; not what the examples say."""
+
+import functools
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+Tensors = Mapping[str, tf.Tensor]
+# Examples laid end to end: what `examples_of` below makes of one is in the docstring of `task`.
+Windows = Callable[[int], Iterator[Mapping[str, np.ndarray]]]
+
+FEATURES = ("inputs", "targets", "target_top_ids", "target_top_probs")
+SPLIT = "train"
+
+
+class DistillationFeatureConverter(seqio.EncDecFeatureConverter):
+    """seqio's encoder-decoder features with the teacher's k candidates of every target token.
+
+    Two examples
+
+    ```
+    [{"inputs": [7, 8, 5, 1],            "targets": [3, 9, 1],
+      "target_top_ids": [[3, 6], [9, 0], [1, 0]], "target_top_probs": [[.7, .2], [1, 0], [1, 0]]},
+     {"inputs": [8, 4, 9, 3, 1],         "targets": [4, 1],
+      "target_top_ids": [[5, 4], [1, 0]],         "target_top_probs": [[.6, .3], [1, 0]]}]
+    ```
+
+    and lengths of 10 for the inputs and 7 for the three others give
+
+    ```
+    [{     "encoder_input_tokens": [7, 8, 5, 1, 8, 4, 9, 3, 1, 0],
+            "encoder_segment_ids": [1, 1, 1, 1, 2, 2, 2, 2, 2, 0],
+              "encoder_positions": [0, 1, 2, 3, 0, 1, 2, 3, 4, 0],
+          "decoder_target_tokens": [3, 9, 1, 4, 1, 0, 0],
+           "decoder_input_tokens": [0, 3, 9, 0, 4, 0, 0],
+           "decoder_loss_weights": [1, 1, 1, 1, 1, 0, 0],
+            "decoder_segment_ids": [1, 1, 1, 2, 2, 0, 0],
+              "decoder_positions": [0, 1, 2, 0, 1, 0, 0],
+         "decoder_target_top_ids": [[3, 6], [9, 0], [1, 0], [5, 4], [1, 0], [0, 0], [0, 0]],
+       "decoder_target_top_probs": [[.7, .2], [1, 0], [1, 0], [.6, .3], [1, 0], [0, 0], [0, 0]]}]
+    ```
+
+    An example goes to the first row of its window that has room in both towers, so rows fill better
+    than by seqio's packer, which keeps one row open. That packer cannot be used on the candidates,
+    not even column by column: it takes the non-zero entries for the sequence, and a column holds
+    a zero wherever a position has fewer candidates.
+
+    T5X makes it as it makes seqio's (`feature_converter_cls` of its models); `task_feature_lengths`
+    then needs all four features.
+
+    Args:
+        pack: whether a row holds several examples; if not, it is one example, padded.
+        use_custom_packing_ops: for T5X, which gives it; our packer is used in either case.
+        apply_length_check: whether too long an example is refused before it reaches the packer.
+        bos_id: what a decoder sees before the first token.
+        window: examples that are packed together; only memory and the fill of rows depend on it.
+
+    Raises:
+        tf.errors.InvalidArgumentError: an example is longer than its tower, on iteration.
+    """
+
+    TASK_FEATURES = types.MappingProxyType(
+        {
+            **seqio.EncDecFeatureConverter.TASK_FEATURES,
+            "target_top_ids": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32, rank=2),
+            "target_top_probs": seqio.FeatureConverter.FeatureSpec(dtype=tf.float32, rank=2),
+        }
+    )
+    MODEL_FEATURES = types.MappingProxyType(
+        {
+            **seqio.EncDecFeatureConverter.MODEL_FEATURES,
+            "decoder_target_top_ids": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32, rank=2),
+            "decoder_target_top_probs": seqio.FeatureConverter.FeatureSpec(
+                dtype=tf.float32, rank=2
+            ),
+        }
+    )
+
+    def __init__(
+        self,
+        pack: bool = True,
+        use_custom_packing_ops: bool = False,
+        *,
+        apply_length_check: bool = True,
+        bos_id: int = 0,
+        window: int = 1024,
+    ) -> None:
+        del use_custom_packing_ops
+        super().__init__(
+            pack=pack,
+            use_custom_packing_ops=True,  # seqio then admits features of rank 2
+            apply_length_check=apply_length_check,
+            bos_id=bos_id,
+        )
+        self._window = window
+
+    def _pack_or_pad(
+        self, ds: tf.data.Dataset, packed_lengths: Mapping[str, int]
+    ) -> tf.data.Dataset:
+        ds = ds.map(lambda example: {name: example[name] for name in packed_lengths})
+        if not self.pack:
+            return seqio.utils.trim_and_pad_dataset(ds, packed_lengths)
+        pack = functools.partial(pack_window, lengths=packed_lengths)
+        ds = ds.ragged_batch(self._window).map(pack, num_parallel_calls=tf.data.AUTOTUNE)
+        return ds.unbatch()
+
+    def _convert_example(self, features: Tensors) -> Tensors:
+        return {
+            **super()._convert_example(features),
+            "decoder_target_top_ids": features["target_top_ids"],
+            "decoder_target_top_probs": features["target_top_probs"],
+        }
+
+    def get_model_feature_lengths(
+        self, task_feature_lengths: Mapping[str, int]
+    ) -> Mapping[str, int]:
+        """Return the length of each model feature; a candidate feature is as long as the targets."""
+        return {
+            **super().get_model_feature_lengths(task_feature_lengths),
+            "decoder_target_top_ids": task_feature_lengths["target_top_ids"],
+            "decoder_target_top_probs": task_feature_lengths["target_top_probs"],
+        }
+
+
+def pack_window(examples: Mapping[str, tf.RaggedTensor], lengths: Mapping[str, int]) -> Tensors:
+    """Pack examples into as few rows as first fit needs, in the order in which they come.
+
+    Args:
+        examples: [example, (length), ...] of each feature.
+        lengths: of a row, for each feature.
+
+    Returns:
+        [row, length, ...] of each feature, and [row, length] `*_segment_ids`, from 1, and
+        `*_positions` of those that are vectors.
+    """
+    sizes = tf.stack([examples[name].row_lengths() for name in lengths], axis=1)
+    capacities = tf.constant(list(lengths.values()), tf.int64)
+    rows = _first_fit(sizes, capacities)
+    order = tf.argsort(rows, stable=True)
+    rows = tf.gather(rows, order)
+    segments = 1 + tf.range(tf.size(rows)) - tf.searchsorted(rows, rows)
+    packed = {}
+    for (name, length), size in zip(lengths.items(), tf.unstack(sizes, axis=1), strict=True):
+        size = tf.gather(size, order)
+        lay = functools.partial(_lay, rows=tf.repeat(rows, size), count=rows[-1] + 1, length=length)
+        packed[name] = lay(tf.gather(examples[name], order).flat_values)
+        if examples[name].shape.rank == 2:
+            packed[f"{name}_segment_ids"] = lay(tf.repeat(segments, size))
+            packed[f"{name}_positions"] = lay(tf.ragged.range(tf.cast(size, tf.int32)).flat_values)
+    return packed
+
+
+def _first_fit(sizes: tf.Tensor, capacities: tf.Tensor) -> tf.Tensor:
+    """Return int32 [example], the first row with room for the example's [example, feature] sizes."""
+    tf.debugging.assert_less_equal(
+        sizes, capacities, f"expected examples no longer than a row of {capacities}"
+    )
+    count = tf.shape(sizes)[0]
+
+    def place(i: tf.Tensor, room: tf.Tensor, rows: tf.TensorArray) -> tuple:
+        row = tf.argmax(tf.reduce_all(room >= sizes[i], axis=1), output_type=tf.int32)
+        return i + 1, tf.tensor_scatter_nd_sub(room, [[row]], [sizes[i]]), rows.write(i, row)
+
+    room = tf.tile(capacities[None], [count, 1])
+    *_, rows = tf.while_loop(
+        lambda i, *_: i < count, place, (0, room, tf.TensorArray(tf.int32, count))
+    )
+    return rows.stack()
+
+
+def _lay(values: tf.Tensor, rows: tf.Tensor, count: tf.Tensor, length: int) -> tf.Tensor:
+    """Return [count, length, ...]: each value in its row, rows filled up with zeros."""
+    count = tf.cast(count, tf.int64)
+    ragged = tf.RaggedTensor.from_value_rowids(values, tf.cast(rows, tf.int64), count)
+    return ragged.to_tensor(shape=[None, length, *values.shape[1:]])

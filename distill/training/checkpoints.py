@@ -155,16 +155,24 @@ def _manager(path: Path, options: ocp.CheckpointManagerOptions) -> ocp.Checkpoin
     )
 
 
+def _saved(manager: ocp.CheckpointManager, step: int) -> PyTree:
+    """The tree of a step with Orbax's metadata in place of arrays."""
+    metadata = manager.item_metadata(step)
+    if metadata is None:
+        raise FileNotFoundError(f"no metadata in {manager.directory / str(step)}")
+    return dict(metadata.tree)
+
+
 def _saved_shapes(manager: ocp.CheckpointManager, step: int) -> PyTree:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-        dict(manager.item_metadata(step).tree),
+        _saved(manager, step),
     )
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, like: PyTree) -> Any:
-    saved, wanted = _shapes(manager.item_metadata(step).tree), _shapes(like)
+    saved, wanted = _shapes(_saved(manager, step)), _shapes(like)
     for name in sorted(saved.keys() | wanted.keys()):
         if saved.get(name) != wanted.get(name):
             raise UserError(

@@ -1,0 +1,109 @@
+"""A teacher's tokens with their log-probabilities, as values; where they come from is apis."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+UNSPELLABLE = b"\xff"  # never valid in UTF-8: a candidate whose bytes the API does not tell
+_ROUNDING = 1e-3  # nats above zero, or mass above one, that a source's rounding may leave
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherToken:
+    """One token of a teacher with its alternatives.
+
+    Attributes:
+        token: its bytes.
+        logprob: its nats.
+        top: (bytes, nats) of the candidates at its place, the token itself among them or not. The
+            candidate b"" is the end of the text.
+
+    Example:
+        >>> TeacherToken(b" she", -1.35, top=((b" Nat", -0.51), (b" she", -1.35))).token
+        b' she'
+    """
+
+    token: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TeacherTrace:
+    """One text of a teacher, flat: the candidates of token t are `top_ends[t - 1] : top_ends[t]`.
+
+    Attributes:
+        tokens: [T] bytes of each token; joined, the bytes of the text.
+        logprobs: [T] nats of each token.
+        top_tokens: [C] bytes of all candidates; b"" is the end of the text.
+        top_logprobs: [C] their nats.
+        top_ends: [T] where each token's candidates end.
+        end_logprob: nats of ending after the last token, NaN where the source does not tell.
+
+    Raises:
+        ValueError: lengths that do not fit, an empty token, log-probabilities that are NaN or
+            positive, candidates that repeat or have more than all the mass.
+    """
+
+    tokens: Sequence[bytes]
+    logprobs: np.ndarray
+    top_tokens: Sequence[bytes]
+    top_logprobs: np.ndarray
+    top_ends: np.ndarray
+    end_logprob: float = float("nan")
+
+    def __post_init__(self) -> None:
+        if not len(self.tokens) == len(self.logprobs) == len(self.top_ends):
+            raise ValueError(
+                f"expected as many tokens as log-probabilities and ends, got {len(self.tokens)}, "
+                f"{len(self.logprobs)} and {len(self.top_ends)}"
+            )
+        ends = np.asarray(self.top_ends)
+        last = int(ends[-1]) if len(ends) else 0
+        if not last == len(self.top_tokens) == len(self.top_logprobs):
+            raise ValueError(
+                f"expected {last} candidates, got {len(self.top_tokens)} tokens and "
+                f"{len(self.top_logprobs)} log-probabilities"
+            )
+        if len(ends) and (ends[0] < 0 or (ends[1:] < ends[:-1]).any()):
+            raise ValueError(f"expected candidate ends that do not decrease, got {ends}")
+        if not all(self.tokens):
+            raise ValueError(
+                f"expected tokens of at least one byte, got an empty one at "
+                f"{list(map(bool, self.tokens)).index(False)}; give the end of the text as "
+                "end_logprob"
+            )
+        for name in ("logprobs", "top_logprobs"):
+            self._check_logprobs(name)
+        if self.end_logprob > _ROUNDING:
+            raise ValueError(f"expected end_logprob of at most 0, got {self.end_logprob}")
+
+    def _check_logprobs(self, name: str) -> None:
+        values = np.asarray(getattr(self, name), np.float64)
+        bad = ~(values <= _ROUNDING)
+        if bad.any():
+            at = int(np.flatnonzero(bad)[0])
+            raise ValueError(
+                f"expected log-probabilities of at most 0, got {values[at]} in {name}[{at}]; "
+                "give nats, and leave out what the source does not tell"
+            )
+
+    @classmethod
+    def from_tokens(
+        cls, tokens: Sequence[TeacherToken], *, end_logprob: float = float("nan")
+    ) -> "TeacherTrace":
+        """Flatten a list of TeacherToken."""
+        return cls(
+            tokens=tuple(t.token for t in tokens),
+            logprobs=np.array([t.logprob for t in tokens], np.float64),
+            top_tokens=tuple(c for t in tokens for c, _ in t.top),
+            top_logprobs=np.array([p for t in tokens for _, p in t.top], np.float64),
+            top_ends=np.cumsum([len(t.top) for t in tokens], dtype=np.int64),
+            end_logprob=end_logprob,
+        )
+
+    @property
+    def text(self) -> bytes:
+        """The bytes of the text."""
+        return b"".join(self.tokens)

@@ -1,0 +1,163 @@
+"""The command line: `distill STAGE --gin_file=… --gin.NAME=VALUE --run_dir=…`."""
+
+import argparse
+import ast
+import errno
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# Each stage is a function with keyword-only arguments in a module that is imported when it runs.
+STAGES = {
+    "problems": ("distill.corpus.problems", "run"),
+    "harvest": ("distill.corpus.harvest", "run"),
+    "check": ("distill.corpus.check", "run"),
+    "align": ("distill.corpus.align", "run"),
+    "dataset": ("distill.corpus.dataset", "run"),
+    "train": ("distill.training.train", "run"),
+    "evaluate": ("distill.training.evaluate", "run"),
+    "select": ("distill.training.select", "run"),
+    "final": ("distill.training.evaluate", "final"),
+    "export": ("distill.export", "run"),
+    "report": ("distill.report", "run"),
+    "pretrain": ("distill.training.pretraining", "run"),
+    "vocabularies": ("distill.corpus.vocabularies", "run"),
+}
+MAIN_JOB = tuple(STAGES)[:11]
+QUICKSTART = "runs/quickstart.gin"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+EPILOG = """\
+A run directory holds all that a run made; the same command again goes on where it stopped.
+`distill STAGE --help` lists what gin binds in a stage.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 2 for a mistake of the user, 130 if stopped."""
+    options, rest = _parser().parse_known_args(arguments)
+    if options.help or options.command is None:
+        _print(_help(options.command))
+        return 0
+    try:
+        return _command(options, rest)
+    except KeyboardInterrupt:
+        _complain("stopped; the same command goes on from here")
+        return 130
+
+
+def _command(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Run the stages of a command; what the user can mend ends in one line."""
+    from distill.core.errors import UserError
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("distill").setLevel(logging.INFO)
+    try:
+        _run(options, _overrides(rest))
+    except UserError as error:
+        _complain(str(error))
+        return 2
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        _complain(f"expected room in {options.run_dir}, got {error.strerror}; free some disk")
+        return 2
+    return 0
+
+
+def _run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from distill import config
+
+    whole = options.command in ("run", "quickstart")
+    files = options.gin_file or ([QUICKSTART] if options.command == "quickstart" else [])
+    config.load(files, [*_imports(options.command), *overrides], options.gin_search_paths)
+    config.record(options.run_dir)
+    for stage in config.stages(MAIN_JOB) if whole else (options.command,):
+        result = config.configured(*STAGES[stage])(run_dir=options.run_dir)
+    if options.json:
+        _print(json.dumps(result))
+
+
+def _imports(command: str) -> list[str]:
+    """Return the statements that let an override name the command's own stage without a file."""
+    if command not in STAGES:
+        return []
+    package, _, module = STAGES[command][0].rpartition(".")
+    return ["from __gin__ import dynamic_registration", f"from {package} import {module}"]
+
+
+def _overrides(rest: Sequence[str]) -> list[str]:
+    from distill.core.errors import UserError
+
+    wrong = [item for item in rest if not item.startswith("--gin.") or "=" not in item]
+    if wrong:
+        raise UserError(
+            "--gin.NAME=VALUE, --gin_file, --gin_search_paths, --run_dir or --json",
+            wrong[0],
+            "see `distill --help`",
+        )
+    pairs = [item.removeprefix("--gin.").partition("=") for item in rest]
+    return [f"{name} = {value}" for name, _, value in pairs]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="distill",
+        description=__import__("distill").__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "command", nargs="?", choices=["quickstart", "run", *STAGES], metavar="STAGE"
+    )
+    parser.add_argument("--help", "-h", action="store_true", help="show this help, or the stage's")
+    parser.add_argument("--run_dir", type=Path, default=Path("runs/quickstart"), help="%(default)s")
+    parser.add_argument("--gin_file", action="append", help="a gin file; repeatable, later wins")
+    parser.add_argument("--gin_search_paths", action="append", default=[], help="where to look")
+    parser.add_argument("--json", action="store_true", help="print the last stage's result")
+    return parser
+
+
+def _help(command: str | None) -> str:
+    if command not in STAGES:
+        lines = [f"  {name:<13} {_docstring(name)[0].partition(chr(10))[0]}" for name in STAGES]
+        whole = "  quickstart    run the main job on the built-in world\n  run           run a file"
+        return f"{_parser().format_help()}\nstages:\n{whole}\n" + "\n".join(lines)
+    docstring, arguments = _docstring(command)
+    bound = "\n".join(f"  --gin.{argument}" for argument in arguments)
+    usage = f"usage: distill {command} --run_dir=DIR [--gin_file=FILE] [--gin.NAME=VALUE]"
+    return f"{usage}\n\n{docstring}\n\ngin binds:\n{bound}"
+
+
+def _docstring(command: str) -> tuple[str, list[str]]:
+    """Return a stage's docstring and arguments from its source; importing it takes seconds."""
+    module, function = STAGES[command]
+    path = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    found = [
+        node
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name == function
+    ]
+    if not found:
+        return "", []
+    (node,) = found
+    defaults = [f"={ast.unparse(value)}" if value else "" for value in node.args.kw_defaults]
+    pairs = zip(node.args.kwonlyargs, defaults, strict=True)
+    prefix = f"{module.rpartition('.')[2]}.{function}"
+    names = [f"{prefix}.{a.arg}{default}" for a, default in pairs if a.arg != "run_dir"]
+    return ast.get_docstring(node) or "", names
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _complain(line: str) -> None:
+    sys.stderr.write(f"distill: {' '.join(line.split())}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

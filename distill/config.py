@@ -1,0 +1,75 @@
+"""Gin configuration: files and overrides in, configured stages out; the only importer of gin."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gin
+
+from distill.core.errors import UserError
+from distill.core.paths import shipped
+from distill.core.store import atomic_path
+
+
+def load(files: Sequence[str], overrides: Sequence[str], search_paths: Sequence[str] = ()) -> None:
+    """Read the files, then the overrides; later ones win.
+
+    Args:
+        files: gin files, looked up here, in `search_paths` and in the shipped `gin_configs`.
+        overrides: statements such as `train.run.steps = 100`.
+        search_paths: more folders to look in.
+
+    Raises:
+        UserError: a file is missing, a name is unknown or a required value is not given.
+    """
+    for path in (shipped("gin_configs"), *search_paths):
+        gin.add_config_file_search_path(str(path))
+    try:
+        gin.parse_config_files_and_bindings(
+            list(files), list(overrides), finalize_config=False, print_includes_and_imports=False
+        )
+    except (ValueError, OSError, ImportError, AttributeError, SyntaxError, TypeError) as error:
+        raise UserError(
+            "a configuration that loads",
+            " ".join(str(error).split()),
+            "compare the name with `distill STAGE --help` and the files in gin_configs",
+        ) from error
+    _refuse_missing()
+
+
+def _refuse_missing() -> None:
+    missing = [
+        line.split("=")[0].strip()
+        for line in gin.config_str(max_line_length=10_000).splitlines()
+        if line.endswith("%gin.REQUIRED")
+    ]
+    if missing:
+        raise UserError(
+            f"a value for {', '.join(missing)}",
+            "gin.REQUIRED",
+            f"give it in a gin file or as --gin.{missing[0]}=VALUE",
+        )
+
+
+def stages(default: Sequence[str]) -> Sequence[str]:
+    """Return the stages that the loaded run consists of: its macro STAGES, or `default`."""
+    try:
+        return tuple(gin.query_parameter("STAGES/macro.value"))
+    except ValueError:
+        return tuple(default)
+
+
+def configured(module: str, function: str) -> Callable[..., Any]:
+    """Import a stage's function and return it with what gin binds to it."""
+    plain = getattr(importlib.import_module(module), function)
+    try:
+        return gin.get_configurable(plain)
+    except ValueError:  # No binding names it, so its defaults hold.
+        return plain
+
+
+def record(run_dir: Path) -> None:
+    """Write the whole configuration beside the outputs, what was called and what was not."""
+    with atomic_path(Path(run_dir) / "config.gin") as temporary:
+        temporary.write_text(gin.config_str())

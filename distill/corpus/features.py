@@ -1,19 +1,13 @@
-"""seqio tasks, their mixture and the feature converter that packs teacher targets; not what the examples say."""
+"""The seqio feature converter that packs examples with teacher targets; not their source."""
 
 import functools
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 
-import numpy as np
 import seqio
 import tensorflow as tf
 
 Tensors = Mapping[str, tf.Tensor]
-# Examples laid end to end: what `examples_of` below makes of one is in the docstring of `task`.
-Windows = Callable[[int], Iterator[Mapping[str, np.ndarray]]]
-
-FEATURES = ("inputs", "targets", "target_top_ids", "target_top_probs")
-SPLIT = "train"
 
 
 class DistillationFeatureConverter(seqio.EncDecFeatureConverter):
@@ -117,7 +111,7 @@ class DistillationFeatureConverter(seqio.EncDecFeatureConverter):
     def get_model_feature_lengths(
         self, task_feature_lengths: Mapping[str, int]
     ) -> Mapping[str, int]:
-        """Return the length of each model feature; a candidate feature is as long as the targets."""
+        """Return the length of each model feature; candidates are as long as targets."""
         return {
             **super().get_model_feature_lengths(task_feature_lengths),
             "decoder_target_top_ids": task_feature_lengths["target_top_ids"],
@@ -154,7 +148,7 @@ def pack_window(examples: Mapping[str, tf.RaggedTensor], lengths: Mapping[str, i
 
 
 def _first_fit(sizes: tf.Tensor, capacities: tf.Tensor) -> tf.Tensor:
-    """Return int32 [example], the first row with room for the example's [example, feature] sizes."""
+    """Return int32 [example]: the first row with room for the [example, feature] sizes."""
     tf.debugging.assert_less_equal(
         sizes, capacities, f"expected examples no longer than a row of {capacities}"
     )
@@ -164,7 +158,7 @@ def _first_fit(sizes: tf.Tensor, capacities: tf.Tensor) -> tf.Tensor:
         row = tf.argmax(tf.reduce_all(room >= sizes[i], axis=1), output_type=tf.int32)
         return i + 1, tf.tensor_scatter_nd_sub(room, [[row]], [sizes[i]]), rows.write(i, row)
 
-    room = tf.tile(capacities[None], [count, 1])
+    room = tf.zeros_like(sizes) + capacities
     *_, rows = tf.while_loop(
         lambda i, *_: i < count, place, (0, room, tf.TensorArray(tf.int32, count))
     )
@@ -173,6 +167,7 @@ def _first_fit(sizes: tf.Tensor, capacities: tf.Tensor) -> tf.Tensor:
 
 def _lay(values: tf.Tensor, rows: tf.Tensor, count: tf.Tensor, length: int) -> tf.Tensor:
     """Return [count, length, ...]: each value in its row, rows filled up with zeros."""
-    count = tf.cast(count, tf.int64)
-    ragged = tf.RaggedTensor.from_value_rowids(values, tf.cast(rows, tf.int64), count)
+    ragged = tf.RaggedTensor.from_value_rowids(  # pyright: ignore[reportAttributeAccessIssue]
+        values, tf.cast(rows, tf.int64), tf.cast(count, tf.int64)
+    )
     return ragged.to_tensor(shape=[None, length, *values.shape[1:]])

@@ -1,0 +1,213 @@
+"""Carry the right traces to the student's vocabulary through tokalign; how is tokalign's own."""
+
+import itertools
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tokalign
+from distill.core.errors import UserError
+from distill.core.progress import progress
+from distill.core.records import AlignedTrace, Trace, Verdict
+from distill.core.store import Shards, Stage
+from distill.corpus import student as students
+from distill.corpus.student import Student
+
+logger = logging.getLogger(__name__)
+Key = tuple[str, int]
+Pair = dict[str, float]
+
+# Traces of a shard: what a kill may lose, and what is in memory at once.
+SHARD_TRACES = 4096
+
+
+def align(
+    traces: Iterable[Trace],
+    student: tokalign.Tokenizer,
+    *,
+    rule: str = "marginal",
+    cross_blanks: bool = True,
+    k: int = 5,
+    processes: int = 1,
+) -> Iterator[AlignedTrace]:
+    """Yield each trace in the student's tokens with the teacher's distributions, in order.
+
+    A trace that tokalign refuses, such as one with a token of unknown log-probability, is left out
+    and logged with the reason.
+
+    Args:
+        traces: what to carry over.
+        student: a tokalign tokenizer.
+        rule: "marginal" or "paper", as in tokalign.project.
+        cross_blanks: whether mass passes over blanks that the student drops.
+        k: candidates kept a position; mass cut off counts as beyond the teacher's top k.
+        processes: how many work at it; the result does not depend on them.
+
+    Raises:
+        ValueError: an unknown rule.
+    """
+    options = {"rule": rule, "cross_blanks": cross_blanks, "k": k, "processes": processes}
+    pairs = [(trace, taught) for trace in traces if (taught := _taught(trace))]
+    projections = tokalign.project_batch([taught for _, taught in pairs], student, **options)
+    for (trace, _), projected in zip(pairs, projections, strict=True):
+        yield AlignedTrace(
+            trace.problem_id,
+            trace.sample,
+            projected.ids,
+            projected.top_ids,
+            projected.top_probs,
+            projected.kind,
+            projected.lost,
+        )
+
+
+def _taught(trace: Trace) -> tokalign.TeacherTrace | None:
+    try:
+        return tokalign.TeacherTrace(
+            trace.tokens,
+            trace.logprobs,
+            trace.top_tokens,
+            trace.top_logprobs,
+            trace.top_ends,
+            trace.end_logprob,
+        )
+    except ValueError as error:
+        logger.warning("%s sample %d is refused: %s", trace.problem_id, trace.sample, error)
+        return None
+
+
+def right_traces(
+    traces: Iterable[Trace], outcomes: Mapping[Key, str], done: set[Key]
+) -> Iterator[Trace]:
+    """Yield the traces whose verdict is "right" and that are not done.
+
+    Raises:
+        UserError: a trace has no verdict.
+    """
+    for trace in traces:
+        key = (trace.problem_id, trace.sample)
+        if key not in outcomes:
+            raise UserError(
+                "a verdict for every trace",
+                f"none for {trace.problem_id} sample {trace.sample}",
+                "remove RUN_DIR/verdicts and its manifest and check again",
+            )
+        if outcomes[key] == "right" and key not in done:
+            yield trace
+
+
+def summarise(
+    aligned: Iterable[AlignedTrace], outcomes: Mapping[Key, str], student: tokalign.Tokenizer
+) -> dict[str, Any]:
+    """Count traces, tokens, and the positions that have a distribution.
+
+    Returns:
+        read, kept, dropped by reason, tokens, and pairs of sum and count: `coverage` and
+        `coverage_of_digits` (positions with a distribution, of all, of those that spell a digit),
+        `lost_beyond_top_k` and `lost_unspellable` (mass over positions with a distribution);
+        `kinds` (positions by the name of their tokalign.Kind).
+    """
+    digits = _spells_digit(student)
+    kinds = np.zeros((2, len(tokalign.Kind)), np.int64)
+    lost, kept = np.zeros(2), 0
+    for trace in aligned:
+        kinds += [
+            np.bincount(trace.kind[mask], minlength=len(tokalign.Kind))
+            for mask in (np.ones(len(trace.ids), bool), digits[trace.ids])
+        ]
+        lost += trace.lost[trace.kind != tokalign.Kind.ONE_HOT].sum(axis=0, dtype=np.float64)
+        kept += 1
+    dropped = Counter(outcomes.values())
+    refused = dropped.pop("right", 0) - kept
+    covered = kinds.sum(axis=1) - kinds[:, tokalign.Kind.ONE_HOT]
+    total, of_digits = kinds.sum(axis=1)
+    return {
+        "read": len(outcomes),
+        "kept": kept,
+        "dropped": dict(sorted((dropped + Counter({"refused": refused})).items())),
+        "tokens": int(total),
+        "coverage": _pair(covered[0], total),
+        "coverage_of_digits": _pair(covered[1], of_digits),
+        "kinds": {kind.name.lower(): int(kinds[0, kind]) for kind in tokalign.Kind},
+        "lost_beyond_top_k": _pair(lost[0], covered[0]),
+        "lost_unspellable": _pair(lost[1], covered[0]),
+    }
+
+
+def _pair(total: float, count: int) -> Pair:
+    return {"sum": round(float(total), 6), "count": int(count)}
+
+
+def _spells_digit(student: tokalign.Tokenizer) -> np.ndarray:
+    """Return bool [vocab]: whether the token has a digit."""
+    spelled = (student.token_bytes(token_id) for token_id in range(student.vocab_size))
+    return np.array([any(48 <= byte < 58 for byte in token) for token in spelled])
+
+
+def run(
+    *,
+    run_dir: Path,
+    student: Student | str | Path,
+    rule: str = "marginal",
+    cross_blanks: bool = True,
+    k: int = 5,
+    processes: int | None = None,
+) -> dict[str, Any]:
+    """Fill RUN_DIR/aligned from the right traces; go on where an earlier start stopped.
+
+    Args:
+        run_dir: the run directory; its stages `harvest` and `check` are complete.
+        student: a tokalign tokenizer or the path of a SentencePiece model.
+        rule: "marginal" or "paper".
+        cross_blanks: whether mass passes over blanks that the student drops.
+        k: candidates kept a position.
+        processes: how many work at it, all cores by default.
+
+    Raises:
+        UserError: an input is not complete, no such rule or vocabulary, or no trace is right.
+    """
+    run_dir, tokenizer = Path(run_dir), students.load(student)
+    if rule not in ("marginal", "paper"):
+        raise UserError("a rule of marginal, paper", str(rule), "name one of them")
+    options = {"rule": rule, "cross_blanks": cross_blanks, "k": k}
+    settings = {"student": students.describe(tokenizer), **options}
+    with Stage.open(run_dir, "align", settings=settings, inputs=["harvest", "check"]) as stage:
+        if stage.complete:
+            return stage.summary
+        outcomes = _outcomes(run_dir)
+        shards = Shards(run_dir / "aligned", AlignedTrace)
+        options["processes"] = processes or len(os.sched_getaffinity(0))
+        _fill(shards, Shards(run_dir / "traces", Trace), outcomes, tokenizer, options)
+        stage.finish(**summarise(shards, outcomes, tokenizer))
+        return stage.summary
+
+
+def _outcomes(run_dir: Path) -> dict[Key, str]:
+    rows = Shards(run_dir / "verdicts", Verdict).keys("problem_id", "sample", "outcome")
+    outcomes = {(problem_id, sample): outcome for problem_id, sample, outcome in rows}
+    if "right" not in outcomes.values():
+        raise UserError(
+            "a right trace", f"none of {len(outcomes)}", "harvest more or another teacher"
+        )
+    return outcomes
+
+
+def _fill(
+    shards: Shards[AlignedTrace],
+    traces: Iterable[Trace],
+    outcomes: Mapping[Key, str],
+    student: tokalign.Tokenizer,
+    options: Mapping[str, Any],
+) -> None:
+    """Append what is not there yet, shard by shard."""
+    done: set[Any] = shards.keys("problem_id", "sample")
+    total = sum(outcome == "right" for outcome in outcomes.values())
+    left = right_traces(traces, outcomes, done)
+    bar = progress(left, name="align", total=total, done=len(done), unit="traces")
+    while chunk := list(itertools.islice(bar, SHARD_TRACES)):
+        shards.append(align(chunk, student, **options))

@@ -1,6 +1,6 @@
 """Tasks in the manner of BIG-Bench Hard with a short chain of thought; no word problems."""
 
-from distill.corpus.storytelling import HE, NAMES, SHE, Draw, Told
+from distill.corpus.storytelling import HE, NAMES, SHE, Draw, Told, words
 
 _KINDS = {
     "fruits": ("apple", "pear", "plum", "banana", "orange", "peach", "lemon"),
@@ -10,126 +10,14 @@ _KINDS = {
     "things to wear": ("hat", "coat", "shirt", "ring", "scarf", "belt", "dress"),
 }
 _AMOUNTS = ("", "a", "two", "three", "four")
-_WORDS = tuple(
-    [
-        "apple",
-        "arm",
-        "bag",
-        "ball",
-        "band",
-        "bean",
-        "bell",
-        "bird",
-        "book",
-        "box",
-        "bread",
-        "bus",
-        "cake",
-        "camp",
-        "car",
-        "card",
-        "cat",
-        "chair",
-        "city",
-        "cloud",
-        "coat",
-        "coin",
-        "cow",
-        "cup",
-        "day",
-        "desk",
-        "dog",
-        "door",
-        "dress",
-        "drum",
-        "duck",
-        "ear",
-        "east",
-        "egg",
-        "eye",
-        "farm",
-        "fish",
-        "flag",
-        "foot",
-        "game",
-        "gate",
-        "girl",
-        "goat",
-        "hall",
-        "hand",
-        "hat",
-        "hill",
-        "home",
-        "horn",
-        "house",
-        "ice",
-        "iron",
-        "jar",
-        "jug",
-        "king",
-        "kite",
-        "lake",
-        "lamp",
-        "leaf",
-        "lemon",
-        "line",
-        "lion",
-        "map",
-        "milk",
-        "moon",
-        "name",
-        "nest",
-        "net",
-        "night",
-        "north",
-        "oak",
-        "ocean",
-        "onion",
-        "orange",
-        "page",
-        "park",
-        "pear",
-        "pen",
-        "piano",
-        "plate",
-        "pond",
-        "queen",
-        "quiet",
-        "rain",
-        "ring",
-        "river",
-        "road",
-        "room",
-        "sail",
-        "salt",
-        "sand",
-        "school",
-        "seed",
-        "ship",
-        "shoe",
-        "song",
-        "star",
-        "stone",
-        "sun",
-        "table",
-        "tent",
-        "tiger",
-        "town",
-        "train",
-        "tree",
-        "uncle",
-        "van",
-        "voice",
-        "wall",
-        "water",
-        "week",
-        "west",
-        "wind",
-        "wolf",
-        "yard",
-        "year",
-        "zebra",
-    ]
+_WORDS = words(
+    "apple arm bag ball band bean bell bird book box bread bus cake camp car card cat chair "
+    "city cloud coat coin cow cup day desk dog door dress drum duck ear east egg eye farm "
+    "fish flag foot game gate girl goat hall hand hat hill home horn house ice iron jar jug "
+    "king kite lake lamp leaf lemon line lion map milk moon name nest net night north oak "
+    "ocean onion orange page park pear pen piano plate pond queen quiet rain ring river road "
+    "room sail salt sand school seed ship shoe song star stone sun table tent tiger town "
+    "train tree uncle van voice wall water week west wind wolf yard year zebra"
 )
 _OBJECTS = (
     "book",
@@ -187,7 +75,7 @@ def boolean_expressions(draw: Draw) -> Told:
 
 def word_sorting(draw: Draw) -> Told:
     """Put words in alphabetical order."""
-    words = draw.distinct(_WORDS, draw.between(2, 5))
+    drawn = draw.distinct(_WORDS, draw.between(2, 5))
     verb = draw.pick(
         (
             "Sort these words by the alphabet",
@@ -195,14 +83,14 @@ def word_sorting(draw: Draw) -> Told:
             "Sort the words",
         )
     )
-    ordered = sorted(words)
+    ordered = sorted(drawn)
     chain = [f"{word} {draw.pick(('starts with', 'begins with'))} {word[0]}." for word in ordered]
-    return _told(f"{verb}: {' '.join(words)}", chain, " ".join(ordered))
+    return _told(f"{verb}: {' '.join(drawn)}", chain, " ".join(ordered))
 
 
 def last_letters(draw: Draw) -> Told:
     """Join the last letters of some words."""
-    words = draw.distinct((*_WORDS, *NAMES), draw.between(2, 4))
+    drawn = draw.distinct((*_WORDS, *NAMES), draw.between(2, 4))
     verb = draw.pick(
         (
             "Take the last letters of the words",
@@ -210,8 +98,8 @@ def last_letters(draw: Draw) -> Told:
             "Write the last letter of each word in",
         )
     )
-    chain = [f"The last letter of {word} is {word[-1]}." for word in words]
-    return _told(f"{verb}: {' '.join(words)}", chain, "".join(word[-1] for word in words))
+    chain = [f"The last letter of {word} is {word[-1]}." for word in drawn]
+    return _told(f"{verb}: {' '.join(drawn)}", chain, "".join(word[-1] for word in drawn))
 
 
 def tracking(draw: Draw) -> Told:

@@ -17,8 +17,10 @@ GROUPS = (
     "{a} {bags} of {b} make {e} {things}. | In the {bags} that is {e} {things}. | "
     "All the {bags} together have {e} {things}."
 )
-HALF = "Half of them is {e} {things}. | Half of that is {e} {things}. | "
-"Dividing by 2 gives {e} {things}."
+HALF = (
+    "Half of them is {e} {things}. | Half of that is {e} {things}. | "
+    "Dividing by 2 gives {e} {things}."
+)
 TIMES = (
     "On the second day it is {e} {things}. | The second number is {e} {things}. | "
     "Then {X} gets {e} {things}. | Multiplying gives {e} {things}."
@@ -41,12 +43,18 @@ EARN = (
     "Selling them brings {e} dollars. | {X} gets {e} dollars. | That is worth {e} dollars. | "
     "{X} makes {e} dollars."
 )
-COST = "They cost {e} dollars. | That costs {e} dollars. | {X} pays {e} dollars for them. | "
-"The price is {e} dollars."
-MORE_MONEY = "{X} now has {e} dollars. | That makes {e} dollars. | So {he} has {e} dollars. | "
-"In total that is {e} dollars."
-LESS_MONEY = "{X} has {e} dollars left. | That leaves {e} dollars. | So {e} dollars are left. | "
-"Now {he} has {e} dollars."
+COST = (
+    "They cost {e} dollars. | That costs {e} dollars. | {X} pays {e} dollars for them. | "
+    "The price is {e} dollars."
+)
+MORE_MONEY = (
+    "{X} now has {e} dollars. | That makes {e} dollars. | So {he} has {e} dollars. | "
+    "In total that is {e} dollars."
+)
+LESS_MONEY = (
+    "{X} has {e} dollars left. | That leaves {e} dollars. | So {e} dollars are left. | "
+    "Now {he} has {e} dollars."
+)
 
 COLLECTION = Story(
     things=("stickers", "cards", "marbles", "coins", "shells", "stamps", "beads", "toys"),

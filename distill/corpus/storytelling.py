@@ -111,8 +111,15 @@ class Told:
 
 @functools.cache
 def options(table: str) -> tuple[str, ...]:
-    """Cut a table at ` | `."""
-    return tuple(option.strip() for option in table.split(" | ")) if table else ()
+    """Cut a table at ` | `.
+
+    Raises:
+        ValueError: an option is empty.
+    """
+    cut = tuple(table.split(" | ")) if table else ()
+    if not all(option.strip() == option != "" for option in cut):
+        raise ValueError(f"expected no empty option, got {table!r}")
+    return cut
 
 
 def part(program: str, clauses: str, *lines: str, ask: str = "") -> Part:

@@ -1,7 +1,7 @@
 """A small decoder-only transformer, the built-in teacher's network; knows no loss and no files."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from distill.models import layers
-from distill.models.layers import Params
+from distill.models.layers import Cache, DecodingState, Params
 
 START_ID = 0  # rows are shifted right with 0 first, as for T5
 
@@ -88,13 +88,29 @@ class Layer(nn.Module):
         rotation: tuple[Array, Array],
         *,
         deterministic: bool,
-    ) -> Float[Array, "batch length embed"]:
-        """Return the residual stream after this layer."""
+    ) -> tuple[Float[Array, "batch length embed"], tuple[Array, Array]]:
+        """Return the residual stream after this layer, and the layer's keys and values."""
         y = self.pre_self_attention_layer_norm(x)
-        y = self.self_attention(y, y, bias, rotation, deterministic=deterministic)
+        keys_values = self.self_attention.keys_values(y, rotation)
+        y = self.self_attention.attend(y, *keys_values, bias, rotation, deterministic=deterministic)
         x = x + self.dropout(y, deterministic=deterministic)
         y = self.mlp(self.pre_mlp_layer_norm(x), deterministic=deterministic)
-        return x + self.dropout(y, deterministic=deterministic)
+        return x + self.dropout(y, deterministic=deterministic), keys_values
+
+    def step(
+        self,
+        x: Float[Array, "batch 1 embed"],
+        cache: Cache,
+        slot: Int[Array, ""],
+        bias: Float[Array, "batch 1 slots"],
+        rotation: tuple[Array, Array],
+    ) -> tuple[Float[Array, "batch 1 embed"], Cache]:
+        """Run one position, reading the cache and writing its own keys and values to `slot`."""
+        y = self.pre_self_attention_layer_norm(x)
+        keys_values = self.self_attention.keys_values(y, rotation)
+        cache = layers.extend(cache, *keys_values, slot)
+        x = x + self.self_attention.recall(y, cache, bias, rotation)
+        return x + self.mlp(self.pre_mlp_layer_norm(x), deterministic=True), cache
 
 
 class DecoderStack(nn.Module):
@@ -116,13 +132,30 @@ class DecoderStack(nn.Module):
         mask: Bool[Array, "#batch 1 length length"],
         *,
         deterministic: bool,
-    ) -> Float[Array, "batch length embed"]:
-        """Return the normalised states."""
-        bias = layers.mask_bias(mask)
+    ) -> tuple[Float[Array, "batch length embed"], list[tuple[Array, Array]]]:
+        """Return the normalised states, and each layer's keys and values."""
+        bias, kept = layers.mask_bias(mask), []
         rotation = layers.rotary_angles(positions, self.config.head_dim)
         for layer in self.layers:
-            x = layer(x, bias, rotation, deterministic=deterministic)
-        return self.decoder_norm(x)
+            x, keys_values = layer(x, bias, rotation, deterministic=deterministic)
+            kept.append(keys_values)
+        return self.decoder_norm(x), kept
+
+    def step(
+        self,
+        x: Float[Array, "batch 1 embed"],
+        caches: list[Cache],
+        slot: Int[Array, ""],
+        positions: Int[Array, "batch"],
+        visible: Bool[Array, "batch slots"],
+    ) -> tuple[Float[Array, "batch embed"], list[Cache]]:
+        """Return the normalised state of one position and the extended caches."""
+        bias, kept = layers.mask_bias(visible)[:, None], []
+        rotation = layers.rotary_angles(positions[:, None], self.config.head_dim)
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x, cache = layer.step(x, cache, slot, bias, rotation)
+            kept.append(cache)
+        return self.decoder_norm(x)[:, 0], kept
 
     def project(self, hidden: Float[Array, "*axes embed"]) -> Float[Array, "*axes vocab"]:
         """Return the untied head's logits."""
@@ -163,7 +196,33 @@ class Decoder(nn.Module):
             mask = mask & layers.segment_mask(segments, segments)
         places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         positions = batch.get("decoder_positions", places)
-        return self.decoder(self.embed(tokens), positions, mask, deterministic=deterministic)
+        return self.decoder(self.embed(tokens), positions, mask, deterministic=deterministic)[0]
+
+    def start(
+        self, prompts: Int[Array, "batch source"], lengths: Int[Array, "batch"], steps: int
+    ) -> DecodingState:
+        """Return the state after all of each prompt but its last token."""
+        positions = jnp.broadcast_to(jnp.arange(prompts.shape[1]), prompts.shape)
+        mask = layers.causal_mask(prompts.shape[1])
+        _, kept = self.decoder(self.embed(prompts), positions, mask, deterministic=True)
+        caches = [layers.open_cache(*keys_values, steps) for keys_values in kept]
+        source = jnp.asarray(prompts.shape[1])
+        return {"caches": caches, "read": lengths - 1, "source": source}
+
+    def step(
+        self, state: DecodingState, tokens: Int[Array, "batch"], index: Int[Array, ""]
+    ) -> tuple[Float[Array, "batch vocab"], DecodingState]:
+        """Return the logits after `tokens`, the `index`-th since the start, and the new state."""
+        read = state["read"]
+        slots = state["caches"][0]["key"].shape[3]
+        slot = state["source"] + index
+        places = jnp.arange(slots)
+        written = (places >= state["source"]) & (places <= slot)
+        visible = (places < read[:, None]) | written
+        x, caches = self.decoder.step(
+            self.embed(tokens[:, None]), state["caches"], slot, read + index, visible
+        )
+        return self.project(x), {**state, "caches": caches}
 
     def project(self, hidden: Float[Array, "*axes embed"]) -> Float[Array, "*axes vocab"]:
         """Return the logits of the last states, in float32."""
@@ -219,6 +278,51 @@ class DecoderModel:
     ) -> Float[Array, "*axes vocab"]:
         """Return the float32 logits of `hidden`."""
         return layers.call(self.network, params, Decoder.project, hidden)
+
+    def prompt(self, ids: Sequence[int], eos_id: int) -> list[int]:
+        """Return the row that is read before the first token is written."""
+        del eos_id
+        return [START_ID, *ids]
+
+    def first_tokens(
+        self, prompts: Int[Array, "batch source"], lengths: Int[Array, "batch"]
+    ) -> Int[Array, "batch"]:
+        """Return what the first step is fed: each prompt's last token."""
+        return jnp.take_along_axis(prompts, lengths[:, None] - 1, axis=1)[:, 0]
+
+    def start(
+        self,
+        params: Params,
+        prompts: Int[Array, "batch source"],
+        lengths: Int[Array, "batch"],
+        steps: int,
+    ) -> DecodingState:
+        """Return the state of decoding `steps` tokens after right-padded prompts."""
+        return layers.call(self.network, params, Decoder.start, prompts, lengths, steps)
+
+    def step(
+        self,
+        params: Params,
+        state: DecodingState,
+        tokens: Int[Array, "batch"],
+        index: Int[Array, ""],
+    ) -> tuple[Float[Array, "batch vocab"], DecodingState]:
+        """Return the logits after `tokens`, the `index`-th since the start, and the new state."""
+        return layers.call(self.network, params, Decoder.step, state, tokens, index)
+
+    def continuation(
+        self, prompts: Int[Array, "batch source"], lengths: Int[Array, "batch"], inputs: Array
+    ) -> dict[str, Array]:
+        """Return the batch whose last states are those of `inputs` fed after the prompts."""
+        places, steps = jnp.arange(prompts.shape[1]), jnp.arange(inputs.shape[1])
+        read = lengths[:, None] - 1
+        positions = [jnp.broadcast_to(places, prompts.shape), read + steps]
+        segments = [places < read, jnp.ones_like(inputs, bool)]
+        return {
+            "decoder_input_tokens": jnp.concatenate([prompts, inputs], 1),
+            "decoder_positions": jnp.concatenate(positions, 1),
+            "decoder_segment_ids": jnp.concatenate(segments, 1).astype(jnp.int32),
+        }
 
     def logical_axes(self, params: Params) -> Params:
         """Return the logical axis names of each parameter."""

@@ -36,6 +36,9 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
 }
 
 Params = dict[str, Any]
+# "key" [batch kv_heads kv slots], "value" [batch kv_heads slots kv]: contiguous as decoding reads.
+Cache = dict[str, Array]
+DecodingState = dict[str, Any]
 
 
 def logical_axes(params: Params) -> Params:
@@ -233,6 +236,26 @@ class Attention(nn.Module):
         mixed = jnp.einsum("bhgqk,bkhd->bqhgd", weights, values)
         return self.out(mixed.reshape(batch, length, -1))
 
+    def recall(
+        self,
+        x: Float[Array, "batch 1 embed"],
+        cache: Cache,
+        bias: Float[Array, "#batch #heads source"],
+        rotation: tuple[Array, Array] | None = None,
+    ) -> Float[Array, "batch 1 embed"]:
+        """Return what `attend` returns for one query, from the layout that is fast to read."""
+        batch, groups = x.shape[0], self.num_heads // self.num_kv_heads
+        queries = self.query(x).reshape(batch, 1, self.num_heads, self.head_dim)
+        if rotation is not None:
+            queries = rotate(queries, *rotation)
+        queries = queries.reshape(batch, self.num_kv_heads, groups, self.head_dim)
+        scores = jnp.einsum("bhgd,bhdk->bhgk", queries * self.query_scale, cache["key"])
+        scores = scores.reshape(batch, self.num_heads, -1).astype(jnp.float32) + bias
+        weights = jax.nn.softmax(scores).astype(self.dtype)
+        weights = weights.reshape(batch, self.num_kv_heads, groups, -1)
+        mixed = jnp.einsum("bhgk,bhkd->bhgd", weights, cache["value"])
+        return self.out(mixed.reshape(batch, 1, -1))
+
     def __call__(
         self,
         x: Float[Array, "batch length embed"],
@@ -323,13 +346,28 @@ class RelativePositionBias(nn.Module):
         return pairs[None, :, :, :length]
 
 
+def open_cache(
+    keys: Float[Array, "batch source kv_heads kv"],
+    values: Float[Array, "batch source kv_heads kv"],
+    steps: int = 0,
+) -> Cache:
+    """Return a cache of these keys and values with `steps` free slots after them."""
+    free = ((0, 0), (0, steps), (0, 0), (0, 0))
+    return {
+        "key": jnp.pad(keys, free).transpose(0, 2, 3, 1),
+        "value": jnp.pad(values, free).transpose(0, 2, 1, 3),
+    }
+
+
 def extend(
-    cache: dict[str, Array],
+    cache: Cache,
     keys: Float[Array, "batch 1 kv_heads kv"],
     values: Float[Array, "batch 1 kv_heads kv"],
-    index: Int[Array, ""],
-) -> dict[str, Array]:
-    """Return `cache` with the keys and values of slot `index` written."""
-    at = jax.lax.dynamic_update_slice_in_dim
-    new_key = at(cache["key"], keys, index, axis=1)
-    return {**cache, "key": new_key, "value": at(cache["value"], values, index, axis=1)}
+    slot: Int[Array, ""],
+) -> Cache:
+    """Return `cache` with the keys and values of one position written to `slot`."""
+    write = jax.lax.dynamic_update_slice_in_dim
+    return {
+        "key": write(cache["key"], keys.transpose(0, 2, 3, 1), slot, axis=3),
+        "value": write(cache["value"], values.transpose(0, 2, 1, 3), slot, axis=2),
+    }

@@ -1,7 +1,7 @@
 """The T5 family (v1.0, v1.1, Flan, mT5) as functions of parameters; knows no loss and no files."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from distill.models import layers
-from distill.models.layers import Params
+from distill.models.layers import Cache, DecodingState, Params
 
 START_ID = 0  # T5's decoder starts from the padding token
 
@@ -162,29 +162,30 @@ class DecoderLayer(nn.Module):
         y = self.mlp(self.pre_mlp_layer_norm(x), deterministic=deterministic)
         return x + self.dropout(y, deterministic=deterministic)
 
-    def cross_keys_values(
-        self, encoded: Float[Array, "batch source embed"]
-    ) -> tuple[Float[Array, "batch source heads kv"], Float[Array, "batch source heads kv"]]:
-        """Return what decoding needs of the encoder's states."""
-        return self.encoder_decoder_attention.keys_values(encoded)
+    def open_caches(
+        self, encoded: Float[Array, "batch source embed"], steps: int
+    ) -> tuple[Cache, Cache]:
+        """Return an empty cache of `steps` positions and that of the encoder's states."""
+        attention = self.encoder_decoder_attention
+        empty = jnp.zeros((len(encoded), 0, attention.num_heads, attention.head_dim), encoded.dtype)
+        cross = layers.open_cache(*attention.keys_values(encoded))
+        return layers.open_cache(empty, empty, steps), cross
 
     def step(
         self,
         x: Float[Array, "batch 1 embed"],
-        cache: dict[str, Array],
+        caches: tuple[Cache, Cache],
         index: Int[Array, ""],
-        bias: Float[Array, "#batch heads 1 length"],
-        cross_bias: Float[Array, "#batch 1 1 source"],
-    ) -> tuple[Float[Array, "batch 1 embed"], dict[str, Array]]:
-        """Run position `index`, reading and extending the cache of the positions before."""
+        bias: Float[Array, "1 heads length"],
+        cross_bias: Float[Array, "batch 1 source"],
+    ) -> tuple[Float[Array, "batch 1 embed"], tuple[Cache, Cache]]:
+        """Run position `index`, reading the caches and writing its own keys and values."""
         y = self.pre_self_attention_layer_norm(x)
-        cache = layers.extend(cache, *self.self_attention.keys_values(y), index)
-        x = x + self.self_attention.attend(y, cache["key"], cache["value"], bias)
+        cache = layers.extend(caches[0], *self.self_attention.keys_values(y), index)
+        x = x + self.self_attention.recall(y, cache, bias)
         y = self.pre_cross_attention_layer_norm(x)
-        x = x + self.encoder_decoder_attention.attend(
-            y, cache["cross_key"], cache["cross_value"], cross_bias
-        )
-        return x + self.mlp(self.pre_mlp_layer_norm(x), deterministic=True), cache
+        x = x + self.encoder_decoder_attention.recall(y, caches[1], cross_bias)
+        return x + self.mlp(self.pre_mlp_layer_norm(x), deterministic=True), (cache, caches[1])
 
 
 class Encoder(nn.Module):
@@ -245,6 +246,34 @@ class Decoder(nn.Module):
             x = layer(x, encoded, bias, cross_bias, deterministic=deterministic)
         return self.dropout(self.decoder_norm(x), deterministic=deterministic)
 
+    def start(
+        self,
+        encoded: Float[Array, "batch source embed"],
+        visible: Bool[Array, "batch source"],
+        steps: int,
+    ) -> DecodingState:
+        """Return the state before the first of `steps` positions."""
+        distances = np.arange(1 - steps, steps)
+        return {
+            "caches": [layer.open_caches(encoded, steps) for layer in self.layers],
+            "bias_by_distance": self.relpos_bias.by_distance(distances),
+            "cross_bias": layers.mask_bias(visible)[:, None],
+        }
+
+    def step(
+        self, x: Float[Array, "batch 1 embed"], state: DecodingState, index: Int[Array, ""]
+    ) -> tuple[Float[Array, "batch embed"], DecodingState]:
+        """Return the normalised state of position `index` and the extended caches."""
+        by_distance = state["bias_by_distance"]
+        steps = (by_distance.shape[1] + 1) // 2
+        bias = jax.lax.dynamic_slice_in_dim(by_distance, steps - 1 - index, steps, axis=1)
+        bias = (bias + layers.mask_bias(jnp.arange(steps) <= index))[None]
+        kept = []
+        for layer, caches in zip(self.layers, state["caches"], strict=True):
+            x, caches = layer.step(x, caches, index, bias, state["cross_bias"])
+            kept.append(caches)
+        return self.decoder_norm(x)[:, 0], {**state, "caches": kept}
+
     def project(self, hidden: Float[Array, "*axes embed"]) -> Float[Array, "*axes vocab"]:
         """Return the untied head's logits."""
         return self.logits_dense(hidden).astype(jnp.float32)
@@ -292,6 +321,21 @@ class T5(nn.Module):
         """Return the encoder's states."""
         mask = layers.segment_mask(segments, segments)
         return self.encoder(self.token_embedder(sources), mask, deterministic=deterministic)
+
+    def start(
+        self, prompts: Int[Array, "batch source"], lengths: Int[Array, "batch"], steps: int
+    ) -> DecodingState:
+        """Return the state before the first of `steps` tokens."""
+        visible = jnp.arange(prompts.shape[1]) < lengths[:, None]
+        encoded = self.encode(prompts, visible.astype(jnp.int32))
+        return self.decoder.start(encoded, visible, steps)
+
+    def step(
+        self, state: DecodingState, tokens: Int[Array, "batch"], index: Int[Array, ""]
+    ) -> tuple[Float[Array, "batch vocab"], DecodingState]:
+        """Return the logits after `tokens`, the `index`-th since the start, and the new state."""
+        x, state = self.decoder.step(self.token_embedder(tokens[:, None]), state, index)
+        return self.project(x), state
 
     def project(self, hidden: Float[Array, "*axes embed"]) -> Float[Array, "*axes vocab"]:
         """Return the logits of decoder states, in float32."""
@@ -352,6 +396,51 @@ class T5Model:
     ) -> Float[Array, "*axes vocab"]:
         """Return the float32 logits of `hidden`."""
         return layers.call(self.network, params, T5.project, hidden)
+
+    def prompt(self, ids: Sequence[int], eos_id: int) -> list[int]:
+        """Return the row that the encoder reads."""
+        return [*ids, eos_id]
+
+    def first_tokens(
+        self, prompts: Int[Array, "batch source"], lengths: Int[Array, "batch"]
+    ) -> Int[Array, "batch"]:
+        """Return what the first step is fed."""
+        del prompts
+        return jnp.full_like(lengths, START_ID)
+
+    def start(
+        self,
+        params: Params,
+        prompts: Int[Array, "batch source"],
+        lengths: Int[Array, "batch"],
+        steps: int,
+    ) -> DecodingState:
+        """Return the state of decoding `steps` tokens from right-padded prompts."""
+        return layers.call(self.network, params, T5.start, prompts, lengths, steps)
+
+    def step(
+        self,
+        params: Params,
+        state: DecodingState,
+        tokens: Int[Array, "batch"],
+        index: Int[Array, ""],
+    ) -> tuple[Float[Array, "batch vocab"], DecodingState]:
+        """Return the logits after `tokens`, the `index`-th since the start, and the new state."""
+        return layers.call(self.network, params, T5.step, state, tokens, index)
+
+    def continuation(
+        self,
+        prompts: Int[Array, "batch source"],
+        lengths: Int[Array, "batch"],
+        inputs: Int[Array, "batch length"],
+    ) -> dict[str, Array]:
+        """Return the batch whose states are those of `inputs` fed after the prompts."""
+        visible = jnp.arange(prompts.shape[1]) < lengths[:, None]
+        return {
+            "encoder_input_tokens": prompts,
+            "encoder_segment_ids": visible.astype(jnp.int32),
+            "decoder_input_tokens": inputs,
+        }
 
     def logical_axes(self, params: Params) -> Params:
         """Return the logical axis names of each parameter."""

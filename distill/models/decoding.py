@@ -1,0 +1,363 @@
+"""Drawing tokens from any of our models in one compiled loop; knows ids, not text."""
+
+import functools
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt
+
+from distill.models.layers import DecodingState, Params
+
+_BISECTIONS = 32  # halvings of the range of logits, to below the spacing of float32
+
+
+class Network(Protocol):
+    """What decoding and scoring ask of a model; T5Model and DecoderModel are such."""
+
+    @property
+    def config(self) -> Any:
+        """Its shape; `vocab_size` is the number of logits."""
+        ...
+
+    def prompt(self, ids: Any, eos_id: int) -> list[int]:
+        """Return the row that is read before the first token is written."""
+        ...
+
+    def first_tokens(self, prompts: Array, lengths: Array) -> Array:
+        """Return what the first step is fed."""
+        ...
+
+    def start(self, params: Params, prompts: Array, lengths: Array, steps: int) -> DecodingState:
+        """Return the state before the first step."""
+        ...
+
+    def step(
+        self, params: Params, state: DecodingState, tokens: Array, index: Array
+    ) -> tuple[Array, DecodingState]:
+        """Return the logits after `tokens` and the new state."""
+        ...
+
+    def continuation(self, prompts: Array, lengths: Array, inputs: Array) -> dict[str, Array]:
+        """Return the batch whose last states are those of `inputs` fed after the prompts."""
+        ...
+
+    def hidden(self, params: Params, batch: Any) -> Array:
+        """Return the states before the projection."""
+        ...
+
+    def project(self, params: Params, hidden: Array) -> Array:
+        """Return the logits of states."""
+        ...
+
+
+class Vocabulary(NamedTuple):
+    """Which rows of the logits are what.
+
+    Attributes:
+        exists: rows that are tokens; the others are no outcome at all.
+        drawn: tokens that may be drawn or reported: those with a text, and EOS.
+        hot: tokens that may be drawn hot: those with a text.
+        ends: tokens after which a row has ended: EOS, and those whose text holds a stop text.
+        eos_id: the end of a sequence.
+    """
+
+    exists: Bool[Array, "vocab"]
+    drawn: Bool[Array, "vocab"]
+    hot: Bool[Array, "vocab"]
+    ends: Bool[Array, "vocab"]
+    eos_id: Int[Array, ""]
+
+
+class Settings(NamedTuple):
+    """How each row is drawn: temperature, then top-k, then top-p. Traced, so none recompiles.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_k: candidates kept, 0 keeps all.
+        top_p: nucleus mass kept, 1 keeps all.
+        hot: steps drawn hot (FIRE); all false for none.
+        hot_temperature: of the hot steps.
+        hot_top_k: candidates of the hot steps, 0 keeps all.
+    """
+
+    temperature: Float[Array, "batch"]
+    top_k: Int[Array, "batch"]
+    top_p: Float[Array, "batch"]
+    hot: Bool[Array, "batch steps"]
+    hot_temperature: Float[Array, ""]
+    hot_top_k: Int[Array, ""]
+
+
+class Measured(NamedTuple):
+    """What the model says of tokens, in nats at temperature 1 over the tokens that exist."""
+
+    logprobs: Float[Array, "*axes batch"]
+    eos_logprobs: Float[Array, "*axes batch"]
+    top_ids: Int[Array, "*axes batch k"]
+    top_logprobs: Float[Array, "*axes batch k"]
+
+
+class Decoded(NamedTuple):
+    """What a batch wrote; entries from `counts` on are meaningless.
+
+    Attributes:
+        ids: the drawn tokens, the ending one included.
+        behaviour_logprobs: nats under the distribution that was drawn from.
+        measured: nats under the model.
+        counts: tokens of each row.
+    """
+
+    ids: Int[Array, "steps batch"]
+    behaviour_logprobs: Float[Array, "steps batch"]
+    measured: Measured
+    counts: Int[Array, "batch"]
+
+
+def measure(
+    logits: Float[Array, "batch vocab"],
+    top_logits: Float[Array, "batch k"],
+    top_ids: Int[Array, "batch k"],
+    ids: Int[Array, "batch"],
+    vocabulary: Vocabulary,
+) -> Measured:
+    """Return the log-probabilities of `ids`, of EOS and of the candidates."""
+    total = jax.nn.logsumexp(jnp.where(vocabulary.exists, logits, -jnp.inf), -1)
+    chosen = jnp.take_along_axis(logits, ids[:, None], 1)[:, 0]
+    end = jnp.take(logits, vocabulary.eos_id, axis=1)
+    return Measured(chosen - total, end - total, top_ids, top_logits - total[:, None])
+
+
+def _threshold(
+    logits: Float[Array, "batch vocab"],
+    weights: Float[Array, "batch vocab"],
+    target: Float[Array, "batch"],
+) -> Float[Array, "batch 1"]:
+    """Return the largest logit such that those not below it weigh at least `target`.
+
+    By bisection: sorting a vocabulary at each step costs thirty times as much on a CPU.
+    """
+
+    def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        middle = (low + high) / 2
+        enough = (
+            jnp.sum(jnp.where(logits >= middle, weights, 0), -1, keepdims=True) >= target[:, None]
+        )
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    low = jnp.min(jnp.where(jnp.isfinite(logits), logits, jnp.inf), -1, keepdims=True)
+    high = jnp.nextafter(jnp.max(logits, -1, keepdims=True), jnp.inf)
+    return jax.lax.fori_loop(0, _BISECTIONS, halve, (low, high))[0]
+
+
+def truncate(
+    logits: Float[Array, "batch vocab"],
+    weights: Float[Array, "batch vocab"],
+    top_k: Int[Array, "batch"],
+    top_p: Float[Array, "batch"],
+) -> Float[Array, "batch vocab"]:
+    """Return `weights` with 0 outside of the top k and, of those, outside of the nucleus.
+
+    Candidates that tie with the last kept one are kept.
+
+    Args:
+        logits: minus infinity where nothing may be drawn.
+        weights: proportional to the probabilities at the temperature of the draw.
+        top_k: candidates kept, 0 keeps all.
+        top_p: the nucleus is the fewest candidates with at least this mass; 1 keeps all.
+    """
+
+    def keep_k(weights: Array) -> Array:
+        kept = logits >= _threshold(logits, jnp.ones_like(weights), top_k.astype(jnp.float32))
+        return jnp.where(kept | (top_k == 0)[:, None], weights, 0)
+
+    def keep_p(weights: Array) -> Array:
+        kept = logits >= _threshold(logits, weights, top_p * weights.sum(-1))
+        return jnp.where(kept | (top_p >= 1)[:, None], weights, 0)
+
+    weights = jax.lax.cond(jnp.any(top_k > 0), keep_k, lambda same: same, weights)
+    return jax.lax.cond(jnp.any(top_p < 1), keep_p, lambda same: same, weights)
+
+
+def draw(
+    logits: Float[Array, "batch vocab"],
+    uniform: Float[Array, "batch"],
+    temperature: Float[Array, "batch"],
+    top_k: Int[Array, "batch"],
+    top_p: Float[Array, "batch"],
+) -> tuple[Int[Array, "batch"], Float[Array, "batch"]]:
+    """Draw one token a row by inverting its distribution function.
+
+    Args:
+        logits: minus infinity where nothing may be drawn.
+        uniform: in [0, 1), the only randomness.
+        temperature: above 0.
+        top_k: candidates kept, 0 keeps all.
+        top_p: nucleus mass kept, 1 keeps all.
+
+    Returns:
+        The ids, and their nats under the distribution that was drawn from.
+    """
+    best = jnp.max(logits, -1, keepdims=True)
+    weights = truncate(logits, jnp.exp((logits - best) / temperature[:, None]), top_k, top_p)
+    mass = jnp.cumsum(weights, -1)
+    total = mass[:, -1]
+    reached = jnp.minimum(uniform * total, jnp.nextafter(total, jnp.zeros_like(total)))
+    ids = jnp.sum(mass <= reached[:, None], -1, dtype=jnp.int32)
+    chosen = jnp.take_along_axis(weights, ids[:, None], 1)[:, 0]
+    return ids, jnp.log(chosen / total)
+
+
+def choose(
+    logits: Float[Array, "batch vocab"],
+    greedy_ids: Int[Array, "batch"],
+    uniform: Float[Array, "batch"],
+    settings: Settings,
+    hot: Bool[Array, "batch"],
+    vocabulary: Vocabulary,
+) -> tuple[Int[Array, "batch"], Float[Array, "batch"]]:
+    """Draw one token a row as its settings say, hot or not.
+
+    A hot row is drawn at `hot_temperature` among the `hot_top_k` likeliest texts, whatever its
+    temperature is elsewhere; EOS, padding and sentinels cannot be drawn hot.
+
+    Source:
+        Chen et al. 2024 (FIRE), algorithm 1; the masking is ours.
+    """
+    allowed = jnp.where(hot[:, None], vocabulary.hot, vocabulary.drawn)
+    temperature = jnp.where(hot, settings.hot_temperature, settings.temperature)
+    greedy = temperature == 0
+    ids, logprobs = draw(
+        jnp.where(allowed, logits, -jnp.inf),
+        uniform,
+        jnp.where(greedy, 1.0, temperature),
+        jnp.where(hot, settings.hot_top_k, settings.top_k),
+        jnp.where(hot, 1.0, settings.top_p),
+    )
+    return jnp.where(greedy, greedy_ids, ids), jnp.where(greedy, 0.0, logprobs)
+
+
+class _Loop(NamedTuple):
+    """What the decoding loop carries."""
+
+    index: Int[Array, ""]
+    tokens: Int[Array, "batch"]
+    ended: Bool[Array, "batch"]
+    state: DecodingState
+    written: Decoded
+
+
+def _empty(batch: int, steps: int, k: int) -> Decoded:
+    nats = jnp.zeros((steps, batch), jnp.float32)
+    ids = jnp.zeros((steps, batch), jnp.int32)
+    top_ids, top_nats = jnp.zeros((steps, batch, k), jnp.int32), jnp.zeros((steps, batch, k))
+    counts = jnp.zeros(batch, jnp.int32)
+    return Decoded(ids, nats, Measured(nats, nats, top_ids, top_nats), counts)
+
+
+@functools.partial(jax.jit, static_argnames=("network", "steps", "k"))
+def decode(
+    network: Network,
+    params: Params,
+    prompts: Int[Array, "batch source"],
+    lengths: Int[Array, "batch"],
+    seeds: UInt[Array, "batch 2"],
+    settings: Settings,
+    vocabulary: Vocabulary,
+    limit: Int[Array, ""],
+    *,
+    steps: int,
+    k: int,
+) -> Decoded:
+    """Write after each prompt until every row has ended or `limit` tokens are written.
+
+    A row is a function of its own prompt, seed and settings, given the shapes.
+
+    Args:
+        network: what to run.
+        params: its parameters.
+        prompts: right-padded rows of `network.prompt`.
+        lengths: of the rows; 0 is a row that only fills the batch.
+        seeds: high and low half of each row's seed.
+        settings: how tokens are drawn.
+        vocabulary: which tokens may be.
+        limit: most tokens of a row, at most `steps`.
+        steps: room for tokens; `settings.hot` has as many.
+        k: candidates measured for each token, at least 1.
+    """
+    batch = len(prompts)
+    keys = jax.random.wrap_key_data(seeds, impl="threefry2x32")
+    used = jnp.maximum(lengths, 1)
+
+    def go_on(loop: _Loop) -> Array:
+        return (loop.index < limit) & ~jnp.all(loop.ended)
+
+    def write(loop: _Loop) -> _Loop:
+        index = loop.index
+        logits, state = network.step(params, loop.state, loop.tokens, index)
+        top = jax.lax.top_k(jnp.where(vocabulary.drawn, logits, -jnp.inf), k)
+        uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, index)))(keys)
+        hot = jax.lax.dynamic_index_in_dim(settings.hot, index, axis=1, keepdims=False)
+        ids, nats = choose(logits, top[1][:, 0], uniform, settings, hot, vocabulary)
+        drawn = Decoded(
+            ids,
+            nats,
+            measure(logits, *top, ids, vocabulary),
+            loop.written.counts + ~loop.ended,
+        )
+        written = jax.tree.map(
+            lambda room, row: room.at[index].set(row),
+            loop.written._replace(counts=()),
+            drawn._replace(counts=()),
+        )
+        ended = loop.ended | vocabulary.ends[ids]
+        return _Loop(index + 1, ids, ended, state, written._replace(counts=drawn.counts))
+
+    loop = _Loop(
+        jnp.zeros((), jnp.int32),
+        network.first_tokens(prompts, used).astype(jnp.int32),
+        lengths == 0,
+        network.start(params, prompts, used, steps),
+        _empty(batch, steps, k),
+    )
+    return jax.lax.while_loop(go_on, write, loop).written
+
+
+@functools.partial(jax.jit, static_argnames=("network", "k"))
+def score(
+    network: Network,
+    params: Params,
+    prompts: Int[Array, "batch source"],
+    lengths: Int[Array, "batch"],
+    ids: Int[Array, "batch steps"],
+    vocabulary: Vocabulary,
+    *,
+    k: int,
+) -> Measured:
+    """Measure given tokens after each prompt in one forward pass, one position at a time.
+
+    Args:
+        network: what to run.
+        params: its parameters.
+        prompts: right-padded rows of `network.prompt`.
+        lengths: of the rows, at least 1.
+        ids: the tokens to measure, right-padded.
+        vocabulary: which tokens are reported as candidates.
+        k: candidates measured for each token, at least 1.
+
+    Returns:
+        Step by step, as of `decode`.
+    """
+    first = network.first_tokens(prompts, lengths)[:, None]
+    inputs = jnp.concatenate([first, ids[:, :-1]], 1)
+    hidden = network.hidden(params, network.continuation(prompts, lengths, inputs))
+
+    def position(state_ids: tuple[Array, Array]) -> Measured:
+        state, chosen = state_ids
+        logits = network.project(params, state)
+        top = jax.lax.top_k(jnp.where(vocabulary.drawn, logits, -jnp.inf), k)
+        return measure(logits, *top, chosen, vocabulary)
+
+    states = hidden[:, -ids.shape[1] :].swapaxes(0, 1)
+    return jax.lax.map(position, (states, ids.T))

@@ -1,13 +1,12 @@
 """The paper's dynamic programme over two token sequences, plain and fast; the named baseline."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
-from tokalign.align import Alignment
-
-Tokens = Sequence[str] | Sequence[bytes]
+from tokalign.align import Alignment, Tokens
 
 
 @functools.lru_cache(maxsize=1 << 20)
@@ -51,11 +50,17 @@ def plain_dtw(teacher_tokens: Tokens, student_tokens: Tokens) -> Alignment:
     s, t = [plain(x) for x in teacher_tokens], [plain(x) for x in student_tokens]
     if not s or not t:
         return path_alignment([], s, t, float(sum(map(len, s)) + sum(map(len, t))))
-    f = [[0] * len(t) for _ in s]
-    for i, x in enumerate(s):
-        for j, y in enumerate(t):
-            before = [f[a][b] for a, b in _before(i, j)]
-            f[i][j] = (min(before) if before else 0) + levenshtein(x, y)
+    f: list[list[int]] = []
+    for x in s:
+        costs = [levenshtein(x, y) for y in t]
+        if not f:
+            f.append(list(itertools.accumulate(costs)))
+            continue
+        above = f[-1]
+        row = [above[0] + costs[0]]
+        for j in range(1, len(t)):
+            row.append(min(above[j - 1], above[j], row[j - 1]) + costs[j])
+        f.append(row)
     i, j = len(s) - 1, len(t) - 1
     path = [(i, j)]
     while i or j:

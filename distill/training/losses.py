@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ SMALLEST_SHARE = 1e-7  # of mass outside the candidates; fp32 resolves no less b
 Pair = tuple[Float[Array, ""], Float[Array, ""]]
 
 
+@runtime_checkable
 class Loss(Protocol):
     """Logits and the batch they belong to -> (sum of nats, sum of token weights)."""
 

@@ -1,24 +1,41 @@
-"""Where a run's figures go while it runs: a JSONL file, TensorBoard, the terminal."""
+"""A run's figures on their way from the devices to JSONL, TensorBoard and the terminal."""
 
+import itertools
 import json
 import logging
+import math
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
+from distill.core.errors import UserError
 from distill.core.store import atomic_path, sync
 
 logger = logging.getLogger(__name__)
 SECONDS_PER_LINE = 30.0
 
-Line = Mapping[str, float]
+Line = Mapping[str, int | float]
 
 
+class Figures(NamedTuple):
+    """What optimizer steps measure, on the devices until somebody asks."""
+
+    nats: Float[Array, "*steps"]
+    weight: Float[Array, "*steps"]
+    tokens: Int[Array, "*steps"]
+    gradient_norm: Float[Array, "*steps"]
+    learning_rate: Float[Array, "*steps"]
+
+
+@runtime_checkable
 class Metrics(Protocol):
     """A sink of lines, one for each optimizer step.
 
@@ -144,3 +161,62 @@ def tensorboard(directory: Path) -> list[Metrics]:
         logger.info("no TensorBoard metrics: %s", error)
         return []
     return [TensorBoard(metric_writers.SummaryWriter(str(directory)))]
+
+
+class Record:
+    """Figures on their way from the devices to the sinks."""
+
+    def __init__(self, sinks: Sequence[Metrics]) -> None:
+        self._sinks = sinks
+        self._waiting: list[tuple[range, Figures]] = []
+        self._last = time.monotonic()
+
+    def add(self, steps: range, figures: Figures) -> None:
+        """Keep the figures of `steps`, counted from 0, without waiting for them."""
+        self._waiting.append((steps, figures))
+
+    def flush(self) -> None:
+        """Wait for the figures and write them.
+
+        Raises:
+            UserError: a loss or a gradient is not finite; the lines before it are written.
+        """
+        numbers = [step + 1 for steps, _ in self._waiting for step in steps]
+        fetched = jax.device_get([figures for _, figures in self._waiting])
+        columns = [np.concatenate(column).tolist() for column in zip(*fetched, strict=True)]
+        self._waiting = []
+        now = time.monotonic()
+        seconds = (now - self._last) / len(numbers)
+        self._last = now
+        rows = zip(numbers, *columns, strict=True)
+        self._write([_line(number, row, seconds) for number, *row in rows])
+
+    def _write(self, lines: Sequence[Line]) -> None:
+        good = list(itertools.takewhile(_finite, lines))
+        for sink in self._sinks if good else ():
+            sink.write(good)
+        if len(good) < len(lines):
+            line = lines[len(good)]
+            raise UserError(
+                f"a finite loss at step {line['step']}",
+                f"loss {line['loss']} and gradient norm {line['gradient_norm']}",
+                f"look at batch {line['step'] - 1} or lower the learning rate; "
+                "earlier checkpoints stay",
+            )
+
+
+def _finite(line: Line) -> bool:
+    return math.isfinite(line["loss"] + line["gradient_norm"])
+
+
+def _line(number: int, row: Sequence[int | float], seconds: float) -> Line:
+    figures = dict(zip(Figures._fields, row, strict=True))
+    nats, weight, tokens = (figures.pop(name) for name in ("nats", "weight", "tokens"))
+    return {
+        "step": number,
+        "loss": nats / weight if weight else math.nan,
+        "tokens": weight,
+        **figures,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+    }

@@ -1,7 +1,7 @@
 """AdamW and learning rate schedules as plain values, counted in optimizer steps."""
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PyTree
 NOT_DECAYED = ("scale", "bias", "rel_embedding")
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """Number of finished optimizer steps -> learning rate of the next."""
 
@@ -103,6 +104,7 @@ class InverseSquareRoot:
         return self.rate * _warm(step, self.warmup) * jnp.sqrt(max(self.warmup, 1) / done)
 
 
+@runtime_checkable
 class Optimizer(Protocol):
     """What the trainer asks of an optimizer."""
 

@@ -3,12 +3,10 @@
 import contextlib
 import dataclasses
 import logging
-import math
 import signal
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +20,14 @@ from distill.core.ports import Batches
 from distill.training.checkpoints import Checkpoints
 from distill.training.feed import ahead, in_order
 from distill.training.losses import Loss
-from distill.training.metrics import Metrics
+from distill.training.metrics import Figures, Metrics, Record
 from distill.training.optimizers import Optimizer
 
 logger = logging.getLogger(__name__)
 Key = Any
 
 
+@runtime_checkable
 class Model(Protocol):
     """What the trainer asks of a model."""
 
@@ -45,16 +44,6 @@ class State(NamedTuple):
     params: PyTree
     optimizer: PyTree
     step: Int[Array, ""]
-
-
-class Figures(NamedTuple):
-    """What a step measures; fetched rarely."""
-
-    nats: Float[Array, ""]
-    weight: Float[Array, ""]
-    tokens: Int[Array, ""]
-    gradient_norm: Float[Array, ""]
-    learning_rate: Float[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,66 +274,6 @@ def _split(array: Array, parts: int) -> Array:
 def _real_tokens(batch: Mapping[str, Array]) -> Int[Array, ""]:
     towers = [batch[name] for name in batch if name.endswith("_segment_ids")]
     return sum((jnp.sum(ids > 0) for ids in towers), start=jnp.int32(0))
-
-
-# --- Figures -----------------------------------------------------------------------------------
-
-
-class Record:
-    """Figures on their way from the devices to the sinks."""
-
-    def __init__(self, sinks: Sequence[Metrics]) -> None:
-        self._sinks = sinks
-        self._waiting: list[tuple[range, Figures]] = []
-        self._last = time.monotonic()
-
-    def add(self, steps: range, figures: Figures) -> None:
-        """Keep the figures of `steps` without waiting for them."""
-        self._waiting.append((steps, figures))
-
-    def flush(self) -> None:
-        """Wait for the figures and write them.
-
-        Raises:
-            UserError: a loss or gradient is not finite; the lines before it are written.
-        """
-        waiting, self._waiting = self._waiting, []
-        fetched = jax.device_get([figures for _, figures in waiting])
-        numbers = [step + 1 for steps, _ in waiting for step in steps]
-        columns = [np.concatenate(column) for column in zip(*fetched, strict=True)]
-        now = time.monotonic()
-        seconds = (now - self._last) / len(numbers)
-        self._last = now
-        lines = [
-            _line(number, Figures(*figures), seconds)
-            for number, *figures in zip(numbers, *columns, strict=True)
-        ]
-        finite = [math.isfinite(line["loss"] + line["gradient_norm"]) for line in lines]
-        good = lines[: finite.index(False)] if False in finite else lines
-        for sink in self._sinks if good else ():
-            sink.write(good)
-        if len(good) < len(lines):
-            _refuse(lines[len(good)])
-
-
-def _line(number: int, figures: Figures, seconds: float) -> dict[str, float]:
-    return {
-        "step": number,
-        "loss": float(figures.nats) / float(figures.weight) if figures.weight else math.nan,
-        "tokens": float(figures.weight),
-        "learning_rate": float(figures.learning_rate),
-        "gradient_norm": float(figures.gradient_norm),
-        "seconds": seconds,
-        "tokens_per_second": float(figures.tokens) / seconds,
-    }
-
-
-def _refuse(line: Mapping[str, float]) -> None:
-    raise UserError(
-        f"a finite loss at step {line['step']}",
-        f"loss {line['loss']} and gradient norm {line['gradient_norm']}",
-        f"look at batch {line['step'] - 1} or lower the learning rate; earlier checkpoints stay",
-    )
 
 
 @contextlib.contextmanager

@@ -188,7 +188,7 @@ def test_golden_worked_by_hand():
 
 
 def test_values_read_the_arrays_they_name():
-    batch = TinyBatches().batch(0)
+    batch = jax.tree.map(jnp.asarray, TinyBatches().batch(0))
     logits = Tiny().logits(Tiny().init(jax.random.key(0)), batch)
     kl, nll = DistributionMatching()(logits, batch), SampleMatching()(logits, batch)
     assert float(kl[1]) == float(nll[1]) == batch["decoder_loss_weights"].sum()
@@ -200,6 +200,6 @@ def test_unknown_choices_are_refused():
     with pytest.raises(ValueError, match="expected a rest of"):
         DistributionMatching(rest="keep")
     with pytest.raises(ValueError, match="temperature above 0, got 0"):
-        DistributionMatching(temperature=0)
+        DistributionMatching(temperature=0.0)
     with pytest.raises(ValueError, match="a share for each loss"):
         Mixture(losses=(SampleMatching(),), shares=())

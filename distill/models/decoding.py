@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 from distill.models.layers import DecodingState, Params
 
 _BISECTIONS = 32  # halvings of the range of logits, to below the spacing of float32
+_BLOCK = 64  # a vocabulary is searched block by block: sorts and long sums are slow on a CPU
 
 
 class Network(Protocol):
@@ -114,6 +115,44 @@ class Decoded(NamedTuple):
     counts: Int[Array, "batch"]
 
 
+def _blocks(
+    x: Float[Array, "batch vocab"], fill: float, at_least: int = 1
+) -> Float[Array, "batch blocks width"]:
+    count = max(-(-x.shape[1] // _BLOCK), at_least)
+    padding = ((0, 0), (0, count * _BLOCK - x.shape[1]))
+    return jnp.pad(x, padding, constant_values=fill).reshape(len(x), count, _BLOCK)
+
+
+def _largest(
+    x: Float[Array, "batch n"], ids: Int[Array, "#batch n"], k: int
+) -> tuple[Float[Array, "batch k"], Int[Array, "batch k"]]:
+    """Return the k largest and their ids, the lower id first among equals."""
+    found = []
+    for _ in range(k):
+        best = jnp.max(x, -1, keepdims=True)
+        at = jnp.min(jnp.where(x == best, ids, jnp.iinfo(jnp.int32).max), -1, keepdims=True)
+        x = jnp.where(ids == at, -jnp.inf, x)
+        found.append((best, at))
+    values, places = zip(*found, strict=True)
+    return jnp.concatenate(values, 1), jnp.concatenate(places, 1)
+
+
+def top(
+    x: Float[Array, "batch vocab"], k: int
+) -> tuple[Float[Array, "batch k"], Int[Array, "batch k"]]:
+    """Return the k largest entries of each row and their places, largest first.
+
+    They lie in the k blocks with the largest maxima, so only those are searched. At most as many
+    as are above minus infinity are meaningful.
+    """
+    blocks = _blocks(x, -jnp.inf, at_least=k)
+    _, chosen = _largest(blocks.max(-1), jnp.arange(blocks.shape[1])[None], k)
+    chosen = jnp.minimum(chosen, blocks.shape[1] - 1)[:, :, None]
+    candidates = jnp.take_along_axis(blocks, chosen, 1).reshape(len(x), -1)
+    ids = (chosen * _BLOCK + jnp.arange(_BLOCK)).reshape(len(x), -1)
+    return _largest(candidates, ids, k)
+
+
 def measure(
     logits: Float[Array, "batch vocab"],
     top_logits: Float[Array, "batch k"],
@@ -201,12 +240,28 @@ def draw(
     """
     best = jnp.max(logits, -1, keepdims=True)
     weights = truncate(logits, jnp.exp((logits - best) / temperature[:, None]), top_k, top_p)
-    mass = jnp.cumsum(weights, -1)
-    total = mass[:, -1]
-    reached = jnp.minimum(uniform * total, jnp.nextafter(total, jnp.zeros_like(total)))
-    ids = jnp.sum(mass <= reached[:, None], -1, dtype=jnp.int32)
-    chosen = jnp.take_along_axis(weights, ids[:, None], 1)[:, 0]
-    return ids, jnp.log(chosen / total)
+    blocks = _blocks(weights, 0.0)
+    sums = jnp.cumsum(blocks.sum(-1), -1)
+    total = sums[:, -1]
+    block, before = _passed(sums, uniform * total)
+    within = jnp.take_along_axis(blocks, block[:, None, None], 1)[:, 0]
+    place, _ = _passed(jnp.cumsum(within, -1), uniform * total - before)
+    chosen = jnp.take_along_axis(within, place[:, None], 1)[:, 0]
+    return block * _BLOCK + place, jnp.log(chosen / total)
+
+
+def _passed(
+    sums: Float[Array, "batch n"], target: Float[Array, "batch"]
+) -> tuple[Int[Array, "batch"], Float[Array, "batch"]]:
+    """Return the first place whose running sum exceeds `target`, and the sum before it.
+
+    A target that rounding has put at the last sum or below zero gives the last or first place with
+    any weight.
+    """
+    last = sums[:, -1]
+    target = jnp.clip(target, 0.0, jnp.nextafter(last, jnp.zeros_like(last)))
+    passed = sums <= target[:, None]
+    return passed.sum(-1, dtype=jnp.int32), jnp.max(jnp.where(passed, sums, 0.0), -1)
 
 
 def choose(
@@ -296,14 +351,14 @@ def decode(
     def write(loop: _Loop) -> _Loop:
         index = loop.index
         logits, state = network.step(params, loop.state, loop.tokens, index)
-        top = jax.lax.top_k(jnp.where(vocabulary.drawn, logits, -jnp.inf), k)
+        candidates = top(jnp.where(vocabulary.drawn, logits, -jnp.inf), k)
         uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, index)))(keys)
         hot = jax.lax.dynamic_index_in_dim(settings.hot, index, axis=1, keepdims=False)
-        ids, nats = choose(logits, top[1][:, 0], uniform, settings, hot, vocabulary)
+        ids, nats = choose(logits, candidates[1][:, 0], uniform, settings, hot, vocabulary)
         drawn = Decoded(
             ids,
             nats,
-            measure(logits, *top, ids, vocabulary),
+            measure(logits, *candidates, ids, vocabulary),
             loop.written.counts + ~loop.ended,
         )
         written = jax.tree.map(
@@ -356,8 +411,8 @@ def score(
     def position(state_ids: tuple[Array, Array]) -> Measured:
         state, chosen = state_ids
         logits = network.project(params, state)
-        top = jax.lax.top_k(jnp.where(vocabulary.drawn, logits, -jnp.inf), k)
-        return measure(logits, *top, chosen, vocabulary)
+        candidates = top(jnp.where(vocabulary.drawn, logits, -jnp.inf), k)
+        return measure(logits, *candidates, chosen, vocabulary)
 
     states = hidden[:, -ids.shape[1] :].swapaxes(0, 1)
     return jax.lax.map(position, (states, ids.T))

@@ -19,6 +19,11 @@ SPLIT = "train"
 _ROWS = 256
 
 
+def leave_accelerators_alone() -> None:
+    """Keep TensorFlow off the GPUs, whose memory it would take whole from JAX."""
+    tf.config.set_visible_devices([], "GPU")
+
+
 def lengths_of(source_length: int, target_length: int) -> dict[str, int]:
     """Return the length of each task feature in a row, as seqio and T5X want it."""
     targets = dict.fromkeys(("targets", "target_top_ids", "target_top_probs"), target_length)
@@ -161,8 +166,14 @@ def packed(
         count: number of examples to draw; a task is repeated where it has fewer.
         seed: of the orders and the draws; the rows depend on nothing else.
     """
+    # The sources shuffle whole epochs themselves, which a buffer of seqio's could not.
     drawn = mixture.get_dataset(
-        None, split=SPLIT, seed=seed, passthrough_features=["format"], try_in_mem_cache=False
+        None,
+        split=SPLIT,
+        shuffle=False,
+        seed=seed,
+        passthrough_features=["format"],
+        try_in_mem_cache=False,
     )
     converter = DistillationFeatureConverter()
     rows = converter(tally(drawn.take(count)), lengths)

@@ -1,0 +1,246 @@
+"""Examples of the four formats from aligned traces, as blocks of arrays; not their mixture."""
+
+import dataclasses
+import itertools
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from distill.core.errors import UserError
+from distill.core.records import AlignedTrace, Problem, Trace
+from distill.core.store import Shards
+from distill.corpus import prompts
+from distill.corpus.student import Student
+
+Encode = Callable[[str], Sequence[int]]
+Pair = tuple[str, str]
+
+# Examples that are made at once.
+BLOCK_EXAMPLES = 256
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Targets:
+    """What the decoder has to say: ids [T], candidates [T, k] and their probabilities [T, k]."""
+
+    ids: np.ndarray
+    top_ids: np.ndarray
+    top_probs: np.ndarray
+
+
+def hard_targets(ids: Sequence[int], k: int) -> Targets:
+    """Return targets of which each position has one candidate, of probability 1.
+
+    Example:
+        >>> targets = hard_targets([7, 1], k=3)
+        >>> targets.top_ids.tolist(), targets.top_probs.tolist()
+        ([[7, 0, 0], [1, 0, 0]], [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    """
+    top_ids, top_probs = np.zeros((len(ids), k), np.int32), np.zeros((len(ids), k), np.float32)
+    top_ids[:, 0], top_probs[:, 0] = ids, 1
+    return Targets(np.array(ids, np.int32), top_ids, top_probs)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Corpus:
+    """What examples are made of.
+
+    Attributes:
+        problems: of one split, by their id.
+        traces: sorted by problem and sample, so that no order on disk matters.
+        texts: the text of each trace.
+    """
+
+    problems: Mapping[str, Problem]
+    traces: Sequence[AlignedTrace]
+    texts: Sequence[str]
+
+
+def read_corpus(run_dir: Path, split: str, k: int) -> Corpus:
+    """Read problems and aligned traces of a run.
+
+    Raises:
+        UserError: a trace is of another split, has other than k candidates a position, or there
+            is none.
+    """
+    every = Shards(run_dir / "problems", Problem)
+    problems = {p.problem_id: p for p in sorted(every, key=lambda p: p.problem_id)}
+    problems = {name: p for name, p in problems.items() if p.split == split}
+    traces = sorted(
+        Shards(run_dir / "aligned", AlignedTrace), key=lambda t: (t.problem_id, t.sample)
+    )
+    if not traces:
+        raise UserError(f"aligned traces in {run_dir}", "none", "harvest more and align again")
+    for trace in traces:
+        _refuse(trace, problems, split, k)
+    keys = Shards(run_dir / "traces", Trace).keys("problem_id", "sample", "text")
+    texts = {(problem_id, sample): text for problem_id, sample, text in keys}
+    return Corpus(problems, traces, [texts[t.problem_id, t.sample] for t in traces])
+
+
+def _refuse(trace: AlignedTrace, problems: Mapping[str, Problem], split: str, k: int) -> None:
+    if trace.problem_id not in problems:
+        raise UserError(
+            f"traces of {split} problems", f"one of {trace.problem_id}", "harvest that split"
+        )
+    if trace.top_ids.shape[1] != k:
+        raise UserError(
+            f"k={k} candidates a position",
+            f"{trace.top_ids.shape[1]} in the aligned traces",
+            "give both stages the same k",
+        )
+
+
+class Demonstrations:
+    """Solved questions to draw from; none is drawn twice, nor the question that is asked.
+
+    Args:
+        solved: (question, completion) pairs; of a question's completions one is drawn.
+        shots: number of demonstrations.
+
+    Raises:
+        UserError: there are too few questions.
+    """
+
+    def __init__(self, solved: Iterable[tuple[str, str]], shots: int) -> None:
+        self._completions: dict[str, list[str]] = {}
+        for question, completion in solved:
+            self._completions.setdefault(question, []).append(completion)
+        self._questions, self._shots = list(self._completions), shots
+        if len(self._questions) <= shots:
+            raise UserError(
+                f"more than {shots} questions to draw {shots} demonstrations from",
+                str(len(self._questions)),
+                "harvest more problems or set the ratios of the in-context formats to 0",
+            )
+
+    def draw(self, question: str, rng: np.random.Generator) -> list[tuple[str, str]]:
+        """Return `shots` solved questions, all different from `question`."""
+        drawn = rng.choice(len(self._questions), self._shots + 1, replace=False)
+        others = [q for q in (self._questions[i] for i in drawn) if q != question]
+        found = ((q, self._completions[q]) for q in others[: self._shots])
+        return [(q, completions[rng.integers(len(completions))]) for q, completions in found]
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """One of the four data formats over a corpus.
+
+    Attributes:
+        name: as in the ratios.
+        size: number of examples in an epoch.
+        prompt: from an example's number and a generator of the demonstrations to its prompt.
+        targets: from an example's number to its targets.
+    """
+
+    name: str
+    size: int
+    prompt: Callable[[int, np.random.Generator], str]
+    targets: Callable[[int], Targets]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Solved:
+    """Questions with what the student is to answer: the rows of two formats.
+
+    Attributes:
+        questions: of each example.
+        completions: the text that answers it, for demonstrations.
+        targets: from an example's number to the same as targets.
+    """
+
+    questions: Sequence[str]
+    completions: Sequence[str]
+    targets: Callable[[int], Targets]
+
+    def zero_shot(self, name: str, prompt: Callable[[str], str]) -> Format:
+        """Return the format that shows the question alone."""
+        return Format(
+            name, len(self.questions), lambda i, _: prompt(self.questions[i]), self.targets
+        )
+
+    def in_context(
+        self, name: str, prompt: Callable[[str, Sequence[Pair]], str], shots: int
+    ) -> Format:
+        """Return the format that shows other questions, solved, before the question."""
+        others = Demonstrations(zip(self.questions, self.completions, strict=True), shots)
+
+        def shown(i: int, rng: np.random.Generator) -> str:
+            question = self.questions[i]
+            return prompt(question, others.draw(question, rng))
+
+        return Format(name, len(self.questions), shown, self.targets)
+
+
+def formats(
+    corpus: Corpus, tokenizer: Student, *, k: int, shots: int, used: Collection[str]
+) -> list[Format]:
+    """Return those of the four formats that are used.
+
+    Answer-only examples are one a problem, chain-of-thought ones one an aligned trace.
+
+    Raises:
+        UserError: there are too few questions for the demonstrations of a used format.
+    """
+    answers, chains = _answers(corpus, tokenizer, k), _chains(corpus)
+    makers = {
+        "zero_shot_answer": lambda name: answers.zero_shot(name, prompts.zero_shot_answer),
+        "zero_shot_cot": lambda name: chains.zero_shot(name, prompts.zero_shot_cot),
+        "in_context_answer": lambda name: answers.in_context(
+            name, prompts.in_context_answer, shots
+        ),
+        "in_context_cot": lambda name: chains.in_context(name, prompts.in_context_cot, shots),
+    }
+    return [make(name) for name, make in makers.items() if name in used]
+
+
+def _answers(corpus: Corpus, tokenizer: Student, k: int) -> Solved:
+    problems = list(corpus.problems.values())
+    sentences = [prompts.answer_sentence(problem.answer) for problem in problems]
+
+    def targets(i: int) -> Targets:
+        return hard_targets([*tokenizer.encode(sentences[i]), tokenizer.eos_id], k)
+
+    return Solved([problem.question for problem in problems], sentences, targets)
+
+
+def _chains(corpus: Corpus) -> Solved:
+    def targets(i: int) -> Targets:
+        trace = corpus.traces[i]
+        return Targets(trace.ids, trace.top_ids, trace.top_probs)
+
+    questions = [corpus.problems[trace.problem_id].question for trace in corpus.traces]
+    return Solved(questions, corpus.texts, targets)
+
+
+def blocks(
+    form: Format, seed: int, *, passes: int, encode: Encode, eos_id: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the examples of a format, laid end to end as `mixture.task` draws them.
+
+    Each pass has an order and demonstrations of its own, which depend on the format and the seed.
+
+    Args:
+        form: what to make.
+        seed: of the orders and the demonstrations.
+        passes: how often each example comes.
+        encode: the student's.
+        eos_id: what ends inputs, as T5 has it; the targets have theirs already.
+    """
+    for epoch in range(passes):
+        rng = np.random.default_rng((seed, zlib.crc32(form.name.encode()), epoch))
+        order = rng.permutation(form.size).tolist()
+        for start in range(0, form.size, BLOCK_EXAMPLES):
+            chosen = order[start : start + BLOCK_EXAMPLES]
+            inputs = [[*encode(form.prompt(i, rng)), eos_id] for i in chosen]
+            targets = [form.targets(i) for i in chosen]
+            yield {
+                "inputs": np.array(list(itertools.chain(*inputs)), np.int32),
+                "input_lengths": np.array([len(ids) for ids in inputs], np.int32),
+                "targets": np.concatenate([t.ids for t in targets]),
+                "target_lengths": np.array([len(t.ids) for t in targets], np.int32),
+                "target_top_ids": np.concatenate([t.top_ids for t in targets]),
+                "target_top_probs": np.concatenate([t.top_probs for t in targets]),
+            }

@@ -5,10 +5,12 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from distill.models.layers import DecodingState, Params
 
+AnyArray = Array | np.ndarray
 _BISECTIONS = 32  # halvings of the range of logits, to below the spacing of float32
 _BLOCK = 64  # a vocabulary is searched block by block: sorts and long sums are slow on a CPU
 
@@ -63,11 +65,11 @@ class Vocabulary(NamedTuple):
         eos_id: the end of a sequence.
     """
 
-    exists: Bool[Array, "vocab"]
-    drawn: Bool[Array, "vocab"]
-    hot: Bool[Array, "vocab"]
-    ends: Bool[Array, "vocab"]
-    eos_id: Int[Array, ""]
+    exists: Bool[AnyArray, "vocab"]
+    drawn: Bool[AnyArray, "vocab"]
+    hot: Bool[AnyArray, "vocab"]
+    ends: Bool[AnyArray, "vocab"]
+    eos_id: Int[AnyArray, ""]
 
 
 class Settings(NamedTuple):
@@ -82,21 +84,21 @@ class Settings(NamedTuple):
         hot_top_k: candidates of the hot steps, 0 keeps all.
     """
 
-    temperature: Float[Array, "batch"]
-    top_k: Int[Array, "batch"]
-    top_p: Float[Array, "batch"]
-    hot: Bool[Array, "batch steps"]
-    hot_temperature: Float[Array, ""]
-    hot_top_k: Int[Array, ""]
+    temperature: Float[AnyArray, "batch"]
+    top_k: Int[AnyArray, "batch"]
+    top_p: Float[AnyArray, "batch"]
+    hot: Bool[AnyArray, "batch steps"]
+    hot_temperature: Float[AnyArray, ""]
+    hot_top_k: Int[AnyArray, ""]
 
 
 class Measured(NamedTuple):
     """What the model says of tokens, in nats at temperature 1 over the tokens that exist."""
 
-    logprobs: Float[Array, "*axes batch"]
-    eos_logprobs: Float[Array, "*axes batch"]
-    top_ids: Int[Array, "*axes batch k"]
-    top_logprobs: Float[Array, "*axes batch k"]
+    logprobs: Float[AnyArray, "*axes batch"]
+    eos_logprobs: Float[AnyArray, "*axes batch"]
+    top_ids: Int[AnyArray, "*axes batch k"]
+    top_logprobs: Float[AnyArray, "*axes batch k"]
 
 
 class Decoded(NamedTuple):

@@ -58,9 +58,9 @@ def dataset(
     """Return the packed rows of a mixture, and the tally that is whole after the last of them."""
     import seqio
 
-    from distill.corpus import mixture
+    from distill.corpus import features
 
-    mixture.leave_accelerators_alone()
+    features.leave_accelerators_alone()
     forms = list(forms)
     count, epochs = plan({form.name: form.size for form in forms}, ratios, passes)
     vocabulary = seqio.PassThroughVocabulary(tokenizer.vocab_size, eos_id=tokenizer.eos_id)
@@ -69,12 +69,12 @@ def dataset(
     for form in forms:
         source = functools.partial(make, form, passes=epochs[form.name])
         size = form.size * epochs[form.name]
-        task = mixture.task(form.name, source, size=size, k=k, vocabulary=vocabulary)
+        task = features.task(form.name, source, size=size, k=k, vocabulary=vocabulary)
         tasks.append((task, ratios[form.name]))
-    lengths = mixture.lengths_of(source_length, target_length)
-    tally = mixture.Tally([form.name for form in forms], lengths)
+    lengths = features.lengths_of(source_length, target_length)
+    tally = features.Tally([form.name for form in forms], lengths)
     mixed = seqio.Mixture("formats", tasks)
-    return mixture.packed(mixed, tally, lengths=lengths, count=count, seed=seed), tally
+    return features.packed(mixed, tally, lengths=lengths, count=count, seed=seed), tally
 
 
 def _write(rows: Iterable[PackedExample], shards: Shards[PackedExample]) -> dict[str, Any]:

@@ -218,7 +218,7 @@ def _chains(corpus: Corpus) -> Solved:
 def blocks(
     form: Format, seed: int, *, passes: int, encode: Encode, eos_id: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the examples of a format, laid end to end as `mixture.task` draws them.
+    """Yield the examples of a format, laid end to end as `features.task` draws them.
 
     Each pass has an order and demonstrations of its own, which depend on the format and the seed.
 

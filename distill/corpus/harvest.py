@@ -1,0 +1,258 @@
+"""Ask a generator for traces: n samples a problem, or log-probabilities of its own chain."""
+
+import hashlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.core.errors import UserError
+from distill.core.ports import Completion, Generator, Request, Sampling
+from distill.core.progress import progress
+from distill.core.records import Problem, Trace
+from distill.core.store import Shards, Stage
+from distill.corpus.completions import cut_after_answer
+
+logger = logging.getLogger(__name__)
+Key = tuple[str, int]
+
+# What a kill may lose: the traces since the last shard.
+SHARD_TRACES = 512
+SHARD_SECONDS = 10.0
+HARVESTED_SPLITS = ("train", "validation")
+
+
+def sample_seed(seed: int, problem_id: str, sample: int) -> int:
+    """Return the seed of one sample, 31 bits that depend on nothing but the arguments.
+
+    Example:
+        >>> sample_seed(0, "gsm8k/train/0", 0) == sample_seed(0, "gsm8k/train/0", 0)
+        True
+    """
+    digest = hashlib.sha256(f"{seed}\0{problem_id}\0{sample}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def step_by_step(question: str) -> str:
+    r"""Return the prompt of a decoder-only teacher.
+
+    Example:
+        >>> step_by_step("What is 4 + 4?")
+        "Q: What is 4 + 4?\nLet's think step by step\n"
+    """
+    return f"Q: {question}\nLet's think step by step\n"
+
+
+def harvest(
+    problems: Iterable[Problem],
+    generator: Generator,
+    *,
+    samples: int,
+    sampling: Sampling,
+    prompt: Callable[[str], str],
+    done: Collection[Key] = frozenset(),
+    seed: int = 0,
+) -> Iterator[Trace]:
+    """Yield `samples` traces of each problem in the order in which they finish.
+
+    Each text is cut after the first line that holds "answer is". A trace depends on its problem,
+    its sample number, the seed and the sampling alone, so what is skipped changes no other.
+
+    Args:
+        problems: what to ask.
+        generator: whom to ask.
+        samples: number of samples a problem.
+        sampling: how tokens are drawn.
+        prompt: a question's prompt.
+        done: (problem_id, sample) that need no trace.
+        seed: the run's seed, from which each sample's own is derived.
+
+    Raises:
+        UserError: the generator cannot serve.
+    """
+    keys: list[tuple[Problem, int]] = []
+    requests: list[Request] = []
+    for problem in problems:
+        text = prompt(problem.question)
+        for sample in range(samples):
+            if (problem.problem_id, sample) not in done:
+                keys.append((problem, sample))
+                seed_ = sample_seed(seed, problem.problem_id, sample)
+                requests.append(Request(text, seed_))
+    yield from _traces(keys, requests, generator.generate(requests, sampling), generator.model)
+
+
+def score(
+    problems: Iterable[Problem],
+    generator: Generator,
+    *,
+    top_logprobs: int,
+    prompt: Callable[[str], str],
+    done: Collection[Key] = frozenset(),
+) -> Iterator[Trace]:
+    """Yield the generator's log-probabilities for each problem's own chain, as sample 0.
+
+    Args:
+        problems: problems with a chain; it is cut as a sample is.
+        generator: whom to ask.
+        top_logprobs: candidates reported for each token.
+        prompt: a question's prompt.
+        done: (problem_id, 0) that need no trace.
+
+    Raises:
+        UserError: a problem has no chain, or the generator cannot score a given text.
+    """
+    keys = [(problem, 0) for problem in problems if (problem.problem_id, 0) not in done]
+    requests = [
+        Request(prompt(problem.question), completion=_cut_text(_chain(problem)))
+        for problem, _ in keys
+    ]
+    yield from _traces(keys, requests, generator.score(requests, top_logprobs), generator.model)
+
+
+def _chain(problem: Problem) -> str:
+    if problem.chain is None:
+        raise UserError(
+            "a chain in every problem to score",
+            f"{problem.problem_id} without one",
+            "add chains or harvest samples",
+        )
+    return problem.chain
+
+
+def _cut_text(text: str) -> str:
+    none = np.empty(0, np.float32)
+    ends = np.empty(0, np.int32)
+    return cut_after_answer(Completion(text, (), none, (), none, ends, np.nan, "stop")).text
+
+
+def _traces(
+    keys: Sequence[tuple[Problem, int]],
+    requests: Sequence[Request],
+    completions: Iterable[tuple[int, Completion]],
+    model: str,
+) -> Iterator[Trace]:
+    for index, whole in completions:
+        (problem, sample), request = keys[index], requests[index]
+        completion = cut_after_answer(whole)
+        yield Trace(
+            problem_id=problem.problem_id,
+            sample=sample,
+            prompt=request.prompt,
+            model=model,
+            seed=request.seed,
+            **vars(completion),
+        )
+
+
+def summarise(traces: Iterable[Trace], top_logprobs: int) -> dict[str, Any]:
+    """Count traces, tokens, finish reasons, and tokens with fewer candidates than asked for.
+
+    Example:
+        >>> summarise([], 5)["traces"]
+        0
+    """
+    reasons: Counter[str] = Counter()
+    tokens = short = 0
+    for trace in traces:
+        reasons[trace.finish_reason] += 1
+        tokens += len(trace.tokens)
+        short += int(np.sum(np.diff(trace.top_ends, prepend=0) < top_logprobs))
+    return {
+        "traces": reasons.total(),
+        "tokens": tokens,
+        "tokens_with_fewer_candidates": short,
+        "finish_reasons": dict(sorted(reasons.items())),
+    }
+
+
+def _write(traces: Iterable[Trace], shards: Shards[Trace]) -> None:
+    """Append the traces shard by shard, also those that are at hand when their source fails."""
+    waiting: list[Trace] = []
+    last = time.monotonic()
+    try:
+        for trace in traces:
+            waiting.append(trace)
+            if len(waiting) >= SHARD_TRACES or time.monotonic() - last >= SHARD_SECONDS:
+                # Taken first: an interrupt while it is written must not write it a second time.
+                batch, waiting = waiting, []
+                shards.append(batch)
+                last = time.monotonic()
+    finally:
+        shards.append(waiting)
+
+
+def _chosen(run_dir: Path, split: str) -> list[Problem]:
+    if split not in HARVESTED_SPLITS:
+        raise UserError(
+            f"a split of {', '.join(HARVESTED_SPLITS)}", split, "leave the others to evaluate"
+        )
+    problems = [p for p in Shards(run_dir / "problems", Problem) if p.split == split]
+    if not problems:
+        raise UserError(f"problems of split {split} in {run_dir}", "none", "choose another split")
+    return problems
+
+
+def run(
+    *,
+    run_dir: Path,
+    generator: Generator,
+    samples: int = 4,
+    sampling: Sampling = Sampling(temperature=0.7),  # noqa: B008
+    split: str = "train",
+    score_chains: bool = False,
+    prompt: Callable[[str], str] = step_by_step,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Fill RUN_DIR/traces from RUN_DIR/problems; go on where an earlier start stopped.
+
+    Args:
+        run_dir: the run directory; its stage `problems` is complete.
+        generator: whom to ask.
+        samples: number of samples a problem.
+        sampling: how tokens are drawn and how many candidates are kept.
+        split: train or validation.
+        score_chains: score each problem's own chain instead of sampling.
+        prompt: a question's prompt.
+        seed: the run's seed.
+
+    Raises:
+        UserError: no such problems, or the generator cannot serve; what it gave is kept.
+    """
+    run_dir = Path(run_dir)
+    settings = {
+        "generator": generator,
+        "samples": 1 if score_chains else samples,
+        "sampling": sampling,
+        "split": split,
+        "score_chains": score_chains,
+        "prompt": prompt,
+        "seed": seed,
+    }
+    with Stage.open(run_dir, "harvest", settings=settings, inputs=["problems"]) as stage:
+        if stage.complete:
+            return stage.summary
+        problems = _chosen(run_dir, split)
+        shards = Shards(run_dir / "traces", Trace)
+        done = shards.keys("problem_id", "sample")
+        if score_chains:
+            top = sampling.top_logprobs
+            traces = score(problems, generator, top_logprobs=top, prompt=prompt, done=done)
+        else:
+            traces = harvest(
+                problems,
+                generator,
+                samples=samples,
+                sampling=sampling,
+                prompt=prompt,
+                done=done,
+                seed=seed,
+            )
+        total = len(problems) * settings["samples"]
+        _write(progress(traces, name="harvest", total=total, done=len(done), unit="traces"), shards)
+        stage.finish(**summarise(shards, sampling.top_logprobs))
+        return stage.summary

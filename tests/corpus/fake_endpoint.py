@@ -1,0 +1,193 @@
+"""An OpenAI-compatible endpoint on loopback whose model is a hash, with faults on request."""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import math
+import random
+import re
+import signal
+import socket
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+FAULTS = {"limit": 0.1, "fault": 0.05, "cut": 0.02, "malformed": 0.01}
+KEY = "sk-loopback-0123456789"
+
+
+def digest(*parts):
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big")
+
+
+def sample(prompt, seed, k=5):
+    """Return [(bytes, logprob, [(bytes, logprob)])], the same for the same prompt and seed."""
+    a, b = digest(prompt, seed, "a") % 40, digest(prompt, seed, "b") % 40
+    text = f"I add {a} and {b} 🙂, which makes {a + b}.\nThe answer is {a + b}.\n\nQ: What next?"
+    pieces = re.findall(rb" ?[A-Za-z]+|\d|\.\n\n|\xf0\x9f| ?\xf0|[\x80-\xff]+|.|\n", text.encode())
+    tokens = []
+    for n, piece in enumerate(pieces):
+        first = 0.5 + digest(prompt, seed, n) % 400 / 1000
+        names = [piece, *(f" w{digest(n, i) % 1000}-{i}".encode() for i in range(k - 1))]
+        top = [
+            (name, math.log(first if i == 0 else (1 - first) / 8)) for i, name in enumerate(names)
+        ]
+        tokens.append((piece, top[0][1], top))
+    return tokens
+
+
+def escaped(piece):
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+
+
+class Endpoint(ThreadingHTTPServer):
+    daemon_threads = True
+    allow_reuse_address = True
+    request_queue_size = 256
+
+    def __init__(self, faults=None, quirks=False, port=0, seed=0):
+        super().__init__(("127.0.0.1", port), Handler)
+        self.faults, self.quirks, self.random = faults or {}, quirks, random.Random(seed)
+        self.lock, self.seen, self.override = threading.Lock(), [], None
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def draw(self):
+        with self.lock:
+            chance = self.random.random()
+        for name, rate in self.faults.items():
+            chance -= rate
+            if chance < 0:
+                return name
+        return None
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def log_message(self, *_):
+        pass
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        fault = self.server.draw()
+        with self.server.lock:
+            self.server.seen.append((self.path, body, self.headers["Authorization"], fault))
+        if self.server.override:
+            return self.reply(*self.server.override(self.path, body))
+        if fault == "limit":
+            return self.reply(429, {"error": {"message": "slow down"}}, {"Retry-After": "0.01"})
+        if fault == "fault":
+            return self.reply(500, {"error": {"message": "oops"}})
+        make = chat_choice if "chat" in self.path else completion_choice
+        choice = make(body, quirks=self.server.quirks)
+        answer = {"id": "x", "model": body["model"], "choices": [choice]}
+        return self.reply(200, answer, fault=fault)
+
+    def reply(self, status, answer, headers=None, fault=None):
+        content = json.dumps(answer).encode()
+        if fault == "malformed":
+            content = content[: len(content) // 2]
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if fault == "cut":
+            self.wfile.write(content[: len(content) // 2])
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+        else:
+            self.wfile.write(content)
+
+
+def finish(body, tokens):
+    """Apply max_tokens as a server does: a character cut at the end is not in the text."""
+    kept = tokens[: body["max_tokens"]]
+    text = b"".join(piece for piece, _, _ in kept).decode(errors="ignore")
+    return kept, text, "length" if len(kept) < len(tokens) else "stop"
+
+
+def quirk(body, n):
+    """A token's deviation, the same whenever the same request is sent."""
+    return ("fewer", "sentinel", "null", None)[min(digest(body.get("seed"), n) % 20, 3)]
+
+
+def completion_choice(body, *, quirks):
+    if body.get("echo"):
+        return echoed(body)
+    tokens, text, reason = finish(body, sample(body["prompt"], body["seed"]))
+    odd = [quirk(body, n) if quirks else None for n in range(len(tokens))]
+    tops = [
+        {escaped(name): x for name, x in top[: 2 if what == "fewer" else body["logprobs"]]}
+        for (_, _, top), what in zip(tokens, odd, strict=True)
+    ]
+    nats = [
+        -9999.0 if what == "sentinel" else x for (_, x, _), what in zip(tokens, odd, strict=True)
+    ]
+    names = [escaped(piece) for piece, _, _ in tokens]
+    logprobs = {"tokens": names, "token_logprobs": nats, "top_logprobs": tops}
+    return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": reason}
+
+
+def echoed(body):
+    pieces = re.findall(r" ?[A-Za-z']+|\d|.|\n", body["prompt"])
+    nats = [None, *(-(digest(piece) % 4000) / 1000 for piece in pieces[1:])]
+    tops = [None, *({p: x, "zz": -7.5} for p, x in zip(pieces[1:], nats[1:], strict=True))]
+    logprobs = {"tokens": pieces, "token_logprobs": nats, "top_logprobs": tops}
+    return {"index": 0, "text": body["prompt"], "logprobs": logprobs, "finish_reason": "length"}
+
+
+def chat_choice(body, *, quirks):
+    prompt = body["messages"][0]["content"]
+    tokens, text, reason = finish(body, sample(prompt, body["seed"]))
+
+    def named(piece, x, missing):
+        raw = None if missing else list(piece)
+        return {"token": piece.decode(errors="replace"), "bytes": raw, "logprob": x}
+
+    content = []
+    for n, (piece, x, top) in enumerate(tokens):
+        what = quirk(body, n) if quirks else None
+        missing = what == "null"
+        kept = top[: 2 if what == "fewer" else body["top_logprobs"]]
+        item = named(piece, -9999.0 if what == "sentinel" else x, missing)
+        content.append({**item, "top_logprobs": [named(*pair, missing) for pair in kept]})
+    message = {"role": "assistant", "content": text}
+    return {"message": message, "logprobs": {"content": content}, "finish_reason": reason}
+
+
+@contextlib.contextmanager
+def endpoint(**settings):
+    with Endpoint(**settings) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    server = Endpoint(FAULTS, True, options.port, options.seed)
+    print(server.url, flush=True)
+    server.serve_forever()

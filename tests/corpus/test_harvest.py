@@ -1,0 +1,262 @@
+import dataclasses
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from fake_endpoint import FAULTS, KEY, endpoint
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill.core.errors import UserError
+from distill.core.ports import Sampling
+from distill.core.records import Problem, Trace
+from distill.core.store import Shards, Stage, manifest
+from distill.corpus.completions import Token, assemble
+from distill.corpus.harvest import harvest, run, sample_seed, score, step_by_step
+from distill.corpus.teacher import OpenAICompatible, Replay
+
+SAMPLING = Sampling(temperature=0.7, max_tokens=64)
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+def problems(count, chain="Add.\nThe answer is 3.\nMore."):
+    return [Problem(f"s/train/{n}", "s", "train", f"Q{n}?", "3", chain) for n in range(count)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Echo:
+    """A generator that writes its prompt and seed, the last request first."""
+
+    model: str = "echo"
+    limit: int | None = dataclasses.field(default=None, repr=False)
+    asked: list = dataclasses.field(default_factory=list, repr=False)
+
+    def generate(self, requests, sampling):
+        self.asked.extend(requests)
+        for index in itertools.islice(reversed(range(len(requests))), self.limit):
+            request = requests[index]
+            tokens = [Token(request.prompt.encode(), -1.0), Token(b"%d" % request.seed, -2.0)]
+            yield index, assemble([*tokens, Token(b"\nThe answer is 3"), Token(b".\n\nQ")])
+        if self.limit is not None:
+            raise UserError("a teacher", "none", "find one")
+
+    def score(self, requests, top_logprobs=5):
+        self.asked.extend(requests)
+        for index, request in enumerate(requests):
+            yield index, assemble([Token(request.completion.encode(), -1.0)])
+
+
+def ready(run_dir, found):
+    with Stage.open(run_dir, "problems", settings={}) as stage:
+        Shards(run_dir / "problems", Problem).append(found)
+        stage.finish(problems=len(found))
+    return run_dir
+
+
+def value(trace):
+    vectors = (trace.logprobs, trace.top_logprobs, trace.top_ends)
+    rest = (trace.prompt, trace.text, trace.tokens, trace.top_tokens, trace.finish_reason)
+    return (*rest, trace.seed, *(repr(vector.tolist()) for vector in vectors))
+
+
+def harvested(run_dir):
+    found = [((t.problem_id, t.sample), value(t)) for t in Shards(run_dir / "traces", Trace)]
+    assert len(found) == len(dict(found)), "a trace stands twice"
+    return dict(found)
+
+
+@given(st.integers(), st.text(), st.integers(0, 100))
+def test_a_sample_seed_is_31_bits_and_its_own(seed, problem_id, sample):
+    found = sample_seed(seed, problem_id, sample)
+    assert found == sample_seed(seed, problem_id, sample) and 0 <= found < 2**31
+    assert found != sample_seed(seed, problem_id, sample + 1)
+    assert found != sample_seed(seed + 1, problem_id, sample)
+
+
+@given(st.integers(0, 4), st.integers(0, 3), st.data())
+def test_what_is_done_is_skipped_and_changes_no_other(count, samples, data):
+    whole = {
+        (t.problem_id, t.sample): value(t)
+        for t in harvest(
+            problems(count), Echo(), samples=samples, sampling=SAMPLING, prompt=step_by_step
+        )
+    }
+    wanted = [(f"s/train/{n}", sample) for n in range(count) for sample in range(samples)]
+    assert sorted(whole) == wanted
+    done = set(data.draw(st.lists(st.sampled_from(wanted or [("none", 0)]))))
+    rest = harvest(
+        problems(count),
+        Echo(),
+        samples=samples,
+        sampling=SAMPLING,
+        prompt=step_by_step,
+        done=done,
+    )
+    found = {(t.problem_id, t.sample): value(t) for t in rest}
+    assert found == {key: value for key, value in whole.items() if key not in done}
+
+
+def test_a_trace_is_asked_and_cut_as_the_paper_does():
+    (trace,) = harvest(
+        problems(1), Echo(), samples=1, sampling=SAMPLING, prompt=step_by_step, seed=7
+    )
+    prompt = "Q: Q0?\nLet's think step by step\n"
+    assert trace.prompt == prompt and trace.seed == sample_seed(7, "s/train/0", 0)
+    assert trace.text == f"{prompt}{trace.seed}\nThe answer is 3."
+    assert trace.tokens[-1] == b"." and (trace.model, trace.sample) == ("echo", 0)
+
+
+def test_scoring_asks_for_the_chain_up_to_its_answer():
+    generator = Echo()
+    (trace,) = score(problems(1), generator, top_logprobs=5, prompt=step_by_step)
+    assert generator.asked[0].completion == trace.text == "Add.\nThe answer is 3."
+    assert not list(score(problems(1), Echo(), top_logprobs=5, prompt=str, done={("s/train/0", 0)}))
+
+
+def test_scoring_without_a_chain_is_refused():
+    bare = problems(1, chain=None)
+    with pytest.raises(UserError, match="a chain in every problem to score, got s/train/0 without"):
+        list(score(bare, Echo(), top_logprobs=5, prompt=step_by_step))
+
+
+def test_a_run_counts_what_is_on_disk_and_is_done_once(tmp_path):
+    ready(tmp_path, problems(3))
+    summary = run(run_dir=tmp_path, generator=Echo(), samples=2)
+    assert summary == {
+        "traces": 6,
+        "tokens": 24,
+        "tokens_with_fewer_candidates": 24,
+        "finish_reasons": {"stop": 6},
+    }
+    again = Echo()
+    assert run(run_dir=tmp_path, generator=again, samples=2) == summary and not again.asked
+    assert len(harvested(tmp_path)) == 6
+
+
+def test_what_was_harvested_before_a_failure_is_kept_and_not_asked_again(tmp_path):
+    ready(tmp_path / "a", problems(4))
+    ready(tmp_path / "b", problems(4))
+    with pytest.raises(UserError, match="a teacher"):
+        run(run_dir=tmp_path / "a", generator=Echo(limit=3), samples=2)
+    assert len(harvested(tmp_path / "a")) == 3
+    rest = Echo()
+    run(run_dir=tmp_path / "a", generator=rest, samples=2)
+    run(run_dir=tmp_path / "b", generator=Echo(), samples=2)
+    assert len(rest.asked) == 5
+    assert harvested(tmp_path / "a") == harvested(tmp_path / "b")
+
+
+def test_a_replay_harvests_the_same_again(tmp_path):
+    for name, scored in (("sampled", False), ("scored", True)):
+        first, second = (
+            ready(tmp_path / name, problems(3)),
+            ready(tmp_path / f"{name}2", problems(3)),
+        )
+        run(run_dir=first, generator=Echo(), samples=2, score_chains=scored)
+        replay = Replay(str(first / "traces"))
+        assert replay.model == "echo"
+        run(run_dir=second, generator=replay, samples=2, score_chains=scored)
+        assert harvested(first) == harvested(second)
+
+
+def test_a_replay_without_a_request_s_trace_is_refused(tmp_path):
+    ready(tmp_path, problems(1))
+    run(run_dir=tmp_path, generator=Echo(), samples=1)
+    replay = Replay(str(tmp_path / "traces"))
+    with pytest.raises(UserError, match=r"a trace for each of 2 requests in .*, got 1 without one"):
+        list(harvest(problems(2), replay, samples=1, sampling=SAMPLING, prompt=step_by_step))
+    with pytest.raises(UserError, match=r"traces in .*, got none"):
+        _ = Replay(str(tmp_path / "nowhere")).model
+
+
+@pytest.mark.parametrize("kind", ["completions", "chat"])
+def test_a_harvest_over_a_rough_endpoint_equals_a_calm_one(tmp_path, kind):
+    found = {}
+    for name, faults in (("calm", {}), ("rough", FAULTS)):
+        ready(tmp_path / name, problems(30))
+        with endpoint(faults=faults, quirks=True) as server:
+            generator = OpenAICompatible(
+                model="m", base_url=server.url, kind=kind, backoff=0.01, timeout=20
+            )
+            summary = run(run_dir=tmp_path / name, generator=generator, sampling=SAMPLING)
+        assert summary["traces"] == 120 and summary["finish_reasons"] == {"stop": 120}
+        assert 0 < summary["tokens_with_fewer_candidates"] < summary["tokens"]
+        found[name] = harvested(tmp_path / name)
+    assert found["calm"] == found["rough"]
+    assert all(
+        text.endswith(f"answer is {text[-3:-1].strip()}.") for _, text, *_ in found["calm"].values()
+    )
+
+
+def test_the_key_reaches_no_file_of_the_run(tmp_path):
+    ready(tmp_path, problems(2))
+    with endpoint() as server:
+        run(run_dir=tmp_path, generator=OpenAICompatible(model="m", base_url=server.url))
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files and not any(KEY.encode() in path.read_bytes() for path in files)
+    generator = manifest(tmp_path, "harvest")["settings"]["generator"]
+    assert generator == {"type": "OpenAICompatible", "model": "m", "kind": "completions"}
+
+
+RUN = """
+import sys
+from pathlib import Path
+from distill.corpus import harvest
+from distill.corpus.teacher import OpenAICompatible
+harvest.SHARD_TRACES = 7
+harvest.run(
+    run_dir=Path(sys.argv[1]),
+    generator=OpenAICompatible(model="m", base_url=sys.argv[2], backoff=0.01, concurrency=4),
+    sampling=harvest.Sampling(temperature=0.7, max_tokens=64),
+)
+"""
+
+
+def killed_at(run_dir, url, least):
+    """Start a harvest and kill it once it has `least` traces on disk."""
+    with subprocess.Popen([sys.executable, "-c", RUN, run_dir, url], env=os.environ) as process:
+        deadline = time.monotonic() + 30
+        while len(Shards(run_dir / "traces", Trace)) < least and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    return process.returncode
+
+
+def test_a_killed_harvest_goes_on_without_hole_or_duplicate(tmp_path):
+    for name in ("killed", "whole"):
+        ready(tmp_path / name, problems(100))
+    with endpoint(faults=FAULTS, quirks=True) as server:
+        generator = OpenAICompatible(model="m", base_url=server.url, backoff=0.01)
+        for least in (7, 150):
+            assert killed_at(tmp_path / "killed", server.url, least) == -signal.SIGKILL
+        assert 150 <= len(Shards(tmp_path / "killed" / "traces", Trace)) < 400
+        for name in ("killed", "whole"):
+            run(run_dir=tmp_path / name, generator=generator, sampling=SAMPLING)
+    assert len(harvested(tmp_path / "killed")) == 400
+    assert harvested(tmp_path / "killed") == harvested(tmp_path / "whole")
+
+
+def test_other_settings_are_refused(tmp_path):
+    ready(tmp_path, problems(1))
+    run(run_dir=tmp_path, generator=Echo(), samples=1)
+    with pytest.raises(UserError, match="got harvest with samples=2 where the run has 1"):
+        run(run_dir=tmp_path, generator=Echo(), samples=2)
+
+
+@pytest.mark.parametrize(
+    ("split", "match"),
+    [("test", "expected a split of train, validation, got test"), ("validation", "got none")],
+)
+def test_a_split_that_is_not_there_or_not_for_harvesting_is_refused(tmp_path, split, match):
+    ready(tmp_path, problems(1))
+    with pytest.raises(UserError, match=match):
+        run(run_dir=tmp_path, generator=Echo(), split=split)

@@ -15,7 +15,6 @@ import io
 import itertools
 import json
 import logging
-import os
 import string
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ import regex
 import sentencepiece
 import tiktoken
 
+from distill.core import paths, store
 from distill.corpus import arithmetic
 
 logger = logging.getLogger(__name__)
@@ -172,20 +172,13 @@ def read_ranks(content: bytes) -> Ranks:
     return {base64.b64decode(token): int(rank) for token, rank in rows}
 
 
-def shipped(name: str) -> Path:
-    """Return the path of a file under data/, installed or in a checkout."""
-    package = Path(__file__).parents[1]
-    installed = package / "data" / name
-    return installed if installed.exists() else package.parent / "data" / name
-
-
 def load_teacher(path: Path | None = None) -> tiktoken.Encoding:
     """Return the teacher's encoding; the file's `.json` neighbour holds pattern and special tokens.
 
     Args:
         path: a `.tiktoken` file, by default the shipped one.
     """
-    path = path or shipped("vocabularies/teacher.tiktoken")
+    path = path or paths.shipped("data/vocabularies/teacher.tiktoken")
     side = json.loads(path.with_suffix(".json").read_text())
     return tiktoken.Encoding(
         path.stem,
@@ -197,17 +190,8 @@ def load_teacher(path: Path | None = None) -> tiktoken.Encoding:
 
 def load_student(path: Path | None = None) -> sentencepiece.SentencePieceProcessor:
     """Return the student's pieces; EXTRA_IDS sentinels follow them, `<extra_id_0>` the last."""
-    path = path or shipped("vocabularies/student.model")
+    path = path or paths.shipped("data/vocabularies/student.model")
     return sentencepiece.SentencePieceProcessor(model_file=str(path))  # pyright: ignore[reportCallIssue]
-
-
-def _replace(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def run(
@@ -228,9 +212,9 @@ def run(
         "teacher.json": json.dumps(special, indent=2).encode() + b"\n",
         "student.model": train_unigram(texts, student_size),
     }
-    out_dir.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        _replace(out_dir / name, content)
+        with store.atomic_path(out_dir / name) as temporary:
+            temporary.write_bytes(content)
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     for name, digest in sums.items():
         logger.info("%s %s", digest, name)

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from distill.core.ports import Completion
-
-ANSWER = "answer is"
+from distill.corpus.prompts import cut
 
 
 class Token(NamedTuple):
@@ -60,11 +59,10 @@ def cut_after_answer(completion: Completion) -> Completion:
     Source:
         Fu et al. 2023, section 3, and its public code, which joins the kept lines by newlines.
     """
-    found = completion.text.find(ANSWER)
-    end = completion.text.find("\n", found) if found >= 0 else -1
-    if end < 0:
+    text = cut(completion.text)
+    if text == completion.text:
         return completion
-    short = shorten(completion, len(completion.text[:end].encode()))
+    short = shorten(completion, len(text.encode()))
     reason = "stop" if completion.finish_reason == "length" else completion.finish_reason
     return dataclasses.replace(short, end_logprob=np.nan, finish_reason=reason)
 

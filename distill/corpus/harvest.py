@@ -16,6 +16,7 @@ from distill.core.progress import progress
 from distill.core.records import Problem, Trace
 from distill.core.store import Shards, Stage
 from distill.corpus.completions import cut_after_answer
+from distill.corpus.prompts import TeacherPrompt, cut
 
 logger = logging.getLogger(__name__)
 Key = tuple[str, int]
@@ -35,16 +36,6 @@ def sample_seed(seed: int, problem_id: str, sample: int) -> int:
     """
     digest = hashlib.sha256(f"{seed}\0{problem_id}\0{sample}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
-
-
-def step_by_step(question: str) -> str:
-    r"""Return the prompt of a decoder-only teacher.
-
-    Example:
-        >>> step_by_step("What is 4 + 4?")
-        "Q: What is 4 + 4?\nLet's think step by step\n"
-    """
-    return f"Q: {question}\nLet's think step by step\n"
 
 
 def harvest(
@@ -108,8 +99,7 @@ def score(
     """
     keys = [(problem, 0) for problem in problems if (problem.problem_id, 0) not in done]
     requests = [
-        Request(prompt(problem.question), completion=_cut_text(_chain(problem)))
-        for problem, _ in keys
+        Request(prompt(problem.question), completion=cut(_chain(problem))) for problem, _ in keys
     ]
     yield from _traces(keys, requests, generator.score(requests, top_logprobs), generator.model)
 
@@ -122,12 +112,6 @@ def _chain(problem: Problem) -> str:
             "add chains or harvest samples",
         )
     return problem.chain
-
-
-def _cut_text(text: str) -> str:
-    none = np.empty(0, np.float32)
-    ends = np.empty(0, np.int32)
-    return cut_after_answer(Completion(text, (), none, (), none, ends, np.nan, "stop")).text
 
 
 def _traces(
@@ -205,7 +189,7 @@ def run(
     sampling: Sampling = Sampling(temperature=0.7),  # noqa: B008
     split: str = "train",
     score_chains: bool = False,
-    prompt: Callable[[str], str] = step_by_step,
+    prompt: Callable[[str], str] = TeacherPrompt(),  # noqa: B008
     seed: int = 0,
 ) -> dict[str, Any]:
     """Fill RUN_DIR/traces from RUN_DIR/problems; go on where an earlier start stopped.

@@ -16,7 +16,8 @@ from distill.core.ports import Sampling
 from distill.core.records import Problem, Trace
 from distill.core.store import Shards, Stage, manifest
 from distill.corpus.completions import Token, assemble
-from distill.corpus.harvest import harvest, run, sample_seed, score, step_by_step
+from distill.corpus.harvest import harvest, run, sample_seed, score
+from distill.corpus.prompts import TeacherPrompt
 from distill.corpus.teacher import OpenAICompatible, Replay
 
 SAMPLING = Sampling(temperature=0.7, max_tokens=64)
@@ -86,7 +87,7 @@ def test_what_is_done_is_skipped_and_changes_no_other(count, samples, data):
     whole = {
         (t.problem_id, t.sample): value(t)
         for t in harvest(
-            problems(count), Echo(), samples=samples, sampling=SAMPLING, prompt=step_by_step
+            problems(count), Echo(), samples=samples, sampling=SAMPLING, prompt=TeacherPrompt()
         )
     }
     wanted = [(f"s/train/{n}", sample) for n in range(count) for sample in range(samples)]
@@ -97,7 +98,7 @@ def test_what_is_done_is_skipped_and_changes_no_other(count, samples, data):
         Echo(),
         samples=samples,
         sampling=SAMPLING,
-        prompt=step_by_step,
+        prompt=TeacherPrompt(),
         done=done,
     )
     found = {(t.problem_id, t.sample): value(t) for t in rest}
@@ -106,7 +107,7 @@ def test_what_is_done_is_skipped_and_changes_no_other(count, samples, data):
 
 def test_a_trace_is_asked_and_cut_as_the_paper_does():
     (trace,) = harvest(
-        problems(1), Echo(), samples=1, sampling=SAMPLING, prompt=step_by_step, seed=7
+        problems(1), Echo(), samples=1, sampling=SAMPLING, prompt=TeacherPrompt(), seed=7
     )
     prompt = "Q: Q0?\nLet's think step by step\n"
     assert trace.prompt == prompt and trace.seed == sample_seed(7, "s/train/0", 0)
@@ -116,7 +117,7 @@ def test_a_trace_is_asked_and_cut_as_the_paper_does():
 
 def test_scoring_asks_for_the_chain_up_to_its_answer():
     generator = Echo()
-    (trace,) = score(problems(1), generator, top_logprobs=5, prompt=step_by_step)
+    (trace,) = score(problems(1), generator, top_logprobs=5, prompt=TeacherPrompt())
     assert generator.asked[0].completion == trace.text == "Add.\nThe answer is 3."
     assert not list(score(problems(1), Echo(), top_logprobs=5, prompt=str, done={("s/train/0", 0)}))
 
@@ -124,7 +125,7 @@ def test_scoring_asks_for_the_chain_up_to_its_answer():
 def test_scoring_without_a_chain_is_refused():
     bare = problems(1, chain=None)
     with pytest.raises(UserError, match="a chain in every problem to score, got s/train/0 without"):
-        list(score(bare, Echo(), top_logprobs=5, prompt=step_by_step))
+        list(score(bare, Echo(), top_logprobs=5, prompt=TeacherPrompt()))
 
 
 def test_a_run_counts_what_is_on_disk_and_is_done_once(tmp_path):
@@ -172,7 +173,7 @@ def test_a_replay_without_a_request_s_trace_is_refused(tmp_path):
     run(run_dir=tmp_path, generator=Echo(), samples=1)
     replay = Replay(str(tmp_path / "traces"))
     with pytest.raises(UserError, match=r"a trace for each of 2 requests in .*, got 1 without one"):
-        list(harvest(problems(2), replay, samples=1, sampling=SAMPLING, prompt=step_by_step))
+        list(harvest(problems(2), replay, samples=1, sampling=SAMPLING, prompt=TeacherPrompt()))
     with pytest.raises(UserError, match=r"traces in .*, got none"):
         _ = Replay(str(tmp_path / "nowhere")).model
 

@@ -1,4 +1,4 @@
-"""What seqio and TensorFlow do for us: tasks, the feature converter that packs, the mixture drawn."""
+"""What seqio and TensorFlow do for us: tasks, their mixture, and the converter that packs it."""
 
 import functools
 import types

@@ -30,17 +30,22 @@ def load(student: Student | str | Path) -> Student:
     """
     if not isinstance(student, str | Path):
         return student
-    path = Path(student)
+    path = _found(Path(student))
     try:
-        return tokalign.SentencePieceTokenizer(_found(path))  # pyright: ignore[reportReturnType]
-    except (FileNotFoundError, ValueError) as error:
+        return tokalign.SentencePieceTokenizer(path)  # pyright: ignore[reportReturnType]
+    except ValueError as error:
         raise UserError(
-            f"a SentencePiece model at {path}", str(error), "give the student's vocabulary"
+            f"a SentencePiece model at {path}", "another file", "give the student's vocabulary"
         ) from error
 
 
 def _found(path: Path) -> Path:
-    return path if path.exists() else paths.shipped(f"data/{path}")
+    try:
+        return path if path.exists() else paths.shipped(f"data/{path}")
+    except FileNotFoundError as error:
+        raise UserError(
+            f"a SentencePiece model at {path}", "no such file", "give the student's vocabulary"
+        ) from error
 
 
 def describe(tokenizer: Student) -> list[Any]:

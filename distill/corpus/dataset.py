@@ -12,17 +12,13 @@ from distill.core.errors import UserError
 from distill.core.progress import progress
 from distill.core.records import PackedExample
 from distill.core.store import Shards, Stage, manifest
+from distill.corpus import prompts
 from distill.corpus import student as students
-from distill.corpus.examples import Format, blocks, formats, read_corpus
+from distill.corpus.examples import Examples, blocks, examples, read_corpus
 from distill.corpus.student import Student
 
 SHARD_ROWS = 2048
-EQUAL_RATIOS = {
-    "zero_shot_answer": 1.0,
-    "zero_shot_cot": 1.0,
-    "in_context_answer": 1.0,
-    "in_context_cot": 1.0,
-}
+EQUAL_RATIOS = dict.fromkeys(prompts.FORMATS, 1.0)
 
 
 def plan(
@@ -45,7 +41,7 @@ def plan(
 
 
 def dataset(
-    forms: Iterable[Format],
+    forms: Iterable[Examples],
     ratios: Mapping[str, float],
     tokenizer: Student,
     *,
@@ -140,7 +136,7 @@ def run(
         shards = Shards(run_dir / "dataset", PackedExample)
         shards.remove()
         corpus = read_corpus(run_dir, split, k)
-        forms = formats(corpus, tokenizer, k=k, shots=demonstrations, used=ratios)
+        forms = examples(corpus, tokenizer, k=k, shots=demonstrations, used=ratios)
         rows, tally = dataset(forms, ratios, tokenizer, **options)
         summary = _write(rows, shards)
         if not summary["rows"]:

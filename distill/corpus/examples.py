@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,6 @@ from distill.corpus import prompts
 from distill.corpus.student import Student
 
 Encode = Callable[[str], Sequence[int]]
-Pair = tuple[str, str]
 
 # Examples that are made at once.
 BLOCK_EXAMPLES = 256
@@ -93,43 +92,12 @@ def _refuse(trace: AlignedTrace, problems: Mapping[str, Problem], split: str, k:
         )
 
 
-class Demonstrations:
-    """Solved questions to draw from; none is drawn twice, nor the question that is asked.
-
-    Args:
-        solved: (question, completion) pairs; of a question's completions one is drawn.
-        shots: number of demonstrations.
-
-    Raises:
-        UserError: there are too few questions.
-    """
-
-    def __init__(self, solved: Iterable[tuple[str, str]], shots: int) -> None:
-        self._completions: dict[str, list[str]] = {}
-        for question, completion in solved:
-            self._completions.setdefault(question, []).append(completion)
-        self._questions, self._shots = list(self._completions), shots
-        if len(self._questions) <= shots:
-            raise UserError(
-                f"more than {shots} questions to draw {shots} demonstrations from",
-                str(len(self._questions)),
-                "harvest more problems or set the ratios of the in-context formats to 0",
-            )
-
-    def draw(self, question: str, rng: np.random.Generator) -> list[tuple[str, str]]:
-        """Return `shots` solved questions, all different from `question`."""
-        drawn = rng.choice(len(self._questions), self._shots + 1, replace=False)
-        others = [q for q in (self._questions[i] for i in drawn) if q != question]
-        found = ((q, self._completions[q]) for q in others[: self._shots])
-        return [(q, completions[rng.integers(len(completions))]) for q, completions in found]
-
-
 @dataclasses.dataclass(frozen=True)
-class Format:
-    """One of the four data formats over a corpus.
+class Examples:
+    """The examples of one format.
 
     Attributes:
-        name: as in the ratios.
+        name: of the format.
         size: number of examples in an epoch.
         prompt: from an example's number and a generator of the demonstrations to its prompt.
         targets: from an example's number to its targets.
@@ -141,82 +109,68 @@ class Format:
     targets: Callable[[int], Targets]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Solved:
-    """Questions with what the student is to answer: the rows of two formats.
-
-    Attributes:
-        questions: of each example.
-        completions: the text that answers it, for demonstrations.
-        targets: from an example's number to the same as targets.
-    """
-
-    questions: Sequence[str]
-    completions: Sequence[str]
-    targets: Callable[[int], Targets]
-
-    def zero_shot(self, name: str, prompt: Callable[[str], str]) -> Format:
-        """Return the format that shows the question alone."""
-        return Format(
-            name, len(self.questions), lambda i, _: prompt(self.questions[i]), self.targets
-        )
-
-    def in_context(
-        self, name: str, prompt: Callable[[str, Sequence[Pair]], str], shots: int
-    ) -> Format:
-        """Return the format that shows other questions, solved, before the question."""
-        others = Demonstrations(zip(self.questions, self.completions, strict=True), shots)
-
-        def shown(i: int, rng: np.random.Generator) -> str:
-            question = self.questions[i]
-            return prompt(question, others.draw(question, rng))
-
-        return Format(name, len(self.questions), shown, self.targets)
-
-
-def formats(
+def examples(
     corpus: Corpus, tokenizer: Student, *, k: int, shots: int, used: Collection[str]
-) -> list[Format]:
-    """Return those of the four formats that are used.
+) -> list[Examples]:
+    """Return the examples of the formats that are used.
 
-    Answer-only examples are one a problem, chain-of-thought ones one an aligned trace.
+    Answer-only examples are one a problem, chain-of-thought ones one an aligned trace, whose text
+    is then also a demonstration to the other questions.
+
+    Args:
+        corpus: what they are made of.
+        tokenizer: the student's.
+        k: candidates a position.
+        shots: demonstrations in an in-context prompt.
+        used: names of prompts.FORMATS.
 
     Raises:
         UserError: there are too few questions for the demonstrations of a used format.
     """
-    answers, chains = _answers(corpus, tokenizer, k), _chains(corpus)
-    makers = {
-        "zero_shot_answer": lambda name: answers.zero_shot(name, prompts.zero_shot_answer),
-        "zero_shot_cot": lambda name: chains.zero_shot(name, prompts.zero_shot_cot),
-        "in_context_answer": lambda name: answers.in_context(
-            name, prompts.in_context_answer, shots
-        ),
-        "in_context_cot": lambda name: chains.in_context(name, prompts.in_context_cot, shots),
-    }
-    return [make(name) for name, make in makers.items() if name in used]
-
-
-def _answers(corpus: Corpus, tokenizer: Student, k: int) -> Solved:
     problems = list(corpus.problems.values())
-    sentences = [prompts.answer_sentence(problem.answer) for problem in problems]
+    solved = [
+        dataclasses.replace(corpus.problems[trace.problem_id], chain=text)
+        for trace, text in zip(corpus.traces, corpus.texts, strict=True)
+    ]
 
-    def targets(i: int) -> Targets:
-        return hard_targets([*tokenizer.encode(sentences[i]), tokenizer.eos_id], k)
+    def answer(i: int) -> Targets:
+        sentence = prompts.answer_sentence(problems[i].answer)
+        return hard_targets([*tokenizer.encode(sentence), tokenizer.eos_id], k)
 
-    return Solved([problem.question for problem in problems], sentences, targets)
-
-
-def _chains(corpus: Corpus) -> Solved:
-    def targets(i: int) -> Targets:
+    def chain(i: int) -> Targets:
         trace = corpus.traces[i]
         return Targets(trace.ids, trace.top_ids, trace.top_probs)
 
-    questions = [corpus.problems[trace.problem_id].question for trace in corpus.traces]
-    return Solved(questions, corpus.texts, targets)
+    forms = [form for name, form in prompts.FORMATS.items() if name in used]
+    return [
+        Examples(form.name, len(pool), _prompts(form, pool, shots), targets)
+        for form in forms
+        for pool, targets in [(solved, chain) if form.chain else (problems, answer)]
+    ]
+
+
+def _prompts(
+    form: prompts.Format, pool: Sequence[Problem], shots: int
+) -> Callable[[int, np.random.Generator], str]:
+    if not form.in_context:
+        return lambda i, _: form.encoder_input(pool[i])
+    questions = len({problem.question for problem in pool})
+    if questions <= shots:
+        raise UserError(
+            f"more than {shots} questions to draw {shots} demonstrations from",
+            str(questions),
+            f"harvest more problems or leave {form.name} out of the ratios",
+        )
+
+    def prompt(i: int, rng: np.random.Generator) -> str:
+        seed = int(rng.integers(2**31))
+        return form.encoder_input(pool[i], prompts.draw(pool, pool[i], n=shots, seed=seed))
+
+    return prompt
 
 
 def blocks(
-    form: Format, seed: int, *, passes: int, encode: Encode, eos_id: int
+    form: Examples, seed: int, *, passes: int, encode: Encode, eos_id: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield the examples of a format, laid end to end as `features.task` draws them.
 

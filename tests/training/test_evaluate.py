@@ -1,0 +1,162 @@
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill.core.errors import UserError
+from distill.core.ports import Completion
+from distill.core.records import Accuracy, Prediction, Problem
+from distill.core.store import Shards
+from distill.corpus.check import GRADERS
+from distill.training.evaluate import ask, choose, evaluate, prompt, tally
+
+HOW = {"format": prompt("zero_shot_cot", []), "grader": GRADERS["default"]}
+
+
+@dataclasses.dataclass
+class Adder:
+    """Adds the numbers of a question, always one too few from `limit` on; answers last first."""
+
+    limit: int = 10
+    finish_reason: str = "stop"
+    asked: list = dataclasses.field(default_factory=list)
+    model: str = "adder"
+
+    def generate(self, requests, sampling):
+        assert sampling.temperature == 0
+        for index in reversed(range(len(requests))):
+            self.asked.append(requests[index].prompt)
+            total = sum(map(int, re.findall(r"\d+", requests[index].prompt)))
+            yield index, completion(f"The answer is {total - (total >= self.limit)}", self)
+
+    def score(self, requests, top_logprobs=5):
+        raise NotImplementedError
+
+
+def completion(text, adder):
+    floats, ends = np.zeros(len(text), np.float32), np.zeros(len(text), np.int32)
+    letters = tuple(letter.encode() for letter in text)
+    return Completion(text, letters, floats, (), floats[:0], ends, 0.0, adder.finish_reason)
+
+
+def problem(number, source="svamp", split="selection", chain=None):
+    question = f"Tom has {number} pens and buys {number} more. How many pens has Tom?"
+    return Problem(f"{source}/{split}/{number}", source, split, question, str(2 * number), chain)
+
+
+def by_id(predictions):
+    return {prediction.problem_id: prediction for prediction in predictions}
+
+
+# --- Laws --------------------------------------------------------------------------------------
+
+
+@given(st.permutations(range(8)), st.integers(0, 8))
+def test_neither_order_nor_batches_of_problems_change_a_prediction(order, cut):
+    problems = [problem(number) for number in range(8)]
+    turned = [problems[number] for number in order]
+    parts = [turned[:cut], turned[cut:]]
+    found = [p for part in parts for p in evaluate(part, Adder(), **HOW)]
+    assert by_id(found) == by_id(evaluate(problems, Adder(), **HOW))
+    assert len(found) == len(problems)
+
+
+@given(st.sets(st.tuples(st.sampled_from([0, 50]), st.integers(0, 7))))
+def test_a_resumed_evaluation_asks_what_is_missing_and_gives_the_same(tmp_path_factory, done):
+    problems, steps = [problem(number) for number in range(8)], (0, 50)
+    whole = Shards(tmp_path_factory.mktemp("whole"), Prediction)
+    ask(problems, steps, lambda step: Adder(step), whole, **HOW)
+    left = Shards(tmp_path_factory.mktemp("resumed"), Prediction)
+    for step, number in done:
+        left.append(evaluate([problems[number]], Adder(step), step=step, **HOW))
+    adders = {step: Adder(step) for step in steps}
+    ask(problems, steps, adders.__getitem__, left, **HOW)
+    assert len(left) == len(whole) == 16
+    assert set(left) == set(whole)
+    assert sum(len(adder.asked) for adder in adders.values()) == 16 - len(done)
+
+
+def test_a_step_with_nothing_left_makes_no_generator(tmp_path):
+    sink = Shards(tmp_path, Prediction)
+    ask([problem(1)], [0], lambda step: Adder(), sink, **HOW)
+
+    def refuse(step):
+        raise AssertionError(step)
+
+    ask([problem(1)], [0], refuse, sink, **HOW)
+    assert len(sink) == 1
+
+
+# --- Goldens -----------------------------------------------------------------------------------
+
+
+def test_a_prediction_holds_what_was_said_and_decided():
+    (right,) = evaluate([problem(4)], Adder(), step=50, **HOW)
+    answer = ("The answer is 8", "right", "8")
+    assert right == Prediction(50, "svamp/selection/4", "svamp", "selection", *answer)
+    (wrong,) = evaluate([problem(7)], Adder(), **HOW)
+    assert (wrong.step, wrong.outcome, wrong.answer) == (0, "wrong", "13")
+
+
+def test_a_zero_shot_format_asks_the_question_alone():
+    adder = Adder()
+    list(evaluate([problem(4)], adder, **HOW))
+    assert adder.asked == [f"Q: {problem(4).question}\nLet's think step by step"]
+
+
+def test_an_in_context_format_shows_solved_train_problems_but_not_the_question():
+    train = [problem(number, "gsm", "train", chain=f"{number} twice.") for number in range(6)]
+    shown = prompt("in_context_cot", [*train, problem(9, "gsm", "train")])
+    asked = dataclasses.replace(problem(3), problem_id="other")
+    text = shown(asked)
+    assert text == shown(asked)
+    assert text.count("twice.") == 4
+    assert text.count(asked.question) == 1
+    assert text.endswith(f"Q: {asked.question}\nLet's think step by step")
+    assert problem(9).question not in text
+
+
+def test_rights_are_counted_by_step_and_set():
+    problems = [problem(number, source) for number in (1, 4, 7) for source in ("asdiv", "svamp")]
+    predictions = [
+        *evaluate(problems, Adder(10), step=0, **HOW),
+        *evaluate(problems, Adder(20), step=9, **HOW),
+    ]
+    two, three = Accuracy(2, 3), Accuracy(3, 3)
+    assert tally(predictions) == {
+        0: {"asdiv": two, "svamp": two},
+        9: {"asdiv": three, "svamp": three},
+    }
+
+
+def test_the_first_problems_of_every_set_are_chosen():
+    sets = (("asdiv", "selection"), ("svamp", "selection"), ("gsm", "test"), ("gsm", "validation"))
+    problems = [problem(number, *of) for number in range(3) for of in sets]
+    chosen = choose(problems, ("validation", "selection"), limit=2)
+    assert [p.problem_id for p in chosen] == [
+        *["asdiv/selection/0", "asdiv/selection/1"],
+        *["svamp/selection/0", "svamp/selection/1"],
+        *["gsm/validation/0", "gsm/validation/1"],
+    ]
+
+
+# --- Refusals ----------------------------------------------------------------------------------
+
+
+def test_a_split_without_problems_is_refused():
+    with pytest.raises(UserError, match="expected problems of split report or test, got none"):
+        choose([problem(1)], ("report", "test"))
+
+
+def test_an_unknown_format_is_refused():
+    with pytest.raises(UserError, match=r"a format of zero_shot_answer, .*, got few_shot"):
+        prompt("few_shot", [])
+
+
+def test_too_few_problems_to_show_are_refused():
+    train = [problem(number, split="train", chain="4") for number in range(4)]
+    with pytest.raises(UserError, match="expected more than 4 train problems to show, got 4"):
+        prompt("in_context_cot", train)

@@ -1,0 +1,176 @@
+"""The choice of a checkpoint by accuracy on held-out sets; it sees nothing that is reported."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from distill.core.errors import UserError
+from distill.core.records import Accuracy, Prediction
+from distill.core.store import Shards, Stage, describe, write_json
+from distill.training.evaluate import tally
+
+logger = logging.getLogger(__name__)
+
+HELD_OUT, IN_DISTRIBUTION = "selection", "validation"
+
+Accuracies = Mapping[str, Accuracy]
+Table = Mapping[int, Accuracies]
+Rule = Callable[[Accuracies], Fraction]
+
+
+def mean(accuracies: Accuracies) -> Fraction:
+    """Return the plain mean over sets, whatever their sizes: the paper's rule.
+
+    Example:
+        >>> mean({"asdiv": Accuracy(1, 2), "svamp": Accuracy(1, 4)})
+        Fraction(3, 8)
+
+    Source: Fu et al. 2023, section 4; the paper takes the sets' own test data, we take a half of
+    each set that no figure is reported on.
+    """
+    return sum(map(_share, accuracies.values()), Fraction()) / len(accuracies)
+
+
+def worst(accuracies: Accuracies) -> Fraction:
+    """Return the accuracy of the worst set.
+
+    Example:
+        >>> worst({"asdiv": Accuracy(1, 2), "svamp": Accuracy(1, 4)})
+        Fraction(1, 4)
+    """
+    return min(map(_share, accuracies.values()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighted:
+    """The mean over sets with a weight for each.
+
+    Attributes:
+        weights: a weight of at least 0 for every set; their sum is above 0.
+
+    Example:
+        >>> Weighted({"asdiv": 3, "svamp": 1})({"asdiv": Accuracy(1, 2), "svamp": Accuracy(1, 4)})
+        Fraction(7, 16)
+    """
+
+    weights: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        if not self.weights or min(self.weights.values()) < 0 or not sum(self.weights.values()):
+            raise ValueError(f"expected weights >= 0 that are not all 0, got {dict(self.weights)}")
+
+    def __call__(self, accuracies: Accuracies) -> Fraction:
+        """Return the weighted mean."""
+        if self.weights.keys() != accuracies.keys():
+            raise UserError(
+                f"a weight for each of {', '.join(sorted(accuracies))}",
+                f"weights for {', '.join(sorted(self.weights))}",
+                "name every held-out set once in select.Weighted.weights",
+            )
+        exact = {name: Fraction(weight) for name, weight in self.weights.items()}
+        total = sum((exact[name] * _share(value) for name, value in accuracies.items()), Fraction())
+        return total / sum(exact.values())
+
+
+def select(accuracies: Table, rule: Rule = mean) -> int:
+    """Return the step that the rule puts highest; of equals, the earliest.
+
+    Scores are exact fractions, so the order of the sets cannot break a tie.
+
+    Args:
+        accuracies: of every step, the same sets at each.
+        rule: makes one number of the sets' accuracies, higher is better.
+
+    Raises:
+        ValueError: there is no step, or the steps have different sets or none.
+
+    Example:
+        >>> select({0: {"svamp": Accuracy(1, 4)}, 50: {"svamp": Accuracy(3, 4)}})
+        50
+    """
+    sets = {frozenset(of_step) for of_step in accuracies.values()}
+    if len(sets) != 1 or not all(sets):
+        raise ValueError(f"expected the same sets at every step, got {sorted(map(sorted, sets))}")
+    return min(accuracies, key=lambda step: (-rule(accuracies[step]), step))
+
+
+def _share(accuracy: Accuracy) -> Fraction:
+    return Fraction(accuracy.correct, accuracy.n)
+
+
+def tables(run_dir: Path) -> tuple[Table, Table]:
+    """Return accuracy by step and set on the selection halves and on the validation sets.
+
+    Raises:
+        UserError: a prediction is on another split.
+    """
+    by_split: dict[str, list[Prediction]] = {HELD_OUT: [], IN_DISTRIBUTION: []}
+    for prediction in Shards(run_dir / "predictions", Prediction):
+        if prediction.split not in by_split:
+            raise UserError(
+                f"predictions on {' and '.join(by_split)} splits in {run_dir / 'predictions'}",
+                f"{prediction.problem_id} of split {prediction.split}",
+                "select a checkpoint on nothing that is reported",
+            )
+        by_split[prediction.split].append(prediction)
+    return tally(by_split[HELD_OUT]), tally(by_split[IN_DISTRIBUTION])
+
+
+def _selection(held_out: Table, validation: Table, rule: Rule) -> dict[str, Any]:
+    """Return what is written of a choice; what cannot be told is left out."""
+    chosen = {"chosen_step": select(held_out, rule), "rule": describe(rule)}
+    if validation:
+        chosen["validation_step"] = select(validation)
+    alternatives = {other.__name__: select(held_out, other) for other in (mean, worst)}
+    steps = [
+        {"step": step, "score": float(rule(held_out[step])), **_sets(held_out, validation, step)}
+        for step in sorted(held_out)
+    ]
+    return {**chosen, "alternatives": alternatives, "steps": steps}
+
+
+def _sets(held_out: Table, validation: Table, step: int) -> dict[str, Any]:
+    pairs = ((HELD_OUT, held_out), (IN_DISTRIBUTION, validation))
+    return {
+        split: {name: dataclasses.asdict(value) for name, value in sorted(table[step].items())}
+        for split, table in pairs
+        if step in table
+    }
+
+
+def run(*, run_dir: Path, rule: Rule = mean, sets: Sequence[str] | None = None) -> dict[str, Any]:
+    """Choose the checkpoint by the held-out sets and write `reports/selection.json`.
+
+    Args:
+        run_dir: the run.
+        rule: `mean`, `worst` or `Weighted`.
+        sets: the held-out sets that count; all where None.
+    """
+    settings = {"rule": rule, "sets": sets}
+    with Stage.open(run_dir, "select", settings=settings, inputs=("evaluate",)) as stage:
+        if not stage.complete:
+            held_out, validation = tables(run_dir)
+            selection = _selection(_only(held_out, sets), validation, rule)
+            write_json(run_dir / "reports" / "selection.json", selection)
+            steps = ("chosen_step", "validation_step")
+            stage.finish(**{name: selection[name] for name in steps if name in selection})
+        return stage.summary
+
+
+def _only(held_out: Table, sets: Sequence[str] | None) -> Table:
+    """Keep the sets that count; all where `sets` is None."""
+    known = {name for of_step in held_out.values() for name in of_step}
+    if not known or (sets is not None and not set(sets) <= known):
+        raise UserError(
+            f"held-out sets {', '.join(sets or ['with a selection half'])}",
+            ", ".join(sorted(known)) or "none",
+            "evaluate on problems with a selection half, or name others in select.run.sets",
+        )
+    wanted = known if sets is None else set(sets)
+    return {
+        step: {name: value for name, value in of_step.items() if name in wanted}
+        for step, of_step in held_out.items()
+    }

@@ -1,0 +1,147 @@
+"""The pictures of a run's page as data URIs, one for light and one for dark screens."""
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from distill.core.records import Accuracy
+
+WIDTH, DOTS_PER_INCH = 5.8, 160
+# Okabe and Ito's colours, which the colour-blind can tell apart; black is left out.
+CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+Counts = Mapping[str, int]
+
+
+class Theme(NamedTuple):
+    """The colours of paper, text and lines."""
+
+    paper: str
+    ink: str
+    faint: str
+
+
+LIGHT = Theme("#ffffff", "#1c2430", "#d5dae1")
+DARK = Theme("#161b22", "#e3e8ee", "#3a434f")
+
+
+class Picture(NamedTuple):
+    """One picture twice, as data URIs, and in words for those who do not see it."""
+
+    light: str
+    dark: str
+    words: str
+
+
+def picture(draw: Callable[[Axes, Theme], None], height: float, words: str) -> Picture:
+    """Draw on one pair of axes, once for each theme.
+
+    Args:
+        draw: puts the curves on the axes.
+        height: inches; the width is fixed.
+        words: what the picture shows.
+    """
+    return Picture(_png(draw, height, LIGHT), _png(draw, height, DARK), words)
+
+
+def _png(draw: Callable[[Axes, Theme], None], height: float, theme: Theme) -> str:
+    figure = Figure((WIDTH, height), facecolor=theme.paper, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(facecolor=theme.paper)
+    axes.set_prop_cycle(color=CYCLE)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    draw(axes, theme)
+    _colour(axes, theme)
+    buffer = io.BytesIO()
+    # Without the software's name and date, equal runs give equal bytes.
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _colour(axes: Axes, theme: Theme) -> None:
+    axes.tick_params(colors=theme.ink, which="both")
+    for spine in axes.spines.values():
+        spine.set_color(theme.faint)
+    for text in (axes.xaxis.label, axes.yaxis.label):
+        text.set_color(theme.ink)
+    legend = axes.get_legend()
+    for text in legend.get_texts() if legend else ():
+        text.set_color(theme.ink)
+        text.set_parse_math(False)  # a set's name may hold dollar signs
+
+
+def loss(steps: Sequence[int], losses: Sequence[float]) -> Picture:
+    """Return the loss curve, nats per token over optimizer steps."""
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        axes.plot(steps, losses, color=CYCLE[0], linewidth=1.8)
+        axes.set(xlabel="optimizer step", ylabel="loss, nats per token")
+        axes.grid(axis="y", color=theme.faint, linewidth=0.6)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+    words = f"Loss from {losses[0]:.3f} to {losses[-1]:.3f} nats per token at step {steps[-1]}."
+    return picture(draw, 3.0, words)
+
+
+def checkpoints(table: Mapping[int, Mapping[str, Counts]], chosen: int | None) -> Picture:
+    """Return accuracy over checkpoints, one curve a set, with the chosen step marked."""
+    sets = list(dict.fromkeys(name for of_step in table.values() for name in of_step))
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        for name in sets:
+            steps = [step for step in sorted(table) if name in table[step]]
+            values = [Accuracy(**table[step][name]).value for step in steps]
+            axes.plot(steps, values, marker="o", markersize=4, linewidth=1.8, label=name)
+        if chosen is not None:
+            axes.axvline(chosen, color=theme.ink, linewidth=1.2, linestyle="--", label="chosen")
+        axes.set(xlabel="optimizer step", ylabel="accuracy", ylim=(0, None))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(axis="y", color=theme.faint, linewidth=0.6)
+        axes.legend(frameon=False, ncols=min(3, len(sets) + 1))
+
+    words = f"Accuracy on {', '.join(sets)} at steps {', '.join(map(str, sorted(table)))}"
+    marked = "" if chosen is None else f"; step {chosen} is marked as chosen"
+    return picture(draw, 3.4, f"{words}{marked}.")
+
+
+def change(before: Mapping[str, Counts], after: Mapping[str, Counts]) -> Picture:
+    """Return accuracy before and after, set by set, with 95 % intervals."""
+    sets = [name for name in before if name in after]
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        for label, table, shift, colour in (
+            ("before", before, -0.13, CYCLE[4]),
+            ("after", after, 0.13, CYCLE[0]),
+        ):
+            counted = [Accuracy(**table[name]) for name in sets]
+            _whiskers(axes, counted, shift, colour, label)
+        axes.set_yticks(range(len(sets)), sets, parse_math=False)
+        axes.set(xlim=(0, 1), ylim=(len(sets) - 0.5, -0.5), xlabel="accuracy, with 95 % intervals")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.grid(axis="x", color=theme.faint, linewidth=0.6)
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+
+    return picture(draw, 1.3 + 0.55 * len(sets), f"Accuracy before and after on {len(sets)} sets.")
+
+
+def _whiskers(
+    axes: Axes, counted: Sequence[Accuracy], shift: float, colour: str, label: str
+) -> None:
+    values = [accuracy.value for accuracy in counted]
+    ends = [accuracy.interval() for accuracy in counted]
+    lengths: Any = [
+        [max(value - low, 0) for value, (low, _) in zip(values, ends, strict=True)],
+        [max(high - value, 0) for value, (_, high) in zip(values, ends, strict=True)],
+    ]
+    places = [place + shift for place in range(len(values))]
+    axes.errorbar(
+        values, places, xerr=lengths, fmt="o", color=colour, label=label, capsize=3, linewidth=2
+    )

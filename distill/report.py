@@ -1,0 +1,296 @@
+"""What a run came to, as JSON and as one HTML page; it measures nothing itself."""
+
+import collections
+import dataclasses
+import logging
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from distill.core.errors import UserError
+from distill.core.records import Accuracy, Prediction, Problem, Trace, Verdict
+from distill.core.store import Shards, atomic_path, read_json, write_json
+from distill.training import intervals
+from distill.training.evaluate import tally
+from distill.training.metrics import read_lines
+
+logger = logging.getLogger(__name__)
+
+ORDER = ("problems", "harvest", "check", "align", "dataset", "train", "evaluate", "select", "final")
+CURVE_POINTS = 400
+SAMPLES_PER_KIND = 2
+
+Counts = dict[str, int]
+# Whether a problem was right before and after, in the order in which the samples are shown.
+KINDS = {
+    "gained": (False, True),
+    "lost": (True, False),
+    "kept": (True, True),
+    "missed": (False, False),
+}
+
+
+def report(run_dir: Path) -> dict[str, Any]:
+    """Return everything that is known of a run; a part that is not known is named in `absent`.
+
+    Args:
+        run_dir: the run, complete or not.
+
+    Returns:
+        Values that JSON can hold. Rates are pairs of counts, `{"correct", "n"}`; an estimate is
+        `{"value", "low", "high"}` in shares with its 95 % interval; times are seconds.
+
+    Raises:
+        UserError: no stage was ever started there, or what a stage left is damaged.
+    """
+    manifests = _manifests(run_dir)
+    found: dict[str, Any] = {"run": run_dir.resolve().name, **_stages(manifests)}
+    absent = {}
+    for part, (stage, make) in _PARTS.items():
+        complete = stage in manifests and manifests[stage]["complete"]
+        value = make(run_dir, manifests[stage]["summary"]) if complete else None
+        if value:
+            found[part] = value
+        else:
+            absent[part] = f"stage {stage} {'left none' if complete else 'is not complete'}"
+    return {**found, "absent": absent}
+
+
+def _manifests(run_dir: Path) -> dict[str, dict[str, Any]]:
+    paths = sorted((run_dir / "manifests").glob("*.json"))
+    if not paths:
+        raise UserError(f"a run in {run_dir}", "none", "give the --run_dir of a run")
+    found = {path.stem: read_json(path) for path in paths}
+    known = [name for name in ORDER if name in found]
+    return {name: found[name] for name in (*known, *sorted(found.keys() - set(known)))}
+
+
+def _stages(manifests: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "complete": {name: manifest["complete"] for name, manifest in manifests.items()},
+        "seconds": {name: round(found["seconds"], 3) for name, found in manifests.items()},
+        "settings": {name: manifest["settings"] for name, manifest in manifests.items()},
+    }
+
+
+# --- Parts -------------------------------------------------------------------------------------
+
+
+def _summary(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(summary)
+
+
+def _harvest(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    outcomes = collections.Counter(
+        verdict.outcome for verdict in Shards(run_dir / "verdicts", Verdict)
+    )
+    if not outcomes:
+        return None
+    rate = {"correct": outcomes["right"], "n": outcomes.total()}
+    return {"yield": rate, "verdicts": dict(outcomes.most_common())}
+
+
+def _training(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the loss curve in at most CURVE_POINTS points, each the mean of a stretch of steps."""
+    lines = read_lines(run_dir / "checkpoints" / "metrics.jsonl")
+    if not lines:
+        return None
+    size = -(-len(lines) // CURVE_POINTS)
+    stretches = [lines[start : start + size] for start in range(0, len(lines), size)]
+    curve = {
+        "step": [stretch[-1]["step"] for stretch in stretches],
+        "loss": [statistics.fmean(line["loss"] for line in stretch) for stretch in stretches],
+    }
+    speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
+    median = {"tokens_per_second": statistics.median(speeds)} if speeds else {}
+    return {"steps": lines[-1]["step"], "curve": curve, **median, "summary": dict(summary)}
+
+
+def _checkpoints(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+    return _table(run_dir, Shards(run_dir / "predictions", Prediction))
+
+
+def _table(run_dir: Path, predictions: Iterable[Prediction]) -> dict[str, dict[str, Counts]]:
+    """Count by step and set, the sets in the problems' order."""
+    sets = dict.fromkeys(problem.source for problem in Shards(run_dir / "problems", Problem))
+    return {
+        str(step): {name: dataclasses.asdict(of_step[name]) for name in sets if name in of_step}
+        for step, of_step in sorted(tally(predictions).items())
+    }
+
+
+def _selection(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+    return read_json(run_dir / "reports" / "selection.json")
+
+
+def _accuracy(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of the report halves and test splits, before and after, paired."""
+    selection = read_json(run_dir / "reports" / "selection.json")
+    predictions = list(Shards(run_dir / "final", Prediction))
+    table = _table(run_dir, predictions)
+    names = {"before": 0, "after": selection["chosen_step"]}
+    if "validation_step" in selection:
+        names["validation_choice"] = selection["validation_step"]
+    found: dict[str, Any] = {name: table[str(step)] for name, step in names.items()}
+    pairs = {
+        name: intervals.pair(_rights(predictions, name, names["after"])) for name in found["before"]
+    }
+    return {
+        **found,
+        "difference": {name: _difference(paired) for name, paired in pairs.items()},
+        "mean": _means(found, pairs),
+    }
+
+
+def _rights(
+    predictions: Iterable[Prediction], source: str, step: int
+) -> Iterator[tuple[bool, bool]]:
+    """Yield whether each problem of a set was right before and after."""
+    of_set = [prediction for prediction in predictions if prediction.source == source]
+    after = {p.problem_id: p.outcome == "right" for p in of_set if p.step == step}
+    before = {p.problem_id: p.outcome == "right" for p in of_set if p.step == 0}
+    return ((right, after[problem_id]) for problem_id, right in before.items())
+
+
+def _difference(paired: intervals.Paired) -> dict[str, Any]:
+    counts = {"gained": paired.gained, "lost": paired.lost}
+    return {**_estimate(paired.estimate()), "p_value": paired.p_value(), **counts}
+
+
+def _estimate(estimate: intervals.Estimate) -> dict[str, float]:
+    return dict(zip(("value", "low", "high"), estimate, strict=True))
+
+
+def _means(
+    tables: Mapping[str, Mapping[str, Counts]], pairs: Mapping[str, intervals.Paired]
+) -> dict[str, dict[str, float]]:
+    """Return the plain means over sets of every table and of the paired differences."""
+    means = {
+        name: intervals.mean([intervals.of_accuracy(Accuracy(**c)) for c in table.values()])
+        for name, table in tables.items()
+    }
+    means["difference"] = intervals.mean([paired.estimate() for paired in pairs.values()])
+    return {name: _estimate(estimate) for name, estimate in means.items()}
+
+
+def _samples(run_dir: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a few problems of each kind with both answers, by the order of their ids."""
+    chosen = read_json(run_dir / "reports" / "selection.json")["chosen_step"]
+    texts: dict[str, dict[int, Prediction]] = collections.defaultdict(dict)
+    for prediction in Shards(run_dir / "final", Prediction):
+        texts[prediction.problem_id][prediction.step] = prediction
+    kinds: dict[tuple[bool, bool], list[str]] = collections.defaultdict(list)
+    for problem_id, of_step in sorted(texts.items()):
+        rights = (of_step[0].outcome == "right", of_step[chosen].outcome == "right")
+        kinds[rights].append(problem_id)
+    shown = {
+        problem_id: kind
+        for kind, rights in KINDS.items()
+        for problem_id in kinds[rights][:SAMPLES_PER_KIND]
+    }
+    asked = {problem.problem_id: problem for problem in Shards(run_dir / "problems", Problem)}
+    return [
+        {
+            "kind": kind,
+            "problem_id": problem_id,
+            "question": asked[problem_id].question,
+            "gold": asked[problem_id].answer,
+            "before": texts[problem_id][0].text,
+            "after": texts[problem_id][chosen].text,
+        }
+        for problem_id, kind in shown.items()
+    ]
+
+
+def _traces(run_dir: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the first traces of the teacher with their verdicts, where there are any."""
+    verdicts = {
+        (verdict.problem_id, verdict.sample): verdict
+        for verdict in Shards(run_dir / "verdicts", Verdict)
+    }
+    return [
+        {
+            "problem_id": trace.problem_id,
+            "text": trace.text,
+            "outcome": verdict.outcome,
+            "reason": verdict.reason,
+        }
+        for trace in _first(Shards(run_dir / "traces", Trace))
+        if (verdict := verdicts.get((trace.problem_id, trace.sample)))
+    ]
+
+
+def _first(traces: Iterable[Trace]) -> Iterator[Trace]:
+    """Yield one trace each of the first problems."""
+    seen: set[str] = set()
+    for trace in traces:
+        if trace.problem_id not in seen:
+            seen.add(trace.problem_id)
+            yield trace
+        if len(seen) == SAMPLES_PER_KIND:
+            return
+
+
+_PARTS = {
+    "problems": ("problems", _summary),
+    "harvest": ("check", _harvest),
+    "alignment": ("align", _summary),
+    "dataset": ("dataset", _summary),
+    "training": ("train", _training),
+    "checkpoints": ("evaluate", _checkpoints),
+    "selection": ("select", _selection),
+    "accuracy": ("final", _accuracy),
+    "samples": ("final", _samples),
+    "traces": ("check", _traces),
+    "export": ("export", _summary),
+}
+
+
+# --- The stage ---------------------------------------------------------------------------------
+
+
+def table(accuracy: Mapping[str, Any]) -> str:
+    """Return before, after and difference of every set as text, with n and 95 % intervals."""
+    lines = [f"{'set':<12} {'before':>26} {'after':>26} {'difference, points':>26} {'n':>6}"]
+    for name, before in accuracy["before"].items():
+        cells = [
+            _cell(_estimate(intervals.of_accuracy(Accuracy(**counts))))
+            for counts in (before, accuracy["after"][name])
+        ]
+        cells.append(_cell(accuracy["difference"][name], sign="+"))
+        lines.append(f"{name:<12} " + " ".join(f"{c:>26}" for c in cells) + f" {before['n']:>6}")
+    cells = [_cell(accuracy["mean"][name]) for name in ("before", "after")]
+    cells.append(_cell(accuracy["mean"]["difference"], sign="+"))
+    total = sum(before["n"] for before in accuracy["before"].values())
+    lines.append(f"{'mean':<12} " + " ".join(f"{cell:>26}" for cell in cells) + f" {total:>6}")
+    return "\n".join(lines)
+
+
+def _cell(estimate: Mapping[str, float], sign: str = "") -> str:
+    value, low, high = (100 * estimate[name] for name in ("value", "low", "high"))
+    return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+
+
+def run(*, run_dir: Path) -> dict[str, Any]:
+    """Write `report.html` and `report.json` of a run, complete or not, and return the latter.
+
+    Args:
+        run_dir: the run.
+    """
+    from distill.page import page
+
+    start = time.monotonic()
+    logger.info("report: start")
+    found = report(run_dir)
+    write_json(run_dir / "report.json", found)
+    with atomic_path(run_dir / "report.html") as temporary:
+        temporary.write_text(page(found), encoding="utf-8")
+    for line in table(found["accuracy"]).splitlines() if "accuracy" in found else ():
+        logger.info("%s", line)
+    for part, reason in found["absent"].items():
+        logger.info("report: no %s: %s", part, reason)
+    seconds = time.monotonic() - start
+    logger.info("report: done in %.1f s, %s", seconds, run_dir / "report.html")
+    return found

@@ -1,0 +1,376 @@
+"""Batches from which the built-in starts learn, made on the fly and addressed by step."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from distill.core.records import Problem
+from distill.corpus import arithmetic, prompts
+
+SPLIT = "train"
+TEACHER_PROMPT = prompts.TeacherPrompt()
+# Problem seeds are laid out as (seed, step, number of the problem in its step).
+PROBLEMS_PER_STEP = 1 << 20
+STEPS_PER_SEED = 1 << 32
+MISSES = 8  # examples without room in any row after which a batch is full
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What is asked of a vocabulary here; those of `tokalign.tokenizers` have it."""
+
+    @property
+    def eos_id(self) -> int: ...  # noqa: D102
+    @property
+    def vocab_size(self) -> int: ...  # noqa: D102
+    def encode(self, text: str) -> Sequence[int]: ...  # noqa: D102
+
+
+# --- Packing -----------------------------------------------------------------------------------
+
+
+class Example(NamedTuple):
+    """One text to learn: what the encoder reads, what the decoder writes and how much it counts.
+
+    The encoder's ids are empty for a decoder-only model.
+    """
+
+    source: Sequence[int]
+    target: Sequence[int]
+    weights: Sequence[float]
+
+
+def pack(examples: Iterator[Example], rows: int, length: int, source_length: int = 0) -> Arrays:
+    """Return a batch in which each example lies in the first row that has room for it.
+
+    With source ids [7, 8] and [5], targets [3, 9, 1] and [4, 1], one row of 6 and 4:
+
+    ```
+       encoder_input_tokens [7, 8, 5, 0]     decoder_target_tokens [3, 9, 1, 4, 1, 0]
+        encoder_segment_ids [1, 1, 2, 0]      decoder_input_tokens [0, 3, 9, 0, 4, 0]
+          encoder_positions [0, 1, 0, 0]       decoder_segment_ids [1, 1, 1, 2, 2, 0]
+                                                 decoder_positions [0, 1, 2, 0, 1, 0]
+                                              decoder_loss_weights [1, 1, 1, 1, 1, 0]
+    ```
+
+    Examples are taken until MISSES of them found no room; those are not in the batch.
+
+    Args:
+        examples: without end.
+        rows: of the batch.
+        length: of the decoder's rows.
+        source_length: of the encoder's rows; 0 makes no encoder arrays.
+
+    Raises:
+        ValueError: MISSES examples in a row are longer than an empty row.
+    """
+    target, source = Tower(rows, length), Tower(rows, source_length)
+    weights = np.zeros((rows, length), np.float32)
+    misses = 0
+    while misses < MISSES:
+        example = next(examples)
+        room = target.room(example.target) & source.room(example.source)
+        row = int(np.argmax(room))
+        if not room[row]:
+            misses += 1
+            continue
+        start = target.add(row, example.target)
+        weights[row, start : start + len(example.target)] = example.weights
+        source.add(row, example.source)
+    if not target.used.any():
+        raise ValueError(f"expected examples of at most {length} targets, got {MISSES} longer")
+    return _named(target, source if source_length else None, weights)
+
+
+class Tower:
+    """The rows of one tower while they fill."""
+
+    def __init__(self, rows: int, length: int) -> None:
+        self.tokens = np.zeros((rows, length), np.int32)
+        self.segments = np.zeros((rows, length), np.int32)
+        self.positions = np.zeros((rows, length), np.int32)
+        self.used = np.zeros(rows, np.int64)
+        self._count = np.zeros(rows, np.int64)
+        self._ramp = np.arange(length, dtype=np.int32)
+
+    def room(self, ids: Sequence[int]) -> np.ndarray:
+        """Return [rows] whether `ids` fit."""
+        return self.used + len(ids) <= self.tokens.shape[1]
+
+    def add(self, row: int, ids: Sequence[int]) -> int:
+        """Lay `ids` into a row as its next segment and return where they start."""
+        start = int(self.used[row])
+        place = row, slice(start, start + len(ids))
+        self._count[row] += 1
+        self.tokens[place] = ids
+        self.segments[place] = self._count[row]
+        self.positions[place] = self._ramp[: len(ids)]
+        self.used[row] += len(ids)
+        return start
+
+
+def _named(target: Tower, source: Tower | None, weights: np.ndarray) -> Arrays:
+    shifted = np.roll(target.tokens, 1, axis=1)
+    arrays = {
+        "decoder_target_tokens": target.tokens,
+        "decoder_input_tokens": np.where(target.positions > 0, shifted, 0),
+        "decoder_segment_ids": target.segments,
+        "decoder_positions": target.positions,
+        "decoder_loss_weights": weights,
+    }
+    if source is not None:
+        arrays["encoder_input_tokens"] = source.tokens
+        arrays["encoder_segment_ids"] = source.segments
+        arrays["encoder_positions"] = source.positions
+    return arrays
+
+
+# --- Texts -------------------------------------------------------------------------------------
+
+
+def drawn(shares: Mapping[str, float], seed: int, step: int) -> Iterator[Problem]:
+    """Yield the train problems of a step, without end, families drawn by their shares."""
+    first = (seed * STEPS_PER_SEED + step) * PROBLEMS_PER_STEP
+    picks = _picks(shares, np.random.default_rng((seed, step)))
+    for number, family in enumerate(picks, first):
+        yield arithmetic.problem(family, SPLIT, number)
+
+
+def _picks(shares: Mapping[str, float], rng: np.random.Generator) -> Iterator[str]:
+    names, borders = list(shares), np.cumsum(list(shares.values()))
+    while True:
+        for place in np.searchsorted(borders, rng.random(64) * borders[-1], side="right"):
+            yield names[place]
+
+
+def _check_shares(shares: Mapping[str, float], known: Sequence[str]) -> None:
+    unknown = set(shares) - set(known)
+    if unknown or not sum(shares.values()) > 0 or min(shares.values()) < 0:
+        raise ValueError(f"expected shares >= 0 of {tuple(known)}, got {dict(shares)}")
+
+
+def families() -> tuple[str, ...]:
+    """Return the families that a start may learn from: those with a train split."""
+    every = (*arithmetic.FAMILIES, *arithmetic.GENERAL, arithmetic.SINGLE_STEP)
+    return tuple(family for family in every if SPLIT in arithmetic.splits(family))
+
+
+# --- Batches -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModelBatches:
+    """Questions with their chains for a decoder-only teacher, packed.
+
+    A document is the zero-shot prompt, a newline, the chain and EOS. Prompt and chain are cut into
+    tokens apart, as they are when the teacher is asked.
+
+    ```
+    Q: Tom has 3 cups and buys 2 more. How many cups has he?
+    Let's think step by step
+    He has 3 + 2 = 5 cups.
+    The answer is 5<|endoftext|>
+    ```
+
+    Attributes:
+        tokenizer: the teacher's.
+        shares: of the families among the documents.
+        batch_size: rows.
+        length: tokens of a row.
+        seed: of the problems.
+        prompt_weight: what a token of the prompt counts in the loss; one of the chain counts 1.
+    """
+
+    tokenizer: Tokenizer
+    shares: Mapping[str, float]
+    batch_size: int
+    length: int
+    seed: int = 0
+    prompt_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_shares(self.shares, families())
+
+    def batch(self, step: int) -> Arrays:
+        """Return the arrays of step `step`; leading axis batch."""
+        problems = drawn(self.shares, self.seed, step)
+        return pack(map(self._example, problems), self.batch_size, self.length)
+
+    def _example(self, problem: Problem) -> Example:
+        prompt = self.tokenizer.encode(TEACHER_PROMPT(problem.question))
+        chain = self.tokenizer.encode(prompts.FORMATS["zero_shot_cot"].target(problem))
+        weights = [self.prompt_weight] * len(prompt) + [1.0] * (len(chain) + 1)
+        return Example((), [*prompt, *chain, self.tokenizer.eos_id], weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class InstructionBatches:
+    """Prompts with answers or chains for an encoder-decoder, in the four data formats, packed.
+
+    Attributes:
+        tokenizer: the student's.
+        shares: of the families among the examples.
+        formats: shares of the formats of `distill.corpus.prompts`.
+        batch_size: rows.
+        source_length: tokens of an encoder row.
+        length: tokens of a decoder row.
+        seed: of the problems.
+        shots: demonstrations of an in-context example, of the same family.
+    """
+
+    tokenizer: Tokenizer
+    shares: Mapping[str, float]
+    formats: Mapping[str, float]
+    batch_size: int
+    source_length: int
+    length: int
+    seed: int = 0
+    shots: int = 4
+
+    def __post_init__(self) -> None:
+        _check_shares(self.shares, families())
+        _check_shares(self.formats, tuple(prompts.FORMATS))
+
+    def batch(self, step: int) -> Arrays:
+        """Return the arrays of step `step`; leading axis batch."""
+        return pack(self._examples(step), self.batch_size, self.length, self.source_length)
+
+    def _examples(self, step: int) -> Iterator[Example]:
+        rng = np.random.default_rng((self.seed, step, 1))
+        shown: dict[str, dict[str, Problem]] = {}
+        problems = drawn(self.shares, self.seed, step)
+        for problem, name in zip(problems, _picks(self.formats, rng), strict=False):
+            before = shown.setdefault(problem.source, {})
+            others = [other for other in before.values() if other.question != problem.question]
+            in_context = prompts.FORMATS[name].in_context
+            if not in_context or len(others) >= self.shots:
+                yield self._example(problem, name, others[: self.shots * in_context])
+            newest = {problem.question: problem, **before}
+            shown[problem.source] = dict(itertools.islice(newest.items(), self.shots + 1))
+
+    def _example(self, problem: Problem, name: str, others: Sequence[Problem]) -> Example:
+        text = prompts.FORMATS[name].encoder_input(problem, others)
+        source = [*self.tokenizer.encode(text), self.tokenizer.eos_id]
+        answer = prompts.FORMATS[name].target(problem)
+        target = [*self.tokenizer.encode(answer), self.tokenizer.eos_id]
+        return Example(source, target, [1.0] * len(target))
+
+
+@dataclasses.dataclass(frozen=True)
+class SpanCorruptionBatches:
+    """T5's objective on built-in texts: spans leave the encoder's input, the decoder writes them.
+
+    Texts (question and chain) are laid end to end and cut into pieces of one size, chosen so that
+    what is left fills an encoder row. Sentinels count down from the highest id:
+
+    ```
+    piece                 She had 3 cups and found 2 more .
+    encoder_input_tokens  She had <0> and found 2 <1> EOS
+    decoder_target_tokens <0> 3 cups <1> more . EOS
+    ```
+
+    Attributes:
+        tokenizer: the student's; its highest ids are the sentinels.
+        shares: of the families among the texts.
+        batch_size: rows.
+        source_length: tokens of an encoder row, EOS among them.
+        seed: of the problems and the spans.
+        noise: share of the tokens that leave the input.
+        mean_span: tokens of a span, on average.
+        sentinels: how many the vocabulary has.
+
+    Source:
+        Raffel et al. 2020, section 3.1.4; counts of spans and lengths as in T5's own code, so that
+        every row is full and needs no padding.
+    """
+
+    tokenizer: Tokenizer
+    shares: Mapping[str, float]
+    batch_size: int
+    source_length: int
+    seed: int = 0
+    noise: float = 0.15
+    mean_span: float = 3.0
+    sentinels: int = 100
+
+    def __post_init__(self) -> None:
+        _check_shares(self.shares, families())
+        if not 0 < self.noise < 1 or self.mean_span < 1 or self.source_length < 4:
+            raise ValueError(
+                f"expected 0 < noise < 1, mean_span >= 1 and source_length >= 4, got {self}"
+            )
+        if self.sizes[2] > self.sentinels:
+            raise ValueError(f"expected at most {self.sentinels} spans, got {self.sizes[2]}")
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Tokens of a piece, of them noise, and spans."""
+        found = (1, 0, 0)
+        for size in itertools.count(2):
+            noise = min(max(round(size * self.noise), 1), size - 1)
+            spans = min(max(round(noise / self.mean_span), 1), noise, size - noise)
+            if size - noise + spans + 1 > self.source_length:
+                return found
+            found = size, noise, spans
+        raise AssertionError
+
+    def batch(self, step: int) -> Arrays:
+        """Return the arrays of step `step`; leading axis batch."""
+        size, noise, spans = self.sizes
+        rng = np.random.default_rng((self.seed, step, 2))
+        pieces = self._pieces(step, size)
+        kept = cuts(rng, self.batch_size, size - noise, spans)
+        is_noise = mask(kept, cuts(rng, self.batch_size, noise, spans))
+        source = self._replaced(pieces, is_noise)
+        target = self._replaced(pieces, ~is_noise)
+        return _named(_full(target), _full(source), np.ones(target.shape, np.float32))
+
+    def _pieces(self, step: int, size: int) -> np.ndarray:
+        """[batch, size] tokens; what is left of the last text is dropped with the step."""
+        ids: list[int] = []
+        for problem in drawn(self.shares, self.seed, step):
+            ids += self.tokenizer.encode(TEACHER_PROMPT(problem.question))
+            ids += self.tokenizer.encode(prompts.FORMATS["zero_shot_cot"].target(problem))
+            if len(ids) >= self.batch_size * size:
+                break
+        return np.array(ids[: self.batch_size * size], np.int32).reshape(self.batch_size, size)
+
+    def _replaced(self, pieces: np.ndarray, gone: np.ndarray) -> np.ndarray:
+        """Rows in which each run of `gone` is one sentinel; EOS ends them."""
+        starts = gone.copy()
+        starts[:, 1:] &= ~gone[:, :-1]
+        number = np.cumsum(starts, axis=1) - 1
+        sentinels = self.tokenizer.vocab_size - 1 - number
+        kept = np.where(starts, sentinels, pieces)[~gone | starts]
+        rows = kept.reshape(len(pieces), -1)
+        return np.pad(rows, ((0, 0), (0, 1)), constant_values=self.tokenizer.eos_id)
+
+
+def cuts(rng: np.random.Generator, rows: int, total: int, parts: int) -> np.ndarray:
+    """Return [rows, parts] lengths >= 1 that sum to `total`, all such rows as likely."""
+    marks = np.zeros((rows, total), np.int64)
+    marks[:, 1:parts] = 1
+    number = np.cumsum(np.hstack([marks[:, :1], rng.permuted(marks[:, 1:], axis=1)]), axis=1)
+    return (number[:, :, None] == np.arange(parts)).sum(axis=1)
+
+
+def mask(kept: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Return [rows, size] whether a token is noise; kept and noise runs take turns, kept first."""
+    lengths = np.stack([kept, noise], axis=2).reshape(len(kept), -1)
+    starts = np.cumsum(lengths, axis=1)
+    number = np.zeros((len(kept), starts[0, -1]), np.int64)
+    np.put_along_axis(number, starts[:, :-1], 1, axis=1)
+    return np.cumsum(number, axis=1) % 2 == 1
+
+
+def _full(rows: np.ndarray) -> Tower:
+    tower = Tower(*rows.shape)
+    tower.tokens[:] = rows
+    tower.segments[:] = 1
+    tower.positions[:] = np.arange(rows.shape[1])
+    return tower

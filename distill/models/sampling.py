@@ -5,16 +5,20 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from distill.core.errors import UserError
+from distill.core.paths import shipped
 from distill.core.ports import Completion, Request, Sampling
-from distill.models import decoding
+from distill.core.store import read_json
+from distill.models import decoding, weights
 from distill.models.decoding import Decoded, Measured, Network, Settings, Vocabulary
 from distill.models.layers import Params
+from tokalign.tokenizers import SentencePieceTokenizer, TiktokenTokenizer
 
 _STEP_MULTIPLE = 32  # room for completions grows by this, so that few shapes are compiled
 
@@ -381,3 +385,76 @@ def _cut(completion: Completion, size: int, eos_logprobs: np.ndarray) -> Complet
         top_ends=completion.top_ends[:n],
         end_logprob=_at(eos_logprobs, n) if whole else float("nan"),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Shipped:
+    """A directory that `weights.save` wrote, as a Generator that is loaded at its first use.
+
+    Args:
+        path: the directory; one that does not exist here is looked up among what ships.
+        batch_size: rows that run together.
+        fire: hot tokens, none by default.
+
+    Raises:
+        UserError: at the first use, the directory is missing or damaged.
+    """
+
+    path: str
+    batch_size: int = 128
+    fire: Fire | None = None
+
+    @property
+    def model(self) -> str:
+        """The directory's name."""
+        return Path(self.path).name
+
+    @functools.cached_property
+    def generator(self) -> LocalGenerator:
+        """The loaded model."""
+        here = Path(self.path)
+        loaded = local_generator(here if here.exists() else _shipped(self.path))
+        return dataclasses.replace(loaded, batch_size=self.batch_size, fire=self.fire)
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling
+    ) -> Iterator[tuple[int, Completion]]:
+        """Yield (index into requests, completion), batch by batch."""
+        return self.generator.generate(requests, sampling)
+
+    def score(
+        self, requests: Sequence[Request], top_logprobs: int = 5
+    ) -> Iterator[tuple[int, Completion]]:
+        """Yield each request's own completion, as its tokens spell it, measured."""
+        return self.generator.score(requests, top_logprobs)
+
+
+def _shipped(path: str) -> Path:
+    try:
+        return shipped(path)
+    except FileNotFoundError as error:
+        raise UserError("the directory of a model", f"none at {path}", "name one") from error
+
+
+def local_generator(directory: Path) -> LocalGenerator:
+    """Return the model of a directory that `weights.save` wrote, ready to generate.
+
+    Raises:
+        UserError: the directory is missing or damaged.
+    """
+    network, params, vocabulary = weights.load(Path(directory))
+    tokenizer = open_vocabulary(vocabulary.path, vocabulary.extra_ids)
+    return LocalGenerator(network, params, tokenizer, Path(directory).name)
+
+
+def open_vocabulary(path: Path, extra_ids: int = 100) -> Tokenizer:
+    """Return the tokenizer of a `.tiktoken` file or else of a SentencePiece model.
+
+    Args:
+        path: a `.tiktoken` file may have a `.json` beside it with `pattern` and `special_tokens`.
+        extra_ids: sentinels after the pieces of a SentencePiece model.
+    """
+    if path.suffix != ".tiktoken":
+        return SentencePieceTokenizer(path, extra_ids)
+    side = path.with_suffix(".json")
+    return TiktokenTokenizer(path, **(read_json(side) if side.is_file() else {}))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Bool, Float, Int
 
 MASKED = -1e9  # finite, so that a row that attends to nothing stays finite
@@ -49,6 +50,11 @@ def logical_axes(params: Params) -> Params:
         return ("embed",) if names[-1] == "scale" else LOGICAL_AXES["/".join(names[-2:])]
 
     return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def by_path(params: Params) -> dict[str, Any]:
+    """Return the leaves by their path, such as `encoder/layers_0/mlp/wo/kernel`."""
+    return dict(flatten_dict(params, sep="/"))
 
 
 def call(

@@ -1,0 +1,85 @@
+"""Meshes and where each array lies on them; how a step uses them is the trainer's part."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from distill.core.errors import UserError
+from distill.models.layers import Params
+
+AXES = ("data", "fsdp", "tensor")
+# T5X's logical axes to mesh axes: wide ones are cut by tensor, the residual stream by fsdp.
+RULES: Mapping[str, str | None] = {
+    "embed": "fsdp",
+    "vocab": "tensor",
+    "mlp": "tensor",
+    "joined_kv": "tensor",
+    "heads": "tensor",
+    "relpos_buckets": None,
+}
+
+
+def mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """Return a mesh over all devices.
+
+    Args:
+        data: rows of a batch are cut this many ways; -1 takes what the others leave.
+        fsdp: parameters and rows are cut this many ways.
+        tensor: parameters are cut this many ways within a layer.
+
+    Raises:
+        UserError: the three do not multiply to the number of devices.
+
+    Example:
+        >>> mesh().axis_names
+        ('data', 'fsdp', 'tensor')
+    """
+    count, sizes = jax.device_count(), (data, fsdp, tensor)
+    given = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError("positive mesh axes, at most one of -1", f"{sizes}", "correct the mesh")
+    if count % given or (-1 not in sizes and given != count):
+        raise UserError(
+            f"a mesh of {count} devices",
+            f"data={data}, fsdp={fsdp}, tensor={tensor}",
+            f"choose axes that multiply to {count}",
+        )
+    shape = tuple(count // given if size == -1 else size for size in sizes)
+    return jax.make_mesh(shape, AXES)
+
+
+def param_shardings(
+    mesh: Mesh, params: Params, logical_axes: Params, rules: Mapping[str, str | None] = RULES
+) -> Params:
+    """Return where each parameter lies, by the rule of each of its logical axes.
+
+    Args:
+        mesh: of `mesh()`.
+        params: arrays or their shapes.
+        logical_axes: `model.logical_axes(params)`.
+        rules: logical axis to mesh axis, None for a copy on each.
+
+    Raises:
+        UserError: an axis of a parameter is not divisible by its mesh axis.
+    """
+
+    def sharding(path: tuple[Any, ...], leaf: Any, names: tuple[str, ...]) -> NamedSharding:
+        axes = [rules[name] for name in names]
+        for size, name, axis in zip(leaf.shape, names, axes, strict=True):
+            if axis is not None and size % mesh.shape[axis]:
+                raise UserError(
+                    f"{name} of {'/'.join(key.key for key in path)} divisible by {axis}",
+                    f"{size} and {mesh.shape[axis]}",
+                    "choose another mesh",
+                )
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    return jax.tree_util.tree_map_with_path(sharding, params, logical_axes)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Return where a batch lies: its rows are cut over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))

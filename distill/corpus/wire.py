@@ -22,6 +22,12 @@ _FINISH_REASONS = {
 }
 # What APIs report for a token outside their top k: "very unlikely", not a number.
 _SENTINEL = -9999.0
+# Never in UTF-8, so it can stand for bytes that the API does not tell; as in tokalign.
+_UNTOLD = b"\xff"
+# Ends of a text, which candidates name as if they were text; there they are b"".
+_ENDS = frozenset(
+    b"<|endoftext|> <|im_end|> <|eot_id|> <|end_of_text|> <|end|> </s> <eos> <end_of_turn>".split()
+)
 _ESCAPE = re.compile(r"\\x([0-9a-fA-F]{2})")
 
 
@@ -30,11 +36,11 @@ class WireError(Exception):
 
 
 class Reported(NamedTuple):
-    """A token as it was reported; `text` is None where its bytes cannot be told."""
+    """A token as it was reported; 0xff in its bytes stands for some that were not told."""
 
-    text: bytes | None
+    text: bytes
     logprob: float
-    top: tuple[tuple[bytes, float], ...]
+    top: tuple[tuple[bytes, float], ...] = ()
 
 
 # --- Choices -----------------------------------------------------------------------------------
@@ -54,16 +60,16 @@ def read_completion(choice: Mapping[str, Any]) -> Completion:
 def read_chat(choice: Mapping[str, Any]) -> Completion:
     """Read a choice of the Chat Completions API; raises as `read_completion` does."""
     message = _field(choice, "message", Mapping)
-    text = _whole(message.get("content") or "")
-    logprobs = choice.get("logprobs") or {}
-    content = logprobs.get("content")
-    if content is None:
+    text = _whole(_field(message, "content", str) if message.get("content") else "")
+    logprobs = choice.get("logprobs")
+    if not isinstance(logprobs, Mapping) or logprobs.get("content") is None:
         if text:
             raise _no_logprobs()
-        content = []
+        return fit(text, [], _finish_reason(choice))
     tokens = [
         Reported(_bytes(item), _nats(item.get("logprob")), _top(item.get("top_logprobs") or []))
-        for item in content
+        for item in _field(logprobs, "content", list)
+        if _is_mapping(item)
     ]
     return fit(text, tokens, _finish_reason(choice))
 
@@ -84,18 +90,21 @@ def read_scored(choice: Mapping[str, Any], prompt: str, completion: str) -> Comp
             "sample instead, or use an endpoint that knows echo",
         )
     tokens = _legacy_tokens(choice, text)
-    if tokens and tokens[0].text is not None and not text.encode().startswith(tokens[0].text):
+    if tokens and _UNTOLD not in tokens[0].text and not whole.encode().startswith(tokens[0].text):
         tokens = tokens[1:]  # A start-of-sequence token is no part of the text.
     placed = _placed(whole, tokens)
     if placed is None:
         return _failed(completion)
     size = len(prompt.encode())
-    return assemble(after_bytes(first_bytes(placed, len(whole.encode())), size))
+    scored = after_bytes(first_bytes(placed, len(whole.encode())), size)
+    if b"".join(token.text for token in scored) != completion.encode():
+        return _failed(completion)
+    return assemble(_without_empty(scored))
 
 
 def _legacy_tokens(choice: Mapping[str, Any], text: str) -> list[Reported]:
     logprobs = choice.get("logprobs")
-    if logprobs is None or logprobs.get("tokens") is None:
+    if not isinstance(logprobs, Mapping) or logprobs.get("tokens") is None:
         if text:
             raise _no_logprobs()
         return []
@@ -105,13 +114,21 @@ def _legacy_tokens(choice: Mapping[str, Any], text: str) -> list[Reported]:
     if not len(names) == len(nats) == len(tops):
         raise WireError(f"{len(names)} tokens with {len(nats)} log-probabilities")
     return [
-        Reported(
-            _bytes({"token": name}),
-            _nats(logprob),
-            _top([{"token": key, "logprob": value} for key, value in (top or {}).items()]),
-        )
+        Reported(_bytes({"token": name}), _nats(logprob), _top(_items(top or {})))
         for name, logprob, top in zip(names, nats, tops, strict=True)
     ]
+
+
+def _items(top: Any) -> list[dict[str, Any]]:
+    return [
+        {"token": key, "logprob": value} for key, value in (top if _is_mapping(top) else {}).items()
+    ]
+
+
+def _is_mapping(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        raise WireError(f"a {type(value).__name__} in the place of an object")
+    return True
 
 
 def _field(mapping: Mapping[str, Any], name: str, kind: type) -> Any:
@@ -141,20 +158,27 @@ def _whole(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _bytes(item: Mapping[str, Any]) -> bytes | None:
+def _bytes(item: Mapping[str, Any]) -> bytes:
     raw = item.get("bytes")
-    return bytes(raw) if raw is not None else name_bytes(_field(item, "token", str))
+    if raw is None:
+        return name_bytes(_field(item, "token", str))
+    if not isinstance(raw, list):
+        raise WireError(f"bytes of {raw!r}")
+    try:
+        return bytes(raw)
+    except (TypeError, ValueError) as error:
+        raise WireError(f"bytes of {raw!r}") from error
 
 
-def name_bytes(name: str) -> bytes | None:
-    r"""Return the bytes that a token's name stands for, None where it does not tell.
+def name_bytes(name: str) -> bytes:
+    r"""Return the bytes that a token's name stands for, 0xff in the place of those untold.
 
     Raises:
         UserError: names are numbers.
 
     Example:
-        >>> name_bytes(" she"), name_bytes("bytes: \\xf0\\x9f"), name_bytes("\ufffd")
-        (b' she', b' \xf0\x9f', None)
+        >>> name_bytes(" she"), name_bytes("bytes: \xf0\x9f"), name_bytes(" �")
+        (b' she', b' ð', b' ÿ')
     """
     if name.startswith("token_id:") and name[9:].isdigit():
         raise UserError(
@@ -163,9 +187,7 @@ def name_bytes(name: str) -> bytes | None:
     if name.startswith("bytes:") and _ESCAPE.search(name):
         latin = _ESCAPE.sub(lambda found: chr(int(found[1], 16)), name[len("bytes:") :])
         return latin.encode("latin-1", "replace")
-    if "\ufffd" in name or any("\ud800" <= character <= "\udfff" for character in name):
-        return None
-    return name.encode()
+    return _UNTOLD.join(part.encode() for part in _whole(name).split("\ufffd"))
 
 
 def _nats(logprob: Any) -> float:
@@ -176,10 +198,23 @@ def _nats(logprob: Any) -> float:
     return np.nan if logprob <= _SENTINEL else min(float(logprob), 0.0)
 
 
-def _top(items: Sequence[Mapping[str, Any]]) -> tuple[tuple[bytes, float], ...]:
-    """Keep the candidates whose bytes and log-probability are known, each once."""
-    pairs = ((_bytes(item), _nats(item.get("logprob"))) for item in items)
-    known = {name: nats for name, nats in pairs if name is not None and not np.isnan(nats)}
+def _top(items: Any) -> tuple[tuple[bytes, float], ...]:
+    """Keep the candidates whose log-probability is known, those of equal bytes joined.
+
+    A candidate that ends the text is b"". One whose bytes are untold keeps its mass, which no
+    student token can take.
+    """
+    if not isinstance(items, list):
+        raise WireError(f"candidates as {type(items).__name__}")
+    known: dict[bytes, float] = {}
+    for item in filter(_is_mapping, items):
+        name, nats = _bytes(item), _nats(item.get("logprob"))
+        if np.isnan(nats):
+            continue
+        name = b"" if name in _ENDS else name
+        if known.get(name, nats) != nats:
+            nats = min(float(np.logaddexp(known[name], nats)), 0.0)
+        known[name] = nats
     return tuple(sorted(known.items(), key=lambda pair: -pair[1]))
 
 
@@ -214,7 +249,7 @@ def fit(text: str, tokens: Sequence[Reported], finish_reason: str) -> Completion
             continue
         kept = first_bytes(placed, len(wanted))
         return assemble(
-            kept,
+            _without_empty(kept),
             finish_reason=finish_reason,
             end_logprob=_end(placed, kept) if finish_reason == "stop" else np.nan,
         )
@@ -226,34 +261,60 @@ def _end(placed: Sequence[Token], kept: Sequence[Token]) -> float:
     return placed[len(kept)].logprob if whole and len(placed) > len(kept) else np.nan
 
 
+def _without_empty(tokens: Sequence[Token]) -> list[Token]:
+    """Join tokens that spell nothing to the next one, as one of their joint probability."""
+    kept: list[Token] = []
+    unspelled = 0.0
+    for token in tokens:
+        if not token.text:
+            unspelled += token.logprob
+        elif unspelled:
+            kept.append(Token(token.text, unspelled + token.logprob))
+            unspelled = 0.0
+        else:
+            kept.append(token)
+    return kept
+
+
 def _failed(text: str) -> Completion:
     empty = assemble([], finish_reason="error")
     return Completion(**{**vars(empty), "text": text})
 
 
 def _placed(text: str, tokens: Sequence[Reported]) -> list[Token] | None:
-    """Give tokens of unknown bytes those that the text has between their neighbours.
+    """Give tokens of untold bytes those that the text has between their neighbours.
 
-    Unknown ones in a row become one token of their joint probability without candidates: together
-    they spell a character, as the halves of an emoji do.
+    Several in a row become one token of their joint probability without candidates: together they
+    spell a character, as the halves of an emoji do.
     """
     spelled = text.encode()
-    groups = [list(group) for _, group in groupby(tokens, lambda token: token.text is None)]
+    groups = [list(group) for _, group in groupby(tokens, lambda token: _UNTOLD in token.text)]
     placed: list[Token] = []
     at = 0
     for n, group in enumerate(groups):
-        if group[0].text is not None:
-            known = [Token(*token) for token in group]  # type: ignore[arg-type]
-            placed += known
-            at += sum(len(token.text) for token in known)
+        told = b"".join(token.text for token in group)
+        if _UNTOLD not in told:
+            placed += [Token(*token) for token in group]
+            at += len(told)
             continue
-        follower = (
-            b"".join(token.text or b"" for token in groups[n + 1]) if groups[n + 1 :] else b""
-        )
-        end = spelled.find(follower[:16], at + 1) if follower else len(spelled)
-        if end <= at:
-            return placed if at >= len(spelled) else None
+        later = (token.text for group in groups[n + 1 :] for token in group if token.text)
+        after = next(later, None)
+        found = _untold_pattern(told, after).match(spelled, at)
+        if found is None:
+            return None
         top = group[0].top if len(group) == 1 else ()
-        placed.append(Token(spelled[at:end], sum(token.logprob for token in group), top))
-        at = end
+        placed.append(Token(found[0], sum(token.logprob for token in group), top))
+        at = found.end()
     return placed
+
+
+def _untold_pattern(told: bytes, after: bytes | None) -> re.Pattern[bytes]:
+    """Match the told bytes, some of no ASCII for each run of untold ones, up to what comes after.
+
+    What comes after may be the stop, which is no part of the text. At the end the untold bytes may
+    be missing, as those of a cut-off character are.
+    """
+    parts = [re.escape(part) for part in re.split(_UNTOLD + b"+", told)]
+    untold = b"[\x80-\xff]*?" if after is None else b"[\x80-\xff]+?"
+    ahead = b"" if after is None else b"(?=" + re.escape(after) + b")|"
+    return re.compile(untold.join(parts) + b"(?:" + ahead + rb"\Z)", re.DOTALL)

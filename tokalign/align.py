@@ -257,6 +257,17 @@ def _walk(a: np.ndarray, b: np.ndarray, openings: np.ndarray) -> list[Alignment]
     ]
 
 
+def _common(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the places where a token of both sides ends, 0 and the last included."""
+    total = int(max(a[-1] if len(a) else 0, b[-1] if len(b) else 0))
+    in_a, in_b = np.zeros((2, total + 1), bool)
+    in_a[a] = True
+    in_b[b] = True
+    in_a &= in_b
+    in_a[0] = in_a[total] = True
+    return np.flatnonzero(in_a)
+
+
 def _nodes(
     a: np.ndarray, b: np.ndarray, regions: list[tuple[int, int, int, int]]
 ) -> tuple[np.ndarray, np.ndarray]:

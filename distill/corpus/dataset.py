@@ -2,9 +2,9 @@
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,78 +17,90 @@ from distill.corpus import student as students
 from distill.corpus.examples import Examples, blocks, examples, read_corpus
 from distill.corpus.student import Student
 
+if TYPE_CHECKING:
+    import seqio
+
 SHARD_ROWS = 2048
 EQUAL_RATIOS = dict.fromkeys(prompts.FORMATS, 1.0)
 
 
-def plan(
-    sizes: Mapping[str, int], ratios: Mapping[str, float], passes: int
-) -> tuple[int, dict[str, int]]:
-    """Return how many examples to draw, and how many passes each format then needs.
+def shares(
+    sizes: Mapping[str, int], ratios: Mapping[str, float], passes: int = 1
+) -> dict[str, int]:
+    """Return how many examples of each format to draw.
 
-    The format with the largest ratio (of several, the largest one) is seen `passes` times, the
-    others in proportion; so a format of small ratio does not blow the dataset up.
+    The format with the largest ratio (of several, the largest one) is seen whole `passes` times,
+    the others in proportion; so a small ratio does not blow the dataset up.
 
     Example:
-        >>> plan({"cot": 100, "answer": 25}, {"cot": 3, "answer": 1}, passes=1)
-        (133, {'cot': 1, 'answer': 2})
+        >>> shares({"cot": 100, "answer": 25}, {"cot": 3, "answer": 1})
+        {'cot': 100, 'answer': 33}
     """
-    shares = {name: ratio / sum(ratios.values()) for name, ratio in ratios.items()}
-    leader = max(shares, key=lambda name: (shares[name], sizes[name]))
-    count = round(passes * sizes[leader] / shares[leader])
-    needed = {name: -(-count * share // sizes[name]) for name, share in shares.items()}
-    return count, {name: max(1, int(n)) for name, n in needed.items()}
+    leader = max(ratios, key=lambda name: (ratios[name], sizes[name]))
+    most = passes * sizes[leader]
+    return {name: max(1, round(most * ratio / ratios[leader])) for name, ratio in ratios.items()}
 
 
-def dataset(
+def mixture(
     forms: Iterable[Examples],
-    ratios: Mapping[str, float],
+    counts: Mapping[str, int],
     tokenizer: Student,
     *,
-    source_length: int,
-    target_length: int,
     k: int,
-    seed: int,
-    passes: int,
-) -> tuple[Iterator[PackedExample], Any]:
-    """Return the packed rows of a mixture, and the tally that is whole after the last of them."""
+    name: str = "formats",
+    exact: bool = False,
+) -> "seqio.Mixture":
+    """Return a seqio mixture of the formats, of no registry; so T5X can draw from it as well.
+
+    Args:
+        forms: the examples.
+        counts: of each format, how many of its examples are mixed in; they are its rates.
+        tokenizer: the student's.
+        k: candidates a position.
+        name: of the mixture, and before each task's own.
+        exact: whether it ends after just these counts, or samples by them without an end.
+    """
     import seqio
 
     from distill.corpus import features
 
-    features.leave_accelerators_alone()
-    forms = list(forms)
-    count, epochs = plan({form.name: form.size for form in forms}, ratios, passes)
     vocabulary = seqio.PassThroughVocabulary(tokenizer.vocab_size, eos_id=tokenizer.eos_id)
-    make = functools.partial(blocks, encode=tokenizer.encode, eos_id=tokenizer.eos_id)
+    made = functools.partial(blocks, encode=tokenizer.encode, eos_id=tokenizer.eos_id)
     tasks = []
     for form in forms:
-        source = functools.partial(make, form, passes=epochs[form.name])
-        size = form.size * epochs[form.name]
-        task = features.task(form.name, source, size=size, k=k, vocabulary=vocabulary)
-        tasks.append((task, ratios[form.name]))
-    lengths = features.lengths_of(source_length, target_length)
-    tally = features.Tally([form.name for form in forms], lengths)
-    mixed = seqio.Mixture("formats", tasks)
-    return features.packed(mixed, tally, lengths=lengths, count=count, seed=seed), tally
+        passes = -(-counts[form.name] // form.size)
+        task = features.task(
+            f"{name}_{form.name}",
+            form.name,
+            functools.partial(made, form, passes=passes),
+            size=passes * form.size,
+            k=k,
+            vocabulary=vocabulary,
+        )
+        tasks.append((task, counts[form.name]))
+    if exact:
+        return seqio.Mixture(name, tasks, sample_fn=features.as_rated)
+    return seqio.Mixture(name, tasks)
 
 
 def _write(rows: Iterable[PackedExample], shards: Shards[PackedExample]) -> dict[str, Any]:
     """Append the rows and return their number, their target tokens and the fill of the towers."""
-    written, source, target, places = 0, 0, 0, [0, 0]
+    written, filled, places = 0, np.zeros(2, np.int64), np.zeros(2, np.int64)
     rows = iter(progress(rows, name="dataset", unit="rows"))
     while chunk := list(itertools.islice(rows, SHARD_ROWS)):
         written += shards.append(chunk)
         for row in chunk:
-            source += np.count_nonzero(row.encoder_segment_ids)
-            target += np.count_nonzero(row.decoder_segment_ids)
-        places[0] += sum(len(row.encoder_segment_ids) for row in chunk)
-        places[1] += sum(len(row.decoder_segment_ids) for row in chunk)
+            towers = (row.encoder_segment_ids, row.decoder_segment_ids)
+            filled += [np.count_nonzero(segments) for segments in towers]
+            places += [len(segments) for segments in towers]
+    source, target = (
+        {"sum": int(n), "count": int(of)} for n, of in zip(filled, places, strict=True)
+    )
     return {
         "rows": written,
-        "target_tokens": int(target),
-        "source_fill": {"sum": int(source), "count": places[0]},
-        "target_fill": {"sum": int(target), "count": places[1]},
+        "target_tokens": target["sum"],
+        "source_fill": source,
+        "target_fill": target,
     }
 
 
@@ -124,11 +136,17 @@ def run(
             negative, there are too few problems to demonstrate with, or nothing fits the lengths.
     """
     run_dir, tokenizer = Path(run_dir), students.load(student)
+    counted = {
+        "source_length": source_length,
+        "target_length": target_length,
+        "k": k,
+        "passes": passes,
+        "demonstrations": demonstrations,
+    }
     ratios = _positive(ratios)
-    options = {"source_length": source_length, "target_length": target_length, "k": k}
-    options |= {"seed": seed, "passes": passes}
-    settings = {"student": students.describe(tokenizer), "ratios": ratios, **options}
-    settings |= {"demonstrations": demonstrations, "split": split}
+    _refuse_none(counted)
+    settings = {"student": students.describe(tokenizer), "ratios": ratios, **counted}
+    settings |= {"seed": seed, "split": split}
     with Stage.open(run_dir, "dataset", settings=settings, inputs=["problems", "align"]) as stage:
         if stage.complete:
             return stage.summary
@@ -137,16 +155,43 @@ def run(
         shards.remove()
         corpus = read_corpus(run_dir, split, k)
         forms = examples(corpus, tokenizer, k=k, shots=demonstrations, used=ratios)
-        rows, tally = dataset(forms, ratios, tokenizer, **options)
-        summary = _write(rows, shards)
-        if not summary["rows"]:
-            raise UserError(
-                f"examples of at most {source_length} and {target_length} tokens",
-                "none",
-                "give larger lengths",
-            )
-        stage.finish(**tally.counts(), **summary)
+        counts = shares({form.name: form.size for form in forms}, ratios, passes)
+        mixed = mixture(forms, counts, tokenizer, k=k, exact=True)
+        lengths = (source_length, target_length)
+        stage.finish(**_fill(shards, mixed, list(ratios), lengths, seed))
         return stage.summary
+
+
+def _fill(
+    shards: Shards[PackedExample],
+    mixed: "seqio.Mixture",
+    names: Sequence[str],
+    lengths: tuple[int, int],
+    seed: int,
+) -> dict[str, Any]:
+    """Draw the mixture, drop what is too long, write the packed rows and return the summary."""
+    from distill.corpus import features
+
+    features.leave_accelerators_alone()
+    tally = features.Tally(names, features.lengths_of(*lengths))
+    written = _write(features.packed(mixed, tally, seed=seed), shards)
+    dropped = tally.counts()
+    kept = dropped.pop(tally.KEPT)
+    if not written["rows"]:
+        raise UserError(
+            f"examples of at most {lengths[0]} and {lengths[1]} tokens",
+            "none",
+            "give larger lengths",
+        )
+    total = sum(kept.values())
+    read = total + sum(sum(by_format.values()) for by_format in dropped.values())
+    return {"read": read, "kept": total, "examples": kept, "dropped": dropped, **written}
+
+
+def _refuse_none(counts: Mapping[str, int]) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise UserError(f"{name} of at least 1", str(count), "give a larger one")
 
 
 def _positive(ratios: Mapping[str, float]) -> dict[str, float]:

@@ -207,7 +207,7 @@ def output_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.utils.Featu
 
 
 def task(
-    name: str, blocks: Blocks, *, size: int, k: int, vocabulary: seqio.Vocabulary
+    name: str, form: str, blocks: Blocks, *, size: int, k: int, vocabulary: seqio.Vocabulary
 ) -> seqio.Task:
     """Make a task of one format, of no registry; too long an example is dropped, never cut.
 
@@ -224,7 +224,8 @@ def task(
     registered (`seqio.TaskRegistry.add_provider`); the source then runs once, on one worker.
 
     Args:
-        name: letters, digits and underscores; each example carries it as `format`.
+        name: letters, digits and underscores, unique in a mixture.
+        form: the format's name; each example carries it as `format`.
         blocks: the source: from a seed to the blocks of one epoch, in an order of that seed.
         size: number of examples in an epoch.
         k: candidates of a position.
@@ -243,7 +244,7 @@ def task(
         del split, shuffle_files
         made = functools.partial(blocks, seed or 0)
         ds = tf.data.Dataset.from_generator(made, output_signature=signature)
-        return ds.map(functools.partial(_examples, name)).unbatch()
+        return ds.map(functools.partial(_examples, form)).unbatch()
 
     return seqio.Task(
         name,
@@ -253,7 +254,7 @@ def task(
     )
 
 
-def _examples(name: str, block: Tensors) -> dict[str, Any]:
+def _examples(form: str, block: Tensors) -> dict[str, Any]:
     def cut(feature: str, lengths: tf.Tensor) -> Any:
         ragged = tf.RaggedTensor.from_row_lengths  # pyright: ignore[reportAttributeAccessIssue]
         return ragged(block[feature], lengths)
@@ -262,7 +263,7 @@ def _examples(name: str, block: Tensors) -> dict[str, Any]:
     return {
         "inputs": cut("inputs", block["input_lengths"]),
         **{feature: cut(feature, block["target_lengths"]) for feature in targets},
-        "format": tf.fill(tf.shape(block["input_lengths"]), name),
+        "format": tf.fill(tf.shape(block["input_lengths"]), form),
     }
 
 
@@ -302,7 +303,7 @@ class Tally:
     KEPT, LONG_SOURCE, LONG_TARGET = "kept", "source too long", "target too long"
 
     def __init__(self, formats: Sequence[str], lengths: Mapping[str, int]) -> None:
-        self._formats, self._lengths = list(formats), lengths
+        self._formats, self.lengths = list(formats), lengths
         self._counts = tf.Variable(tf.zeros([len(formats), 3], tf.int64))
 
     def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -310,7 +311,7 @@ class Tally:
         return dataset.filter(self._fits)
 
     def _fits(self, example: Tensors) -> tf.Tensor:
-        wrong = _too_long(example, self._lengths)
+        wrong = _too_long(example, self.lengths)
         outcome = tf.where(wrong[0], 1, tf.where(wrong[1], 2, 0))
         row = tf.argmax(tf.equal(example["format"], self._formats), output_type=tf.int32)
         self._counts.scatter_nd_add([[row, outcome]], tf.constant([1], tf.int64))
@@ -327,17 +328,27 @@ class Tally:
         }
 
 
-def packed(
-    mixture: seqio.Mixture, tally: Tally, *, lengths: Mapping[str, int], count: int, seed: int
-) -> Iterator[PackedExample]:
-    """Draw `count` examples of the mixture and yield those that fit, packed.
+def as_rated(
+    datasets: Sequence[tf.data.Dataset], rates: Sequence[float], seed: int | None
+) -> tf.data.Dataset:
+    """Take from each dataset as many examples as its rate, in a random order; for seqio.Mixture.
+
+    seqio's own way samples, so that the counts are right in the mean alone.
+    """
+    counts = np.array(rates).astype(np.int64)
+    choices = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    return tf.data.Dataset.choose_from_datasets(
+        datasets, tf.data.Dataset.from_tensor_slices(choices), stop_on_empty_dataset=True
+    )
+
+
+def packed(mixture: seqio.Mixture, tally: Tally, *, seed: int) -> Iterator[PackedExample]:
+    """Yield the examples of a finite mixture that fit, packed.
 
     Args:
-        mixture: of tasks that `task` made.
+        mixture: of tasks that `task` made, ended by `as_rated`.
         tally: drops and counts what does not fit.
-        lengths: of a row, for each task feature.
-        count: number of examples to draw; a task is repeated where it has fewer.
-        seed: of the orders and the draws; the rows depend on nothing else.
+        seed: of the orders and the demonstrations; the rows depend on nothing else.
     """
     # The sources shuffle whole epochs themselves, which a buffer of seqio's could not.
     drawn = mixture.get_dataset(
@@ -348,8 +359,7 @@ def packed(
         passthrough_features=["format"],
         try_in_mem_cache=False,
     )
-    converter = DistillationFeatureConverter()
-    rows = converter(tally(drawn.take(count)), lengths)
+    rows = DistillationFeatureConverter()(tally(drawn), tally.lengths)
     for batch in rows.batch(_ROWS).as_numpy_iterator():
         batch["decoder_loss_weights"] = batch["decoder_loss_weights"].astype(np.float32)
         for row in range(len(batch["encoder_positions"])):

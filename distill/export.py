@@ -1,0 +1,222 @@
+"""A student as a Hugging Face directory: weights, tokenizer, generation settings and model card."""
+
+import base64
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import save_file
+
+from distill.core.errors import UserError
+from distill.models import weights
+from distill.models.layers import Params
+from distill.models.t5 import T5Model
+
+logger = logging.getLogger(__name__)
+
+SENTINELS = 100
+MAX_NEW_TOKENS = 256
+_NORMALIZER = 3  # field of SentencePiece's ModelProto
+_CHARSMAP = 2  # field of its NormalizerSpec
+
+
+def export(
+    directory: Path, model: T5Model, params: Params, sentencepiece_path: Path, *, card: str
+) -> None:
+    """Write a directory that transformers loads, whole or not at all.
+
+    ```
+    config.json, generation_config.json, model.safetensors
+    spiece.model, tokenizer.json, tokenizer_config.json, special_tokens_map.json
+    README.md
+    ```
+    Args:
+        directory: made; where it exists its files of these names are replaced.
+        model: of T5's shape, v1.0 or v1.1.
+        params: float32.
+        sentencepiece_path: the vocabulary without its 100 sentinels.
+        card: the model card, Markdown.
+
+    Raises:
+        UserError: the vocabulary is missing, no unigram model, or larger than the embedding.
+    """
+    tokenizer = tokenizer_json(sentencepiece_path)
+    size = len(tokenizer["model"]["vocab"])
+    if size > model.config.vocab_size:
+        raise UserError(
+            f"a vocabulary of at most {model.config.vocab_size} tokens with its sentinels",
+            f"{size} in {sentencepiece_path}",
+            "use the vocabulary that the student was trained with",
+        )
+    documents = {
+        "config.json": weights.hugging_face_config(model.config),
+        "generation_config.json": generation_config(),
+        "tokenizer.json": tokenizer,
+        "tokenizer_config.json": tokenizer_config(),
+        "special_tokens_map.json": _special_tokens(),
+    }
+    with weights.whole_directory(directory) as temporary:
+        for name, document in documents.items():
+            text = json.dumps(document, indent=1, ensure_ascii=False)
+            (temporary / name).write_text(text + "\n", encoding="utf-8")
+        arrays = weights.to_hugging_face(params, model.config)
+        save_file(arrays, temporary / "model.safetensors", metadata={"format": "pt"})
+        shutil.copyfile(sentencepiece_path, temporary / "spiece.model")
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+def generation_config() -> dict[str, Any]:
+    """Return the settings of greedy decoding."""
+    return {
+        "decoder_start_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+        "do_sample": False,
+        "num_beams": 1,
+        "max_new_tokens": MAX_NEW_TOKENS,
+    }
+
+
+def _sentinels() -> list[str]:
+    return [f"<extra_id_{number}>" for number in range(SENTINELS)]
+
+
+def _special_tokens() -> dict[str, Any]:
+    return {
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "additional_special_tokens": _sentinels(),
+    }
+
+
+def tokenizer_config() -> dict[str, Any]:
+    """Return what AutoTokenizer reads first.
+
+    The class is the one that takes tokenizer.json as it is: T5's own builds its pipeline anew and
+    splits at blanks that SentencePiece does not know as such.
+    """
+    return {
+        **_special_tokens(),
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": 512,
+        "clean_up_tokenization_spaces": False,
+        "extra_ids": SENTINELS,
+    }
+
+
+def tokenizer_json(sentencepiece_path: Path) -> dict[str, Any]:
+    """Return the tokenizers library's document of a T5 SentencePiece model.
+
+    What SentencePiece does, step by step: characters by its own map, blanks at the ends dropped and
+    runs of them made one, a `▁` for each and before the text, the likeliest pieces, then EOS.
+
+    Args:
+        sentencepiece_path: a unigram model with pad 0, EOS 1 and unknown 2.
+
+    Raises:
+        UserError: there is no such file, or it is another kind of model.
+    """
+    import sentencepiece
+
+    if not sentencepiece_path.is_file():
+        raise UserError("a SentencePiece model", f"no file {sentencepiece_path}", "give its path")
+    content = sentencepiece_path.read_bytes()
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_proto=content)
+    except RuntimeError as error:
+        raise UserError(
+            f"a SentencePiece model in {sentencepiece_path}", "none", "use one"
+        ) from error
+    ids = (model.pad_id(), model.eos_id(), model.unk_id())
+    if ids != (0, 1, 2):
+        raise UserError("pad 0, EOS 1 and unknown 2, as T5 has", f"{ids}", "use a T5 vocabulary")
+    pieces = [[model.id_to_piece(i), model.get_score(i)] for i in range(model.get_piece_size())]
+    vocabulary = pieces + [[text, 0.0] for text in reversed(_sentinels())]
+    specials = [0, 1, 2, *range(len(pieces), len(vocabulary))]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_added_token(i, vocabulary[i][0]) for i in specials],
+        "normalizer": {"type": "Sequence", "normalizers": _normalizers(content)},
+        "pre_tokenizer": _metaspace(),
+        "post_processor": _ending_in_eos(),
+        "decoder": _metaspace(),
+        "model": {"type": "Unigram", "unk_id": 2, "vocab": vocabulary, "byte_fallback": False},
+    }
+
+
+def _added_token(token_id: int, content: str) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": token_id, "content": content, "special": True, **flags}
+
+
+def _normalizers(content: bytes) -> list[dict[str, Any]]:
+    blanks = [
+        {"type": "Replace", "pattern": {"Regex": "^ +| +$"}, "content": ""},
+        {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
+    ]
+    charsmap = _charsmap(content)
+    if not charsmap:
+        return blanks
+    encoded = base64.b64encode(charsmap).decode("ascii")
+    return [{"type": "Precompiled", "precompiled_charsmap": encoded}, *blanks]
+
+
+def _metaspace() -> dict[str, Any]:
+    return {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": False}
+
+
+def _ending_in_eos() -> dict[str, Any]:
+    def sequence(name: str) -> dict[str, Any]:
+        return {"Sequence": {"id": name, "type_id": 0}}
+
+    end = {"SpecialToken": {"id": "</s>", "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [sequence("A"), end],
+        "pair": [sequence("A"), end, sequence("B"), end],
+        "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}},
+    }
+
+
+def _charsmap(content: bytes) -> bytes:
+    """Return the character map of a serialised SentencePiece model, empty where it has none."""
+    for field, value in _fields(content):
+        if field == _NORMALIZER and isinstance(value, bytes):
+            return next(
+                (v for f, v in _fields(value) if f == _CHARSMAP and isinstance(v, bytes)), b""
+            )
+    return b""
+
+
+def _fields(content: bytes) -> Iterator[tuple[int, bytes | int]]:
+    """Yield (number, value) of the fields of a serialised protocol buffer message."""
+    at = 0
+    while at < len(content):
+        key, at = _varint(content, at)
+        match key & 7:
+            case 0:
+                value, at = _varint(content, at)
+                yield key >> 3, value
+            case 1 | 5 as fixed:
+                at += 8 if fixed == 1 else 4
+            case _:
+                size, at = _varint(content, at)
+                yield key >> 3, content[at : at + size]
+                at += size
+
+
+def _varint(content: bytes, at: int) -> tuple[int, int]:
+    value, shift = 0, 0
+    while True:
+        byte = content[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at

@@ -59,7 +59,7 @@ def number_tokens() -> list[bytes]:
 def train_bpe(texts: Iterable[str], size: int) -> Ranks:
     """Return the ranks of a byte-level BPE: the bytes, the numbers, then merges by frequency.
 
-    Ties go to the pair that sorts first, so equal texts give equal ranks.
+    Ties go to the pair that sorts last, so equal texts give equal ranks.
 
     Args:
         texts: what to learn the merges from.

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +141,7 @@ def prompt(name: str, train: Iterable[Problem]) -> Callable[[Problem], str]:
     Raises:
         UserError: there is no such format, or too few problems to show.
     """
-    if name not in prompts.FORMATS:
-        raise UserError(f"a format of {', '.join(prompts.FORMATS)}", name, "name one of them")
+    _require("format", prompts.FORMATS, name)
     format = prompts.FORMATS[name]
     if not format.in_context:
         return format.encoder_input
@@ -163,13 +162,17 @@ def students(run_dir: Path, start: str, batch_size: int) -> Callable[[int], Gene
         start: the directory of the start that train was given.
         batch_size: problems decoded together.
     """
+    import jax
+
     import tokalign
     from distill.models import weights
     from distill.models.sampling import LocalGenerator
     from distill.training.checkpoints import load_params
 
-    model, params, vocabulary = weights.load(Path(start))
-    tokenizer = tokalign.SentencePieceTokenizer(vocabulary)
+    model, loaded, vocabulary = weights.load(Path(start))
+    # Committed to a device as restored ones are: else the start has a program of its own.
+    params = jax.device_put(loaded, jax.local_devices()[0])
+    tokenizer = tokalign.SentencePieceTokenizer(vocabulary.path, vocabulary.extra_ids)
     first = LocalGenerator(model, params, tokenizer, name="student", batch_size=batch_size)
 
     def of_step(step: int) -> Generator:
@@ -206,7 +209,7 @@ def run(
         limit: most problems of a set; all where None.
 
     Returns:
-        `accuracy`: {step: {set: {"correct", "n"}}}.
+        `accuracy`, {step: {set: {"correct", "n"}}}, and the numbers of checkpoints and predictions.
 
     Raises:
         UserError: no such format or grader, no such problems, or an input is not complete.
@@ -248,7 +251,7 @@ def final(
         limit: most problems of a set; all where None.
 
     Returns:
-        `accuracy`: {step: {set: {"correct", "n"}}}.
+        `accuracy`, {step: {set: {"correct", "n"}}}, and the numbers of checkpoints and predictions.
 
     Raises:
         UserError: no such format or grader, no such problems, or an input is not complete.
@@ -271,9 +274,21 @@ def _reported_steps(run_dir: Path) -> list[int]:
 
 
 def _settings(format: str, grader: str, max_tokens: int, limit: int | None) -> dict[str, Any]:
-    if grader not in GRADERS:
-        raise UserError(f"a grader of {', '.join(GRADERS)}", grader, "name one of them")
+    """Refuse what is wrong before a manifest holds it."""
+    _require("format", prompts.FORMATS, format)
+    _require("grader", GRADERS, grader)
+    if max_tokens < 1 or (limit is not None and limit < 1):
+        raise UserError(
+            "max_tokens and limit of at least 1",
+            f"max_tokens {max_tokens} and limit {limit}",
+            "raise them or leave them out",
+        )
     return {"format": format, "grader": grader, "max_tokens": max_tokens, "limit": limit}
+
+
+def _require(what: str, known: Collection[str], name: str) -> None:
+    if name not in known:
+        raise UserError(f"a {what} of {', '.join(known)}", name, "name one of them")
 
 
 def _fill(
@@ -292,7 +307,11 @@ def _fill(
         "sampling": dataclasses.replace(GREEDY, max_tokens=settings["max_tokens"]),
     }
     ask(choose(every, splits, settings["limit"]), steps, make, sink, **how)
-    return {"accuracy": _table(tally(sink))}
+    return {
+        "checkpoints": len(steps),
+        "predictions": len(sink),
+        "accuracy": _table(tally(sink)),
+    }
 
 
 def _table(counted: Mapping[int, Mapping[str, Accuracy]]) -> dict[str, dict[str, Any]]:

@@ -1,17 +1,26 @@
+import contextlib
 import dataclasses
+import logging
 import re
+import shutil
 
+import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tokalign
 from distill.core.errors import UserError
+from distill.core.paths import shipped
 from distill.core.ports import Completion
 from distill.core.records import Accuracy, Prediction, Problem
-from distill.core.store import Shards
+from distill.core.store import Shards, Stage, manifest, write_json
 from distill.corpus.check import GRADERS
-from distill.training.evaluate import ask, choose, evaluate, prompt, tally
+from distill.models import weights
+from distill.models.t5 import T5Config, T5Model
+from distill.training.checkpoints import Checkpoints
+from distill.training.evaluate import ask, choose, evaluate, final, prompt, run, tally
 
 HOW = {"format": prompt("zero_shot_cot", []), "grader": GRADERS["default"]}
 
@@ -47,6 +56,15 @@ def problem(number, source="svamp", split="selection", chain=None):
     return Problem(f"{source}/{split}/{number}", source, split, question, str(2 * number), chain)
 
 
+@contextlib.contextmanager
+def capture_logs(name):
+    lines, sink = [], logging.Handler()
+    sink.emit = lambda record: lines.append(record.getMessage())
+    logging.getLogger(name).addHandler(sink)
+    yield lines
+    logging.getLogger(name).removeHandler(sink)
+
+
 def by_id(predictions):
     return {prediction.problem_id: prediction for prediction in predictions}
 
@@ -54,6 +72,7 @@ def by_id(predictions):
 # --- Laws --------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.permutations(range(8)), st.integers(0, 8))
 def test_neither_order_nor_batches_of_problems_change_a_prediction(order, cut):
     problems = [problem(number) for number in range(8)]
@@ -64,6 +83,7 @@ def test_neither_order_nor_batches_of_problems_change_a_prediction(order, cut):
     assert len(found) == len(problems)
 
 
+@settings(deadline=None, max_examples=20)
 @given(st.sets(st.tuples(st.sampled_from([0, 50]), st.integers(0, 7))))
 def test_a_resumed_evaluation_asks_what_is_missing_and_gives_the_same(tmp_path_factory, done):
     problems, steps = [problem(number) for number in range(8)], (0, 50)
@@ -143,6 +163,82 @@ def test_the_first_problems_of_every_set_are_chosen():
     ]
 
 
+# --- The stages --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of random weights with three checkpoints, the start among them."""
+    run_dir = tmp_path_factory.mktemp("run")
+    vocabulary = shipped("data/vocabularies/student.model")
+    rows = tokalign.SentencePieceTokenizer(vocabulary, 100).vocab_size
+    shape = {"embed_dim": 8, "num_heads": 1, "head_dim": 8, "mlp_dim": 8}
+    model = T5Model(T5Config(rows, **shape, num_encoder_layers=1, num_decoder_layers=1))
+    start = model.init(jax.random.key(0))
+    weights.save(run_dir / "start", model, start, vocabulary)
+    with Checkpoints(run_dir / "checkpoints") as saved:
+        for step in (3, 6):
+            saved.save(step, model.init(jax.random.key(step)), {"count": np.zeros(1)})
+    sets = (("gsm", "train"), ("gsm", "validation"), ("gsm", "test"))
+    sets += (("svamp", "selection"), ("svamp", "report"))
+    problems = [problem(number, *of) for of in sets for number in range(6)]
+    Shards(run_dir / "problems", Problem).append(problems)
+    for name in ("problems", "train"):
+        with Stage.open(run_dir, name, settings={}) as stage:
+            stage.finish()
+    return run_dir
+
+
+def copied(run_dir, to):
+    return shutil.copytree(run_dir, to, dirs_exist_ok=True)
+
+
+def asked(run_dir, batch_size=4):
+    return {
+        "run_dir": run_dir,
+        "student": str(run_dir / "start"),
+        "max_tokens": 8,
+        "batch_size": batch_size,
+    }
+
+
+def test_every_checkpoint_is_evaluated_with_one_program_and_no_test_problem(trained, tmp_path):
+    run_dir = copied(trained, tmp_path)
+    with jax.log_compiles(), capture_logs("jax") as lines:
+        summary = run(**asked(run_dir))
+    assert sum("Compiling jit(decode)" in line for line in lines) == 1
+    assert set(summary["accuracy"]) == {"0", "3", "6"}
+    assert summary["accuracy"]["6"].keys() == {"gsm", "svamp"}
+    assert (summary["checkpoints"], summary["predictions"]) == (3, 36)
+    found = list(Shards(run_dir / "predictions", Prediction))
+    assert {p.split for p in found} == {"validation", "selection"}
+    texts = {(p.step, p.problem_id): p.text for p in found}
+    assert any(texts[0, name] != texts[6, name] for _, name in texts)
+    assert manifest(run_dir, "evaluate")["summary"] == summary == run(**asked(run_dir))
+
+
+def test_final_asks_start_and_choice_what_steered_nothing(trained, tmp_path):
+    run_dir = copied(trained, tmp_path)
+    write_json(run_dir / "reports/selection.json", {"chosen_step": 6, "validation_step": 0})
+    with Stage.open(run_dir, "select", settings={}) as stage:
+        stage.finish()
+    summary = final(**asked(run_dir))
+    assert set(summary["accuracy"]) == {"0", "6"}
+    found = list(Shards(run_dir / "final", Prediction))
+    assert {(p.source, p.split) for p in found} == {("gsm", "test"), ("svamp", "report")}
+    assert not (run_dir / "predictions").exists()
+
+
+def test_a_run_that_lost_shards_and_changed_its_batches_ends_the_same(trained, tmp_path):
+    whole, resumed = (copied(trained, tmp_path / name) for name in ("whole", "resumed"))
+    summary = run(**asked(whole))
+    first = next(iter(Shards(whole / "predictions", Prediction)))
+    Shards(resumed / "predictions", Prediction).append([first])
+    assert run(**asked(resumed, batch_size=3)) == summary
+    both = [set(Shards(of / "predictions", Prediction)) for of in (whole, resumed)]
+    assert both[0] == both[1]
+
+
 # --- Refusals ----------------------------------------------------------------------------------
 
 
@@ -160,3 +256,23 @@ def test_too_few_problems_to_show_are_refused():
     train = [problem(number, split="train", chain="4") for number in range(4)]
     with pytest.raises(UserError, match="expected more than 4 train problems to show, got 4"):
         prompt("in_context_cot", train)
+
+
+def test_wrong_settings_are_refused_before_a_manifest_holds_them(trained, tmp_path):
+    run_dir = copied(trained, tmp_path)
+    wrong = {
+        "a grader of default, fu2023, got exact": {"grader": "exact"},
+        "a format of zero_shot_answer, .* got chat": {"format": "chat"},
+        "max_tokens and limit of at least 1, got max_tokens 0": {"max_tokens": 0},
+        "max_tokens and limit of at least 1, got .* limit 0": {"limit": 0},
+    }
+    for stage in (run, final):
+        for line, settings in wrong.items():
+            with pytest.raises(UserError, match=line):
+                stage(**{**asked(run_dir), **settings})
+    assert not (run_dir / "manifests" / "evaluate.json").exists()
+
+
+def test_final_before_select_is_refused(trained):
+    with pytest.raises(UserError, match="stage select complete"):
+        final(run_dir=trained, student="start")

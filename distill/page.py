@@ -25,10 +25,10 @@ h2 { font-size: 1.15rem; margin: 0 0 .7rem }
 h3 { font-size: 1rem; margin: 1.2rem 0 .4rem }
 section { background: var(--paper); border: 1px solid var(--line); border-radius: 10px;
   padding: 1.1rem 1.2rem; margin: 1rem 0 }
-.tiles { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)) }
+.tiles { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)) }
 .tiles div { background: var(--paper); border: 1px solid var(--line); border-radius: 10px;
-  padding: .8rem 1rem }
-.tiles b { display: block; font-size: 1.35rem; line-height: 1.4; white-space: nowrap }
+  padding: .8rem .9rem }
+.tiles b { display: block; font-size: 1.25rem; line-height: 1.4; white-space: nowrap }
 .tiles span, .note, footer { font-size: .87rem }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
@@ -48,8 +48,8 @@ pre { background: var(--back); border-radius: 6px; padding: .6rem .8rem; margin:
 .pair { display: grid; gap: 0 1rem; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)) }
 .label { font-size: .8rem; color: var(--quiet) }
 summary { cursor: pointer; color: var(--accent) }
-@media (max-width: 40rem) { section { padding: .9rem .8rem } th, td { padding: .35rem .3rem }
-  td small { display: block } td.wide { width: 25%; min-width: 3rem } }
+@media (max-width: 40rem) { section { padding: .9rem .8rem } th, td { padding: .35rem .25rem }
+  table { font-size: .87rem }  td small { display: block } td.wide { width: 25%; min-width: 3rem } }
 """
 
 
@@ -211,7 +211,7 @@ def _accuracy(report: Mapping[str, Any]) -> str:
     ends = [_points(mean[name], signed=False) for name in ("before", "after")]
     total = sum(counts["n"] for counts in accuracy["before"].values())
     rows.append(_row(("mean", f"{total:,}", *ends, _points(mean["difference"]), ""), "sum"))
-    head = ("set", "n", "before", "after", "difference, points", "p")
+    head = ("set", "n", "before", "after", "difference", "p")
     return _table(head, rows) + _picture(plots.change(accuracy["before"], accuracy["after"]))
 
 
@@ -352,9 +352,9 @@ def _settings(report: Mapping[str, Any]) -> str:
 
 def _footer() -> str:
     return (
-        "<footer><p>Accuracies carry Wilson score intervals, differences Newcombe's interval for "
-        "paired proportions (1998, method 10) and McNemar's exact p, means over sets the intervals "
-        "of the sets squared and added; all at 95 %, none corrected for their number. Before is "
-        "step 0, after the chosen step, both on report halves and test splits that steered "
-        "nothing.</p></footer>"
+        "<footer><p>Differences are in points. Accuracies carry Wilson score intervals, "
+        "differences Newcombe's interval for paired proportions (1998, method 10) and McNemar's "
+        "exact p, means over sets the intervals of the sets squared and added; all at 95 %, none "
+        "corrected for their number. Before is step 0, after the chosen step, both on report "
+        "halves and test splits that steered nothing.</p></footer>"
     )

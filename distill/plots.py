@@ -13,22 +13,23 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from distill.core.records import Accuracy
 
 WIDTH, DOTS_PER_INCH = 5.8, 160
-# Okabe and Ito's colours, which the colour-blind can tell apart; black is left out.
-CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-
 Counts = Mapping[str, int]
 
 
 class Theme(NamedTuple):
-    """The colours of paper, text and lines."""
+    """The colours of paper, text, grid and curves."""
 
     paper: str
     ink: str
     faint: str
+    curves: tuple[str, ...]
 
 
-LIGHT = Theme("#ffffff", "#1c2430", "#d5dae1")
-DARK = Theme("#161b22", "#e3e8ee", "#3a434f")
+# Okabe and Ito's colours, which the colour-blind can tell apart, lightened for dark paper.
+LIGHT_CURVES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DARK_CURVES = ("#63B3ED", "#FF8A3D", "#3ECF9B", "#E79AC8", "#F2C14E", "#A9C7FF")
+LIGHT = Theme("#ffffff", "#1c2430", "#d5dae1", LIGHT_CURVES)
+DARK = Theme("#161b22", "#e3e8ee", "#3a434f", DARK_CURVES)
 
 
 class Picture(NamedTuple):
@@ -54,7 +55,7 @@ def _png(draw: Callable[[Axes, Theme], None], height: float, theme: Theme) -> st
     figure = Figure((WIDTH, height), facecolor=theme.paper, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(facecolor=theme.paper)
-    axes.set_prop_cycle(color=CYCLE)
+    axes.set_prop_cycle(color=theme.curves)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     draw(axes, theme)
@@ -77,11 +78,17 @@ def _colour(axes: Axes, theme: Theme) -> None:
         text.set_parse_math(False)  # a set's name may hold dollar signs
 
 
+def _legend(axes: Axes, entries: int) -> None:
+    """Put the legend above the axes, where it hides nothing."""
+    columns = min(entries, 3)
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns)
+
+
 def loss(steps: Sequence[int], losses: Sequence[float]) -> Picture:
     """Return the loss curve, nats per token over optimizer steps."""
 
     def draw(axes: Axes, theme: Theme) -> None:
-        axes.plot(steps, losses, color=CYCLE[0], linewidth=1.8)
+        axes.plot(steps, losses, linewidth=1.8)
         axes.set(xlabel="optimizer step", ylabel="loss, nats per token")
         axes.grid(axis="y", color=theme.faint, linewidth=0.6)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -105,7 +112,7 @@ def checkpoints(table: Mapping[int, Mapping[str, Counts]], chosen: int | None) -
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", color=theme.faint, linewidth=0.6)
-        axes.legend(frameon=False, ncols=min(3, len(sets) + 1))
+        _legend(axes, len(sets) + 1)
 
     words = f"Accuracy on {', '.join(sets)} at steps {', '.join(map(str, sorted(table)))}"
     marked = "" if chosen is None else f"; step {chosen} is marked as chosen"
@@ -118,8 +125,8 @@ def change(before: Mapping[str, Counts], after: Mapping[str, Counts]) -> Picture
 
     def draw(axes: Axes, theme: Theme) -> None:
         for label, table, shift, colour in (
-            ("before", before, -0.13, CYCLE[4]),
-            ("after", after, 0.13, CYCLE[0]),
+            ("before", before, -0.13, theme.curves[4]),
+            ("after", after, 0.13, theme.curves[0]),
         ):
             counted = [Accuracy(**table[name]) for name in sets]
             _whiskers(axes, counted, shift, colour, label)
@@ -127,7 +134,7 @@ def change(before: Mapping[str, Counts], after: Mapping[str, Counts]) -> Picture
         axes.set(xlim=(0, 1), ylim=(len(sets) - 0.5, -0.5), xlabel="accuracy, with 95 % intervals")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.grid(axis="x", color=theme.faint, linewidth=0.6)
-        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+        _legend(axes, 2)
 
     return picture(draw, 1.3 + 0.55 * len(sets), f"Accuracy before and after on {len(sets)} sets.")
 

@@ -1,34 +1,31 @@
 """Generators that are not models of ours: an OpenAI-compatible endpoint, and a replay from disk."""
 
-import asyncio
 import contextlib
 import dataclasses
-import email.utils
-import json
 import logging
 import os
-import random
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Request, Sampling
+from distill.core.progress import SECONDS_PER_LINE
 from distill.core.records import Trace
 from distill.core.store import Shards
 from distill.corpus.completions import assemble
+from distill.corpus.inflight import in_flight
+from distill.corpus.pace import Pace
+from distill.corpus.session import Answer, Budget, Create, PromptRefused, Session
 from distill.corpus.wire import WireError, read_chat, read_completion, read_scored
 
 if TYPE_CHECKING:
     import openai
 
 logger = logging.getLogger(__name__)
-Item = TypeVar("Item")
 Finished = tuple[int, Completion]
-MOST_SECONDS_BETWEEN_TRIES = 60.0
 
 
 # --- Formats -----------------------------------------------------------------------------------
@@ -38,13 +35,14 @@ MOST_SECONDS_BETWEEN_TRIES = 60.0
 class _Format:
     """How one of the two APIs is asked and how its choices are read."""
 
-    create: Callable[["openai.AsyncOpenAI"], Callable[..., Awaitable[Any]]]
+    create: Callable[["openai.AsyncOpenAI"], Create]
     ask: Callable[[Request, Sampling], dict[str, Any]]
     read: Callable[[Mapping[str, Any]], Completion]
 
 
-def _sampled(sampling: Sampling) -> dict[str, Any]:
+def _sampled(request: Request, sampling: Sampling) -> dict[str, Any]:
     body: dict[str, Any] = {
+        "seed": request.seed,
         "temperature": sampling.temperature,
         "max_tokens": sampling.max_tokens,
         "top_p": sampling.top_p,
@@ -57,22 +55,14 @@ def _sampled(sampling: Sampling) -> dict[str, Any]:
 
 
 def _ask_completion(request: Request, sampling: Sampling) -> dict[str, Any]:
-    return {
-        "prompt": request.prompt,
-        "seed": request.seed,
-        "logprobs": sampling.top_logprobs,
-        **_sampled(sampling),
-    }
+    asked = {"prompt": request.prompt, "logprobs": sampling.top_logprobs}
+    return {**asked, **_sampled(request, sampling)}
 
 
 def _ask_chat(request: Request, sampling: Sampling) -> dict[str, Any]:
-    return {
-        "messages": [{"role": "user", "content": request.prompt}],
-        "seed": request.seed,
-        "logprobs": True,
-        "top_logprobs": sampling.top_logprobs,
-        **_sampled(sampling),
-    }
+    messages = [{"role": "user", "content": request.prompt}]
+    asked = {"messages": messages, "logprobs": True, "top_logprobs": sampling.top_logprobs}
+    return {**asked, **_sampled(request, sampling)}
 
 
 _FORMATS = {
@@ -87,17 +77,26 @@ _FORMATS = {
 }
 
 
+def _choice(answer: Answer) -> Mapping[str, Any]:
+    choices = answer.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise WireError("no choice")
+    return choices[0]
+
+
 # --- An endpoint -------------------------------------------------------------------------------
+
+Ask = Callable[["openai.AsyncOpenAI", Session, Request], Awaitable[Completion]]
 
 
 @dataclasses.dataclass(frozen=True)
 class OpenAICompatible:
     """A model behind an endpoint that speaks OpenAI's Completions or Chat Completions API.
 
-    Requests that meet a rate limit (429), a fault of the server (5xx), a time-out, a broken
-    connection or a malformed answer are sent again after a pause that doubles, drawn between half
-    of it and all of it, and never shorter than the server's `Retry-After`. Where the endpoint
-    knows seeds, a completion depends on its request and sampling alone.
+    Where the endpoint knows seeds, a completion depends on its request and sampling alone. What
+    goes wrong on the way is tried again, as `session.Session` says; requests in flight adapt to
+    rate limits, as `pace.Pace` says. A prompt that the endpoint withholds an answer to gives an
+    empty completion that finished for "content_filter", one that is too long for "error".
 
     Attributes:
         model: the model's name at the endpoint.
@@ -106,14 +105,17 @@ class OpenAICompatible:
             one message, cannot score).
         api_key_variable: name of the environment variable that holds the key; None where the
             endpoint needs none. The key is read when requests are sent and kept nowhere.
-        concurrency: requests in flight.
+        concurrency: requests in flight at most.
+        requests_per_minute: None for no limit.
+        tokens_per_minute: of prompts and completions, None for no limit.
+        budget: what one start may spend; it ends with what is there on disk.
         timeout: seconds until a request is given up.
         max_retries: further tries of a request.
         backoff: seconds before the second try.
 
     Example:
-        >>> OpenAICompatible(model="m", base_url="http://localhost:8000/v1", kind="chat").kind
-        'chat'
+        >>> OpenAICompatible(model="m", base_url="http://localhost:8000/v1", kind="chat")
+        OpenAICompatible(model='m', kind='chat')
     """
 
     model: str
@@ -121,6 +123,9 @@ class OpenAICompatible:
     kind: str = "completions"
     api_key_variable: str | None = dataclasses.field(default="OPENAI_API_KEY", repr=False)
     concurrency: int = dataclasses.field(default=16, repr=False)
+    requests_per_minute: float | None = dataclasses.field(default=None, repr=False)
+    tokens_per_minute: float | None = dataclasses.field(default=None, repr=False)
+    budget: Budget = dataclasses.field(default=Budget(), repr=False)
     timeout: float = dataclasses.field(default=120.0, repr=False)
     max_retries: int = dataclasses.field(default=8, repr=False)
     backoff: float = dataclasses.field(default=0.5, repr=False)
@@ -145,13 +150,17 @@ class OpenAICompatible:
         """Yield (index, completion) as answers come in.
 
         Raises:
-            UserError: the endpoint refuses, stays away, or reports no log-probabilities.
+            UserError: the endpoint refuses, stays away, or reports no log-probabilities, or the
+                budget is spent.
         """
         format_ = _FORMATS[self.kind]
 
-        async def ask(client: "openai.AsyncOpenAI", request: Request) -> Completion:
-            body = format_.ask(request, sampling)
-            return await self._tried(format_.create(client), body, request, format_.read)
+        async def ask(
+            client: "openai.AsyncOpenAI", session: Session, request: Request
+        ) -> Completion:
+            body = {"model": self.model, **format_.ask(request, sampling)}
+            read = lambda answer: format_.read(_choice(answer))  # noqa: E731
+            return await session.answer(format_.create(client), body, read, request.seed)
 
         return self._all(requests, ask)
 
@@ -166,41 +175,45 @@ class OpenAICompatible:
         """
         if self.kind != "completions":
             raise UserError("kind completions to score a text", self.kind, "sample, or change it")
-        create = _FORMATS[self.kind].create
+        asked = {"model": self.model, "echo": True, "max_tokens": 0, "logprobs": top_logprobs}
 
-        async def ask(client: "openai.AsyncOpenAI", request: Request) -> Completion:
-            completion = request.completion or ""
-            body = {
-                "prompt": request.prompt + completion,
-                "echo": True,
-                "max_tokens": 0,
-                "logprobs": top_logprobs,
-            }
-            read = lambda choice: read_scored(choice, request.prompt, completion)  # noqa: E731
-            return await self._tried(create(client), body, request, read)
+        async def ask(
+            client: "openai.AsyncOpenAI", session: Session, request: Request
+        ) -> Completion:
+            prompt, completion = request.prompt, request.completion or ""
+            body = {**asked, "prompt": prompt + completion}
+            read = lambda answer: read_scored(_choice(answer), prompt, completion)  # noqa: E731
+            return await session.answer(
+                client.completions.with_raw_response.create, body, read, request.seed
+            )
 
         return self._all(requests, ask)
 
-    def _all(
-        self,
-        requests: Sequence[Request],
-        ask: Callable[["openai.AsyncOpenAI", Request], Awaitable[Completion]],
-    ) -> Iterator[Finished]:
+    def _all(self, requests: Sequence[Request], ask: Ask) -> Iterator[Finished]:
         key = self._key()
+        pace = Pace(self.concurrency, self.requests_per_minute, self.tokens_per_minute)
+        session = Session(
+            f"{self.model} at {urlsplit(self.base_url).netloc}",
+            pace,
+            max_retries=self.max_retries,
+            backoff=self.backoff,
+            secret=key,
+            budget=self.budget,
+        )
 
-        async def batches() -> AsyncIterator[list[Finished]]:
-            async with self._client(key) as client:
+        async def one(client: "openai.AsyncOpenAI", index: int) -> Finished:
+            try:
+                return index, await ask(client, session, requests[index])
+            except PromptRefused as error:
+                return index, assemble([], finish_reason=error.finish_reason)
 
-                async def one(index: int) -> Finished:
-                    return index, await ask(client, requests[index])
-
-                async for batch in _concurrently(one, len(requests), self.concurrency):
-                    yield batch
-
-        with _loop() as wait:
-            source = batches()
-            while requests and (batch := wait(_next(source))):
-                yield from batch
+        found = in_flight(
+            one, len(requests), limit=lambda: pace.limit, resource=lambda: self._client(key)
+        )
+        try:
+            yield from _reported(found, session, len(requests))
+        finally:
+            logger.info("%s", session.line())
 
     def _key(self) -> str:
         if self.api_key_variable is None:
@@ -214,165 +227,25 @@ class OpenAICompatible:
             )
         return key
 
-    def _client(self, key: str) -> "openai.AsyncOpenAI":
+    @contextlib.asynccontextmanager
+    async def _client(self, key: str) -> AsyncIterator["openai.AsyncOpenAI"]:
         import openai
 
-        return openai.AsyncOpenAI(
+        async with openai.AsyncOpenAI(
             api_key=key, base_url=self.base_url, timeout=self.timeout, max_retries=0
-        )
-
-    async def _tried(
-        self,
-        create: Callable[..., Awaitable[Any]],
-        body: dict[str, Any],
-        request: Request,
-        read: Callable[[Mapping[str, Any]], Completion],
-    ) -> Completion:
-        """Send one request until it is answered; return the answer's first choice."""
-        import openai
-
-        drawn = random.Random(request.seed)
-        for tries in range(self.max_retries + 1):
-            try:
-                answer = await create(model=self.model, **body)
-                return read(_first_choice(answer.http_response.content))
-            except openai.APIStatusError as error:
-                if not _worth_another(error):
-                    return self._refused(error)
-                fault, pause = f"HTTP {error.status_code}", _retry_after(error.response.headers)
-            except openai.APIConnectionError as error:
-                fault, pause = type(error.__cause__ or error).__name__, 0.0
-            except WireError as error:
-                fault, pause = f"a malformed answer ({error})", 0.0
-            if tries < self.max_retries:
-                logger.debug("%s: %s, try %d", self.model, fault, tries + 1)
-                doubled = min(self.backoff * 2**tries, MOST_SECONDS_BETWEEN_TRIES)
-                await asyncio.sleep(max(pause, doubled * drawn.uniform(0.5, 1.0)))
-        raise UserError(
-            f"an answer from {urlsplit(self.base_url).netloc}",
-            f"{fault} {self.max_retries + 1} times",
-            "check the endpoint and run the same command again, it goes on from here",
-        )
-
-    def _refused(self, error: "openai.APIStatusError") -> Completion:
-        """Return the empty completion of a request whose prompt is at fault, or end the run."""
-        reason = _PROMPT_AT_FAULT.get(str(error.code))
-        if reason is not None:
-            return assemble([], finish_reason=reason)
-        message = " ".join(str(error.message).split())[:300]
-        raise UserError(
-            f"{urlsplit(self.base_url).netloc} to serve {self.model}",
-            f"HTTP {error.status_code}: {message.replace(self._key(), '***')}",
-            "check the model, the key and the sampling against what the endpoint offers",
-        ) from None
+        ) as client:
+            yield client
 
 
-_PROMPT_AT_FAULT = {
-    "content_filter": "content_filter",
-    "content_policy_violation": "content_filter",
-    "context_length_exceeded": "error",
-}
-
-
-def _first_choice(content: bytes) -> Mapping[str, Any]:
-    try:
-        answer = json.loads(content)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WireError("no JSON") from error
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise WireError("no choice")
-    return choices[0]
-
-
-def _worth_another(error: "openai.APIStatusError") -> bool:
-    if error.status_code == 429:
-        return str(error.code) != "insufficient_quota"
-    return error.status_code in (408, 409) or error.status_code >= 500
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Return the seconds that a server asks to wait, 0 where it does not."""
-    with contextlib.suppress(KeyError, ValueError):
-        return max(float(headers["retry-after-ms"]) / 1000, 0.0)
-    with contextlib.suppress(KeyError, ValueError):
-        return max(float(headers["retry-after"]), 0.0)
-    with contextlib.suppress(KeyError, ValueError, TypeError):
-        date = email.utils.parsedate_to_datetime(headers["retry-after"])
-        return max(date.timestamp() - time.time(), 0.0)
-    return 0.0
-
-
-# --- Asynchronous inside, an iterator outside --------------------------------------------------
-
-
-async def _concurrently(
-    one: Callable[[int], Awaitable[Item]], count: int, concurrency: int
-) -> AsyncIterator[list[Item]]:
-    """Yield the results of `one(0)` to `one(count - 1)`, those together that are at hand together.
-
-    What has been finished beside a failure is yielded before the failure is raised.
-    """
-    finished: asyncio.Queue[asyncio.Future[Item]] = asyncio.Queue()
-    running: set[asyncio.Future[Item]] = set()
-    started = 0
-    try:
-        while running or started < count:
-            while len(running) < concurrency and started < count:
-                task = asyncio.ensure_future(one(started))
-                task.add_done_callback(finished.put_nowait)
-                running.add(task)
-                started += 1
-            tasks = [await finished.get()]
-            while not finished.empty():
-                tasks.append(finished.get_nowait())
-            yield [task.result() for task in tasks if task.exception() is None]
-            for task in tasks:
-                task.result()
-            running.difference_update(tasks)
-    finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-
-
-async def _next(source: AsyncIterator[list[Item]]) -> list[Item]:
-    """Return the next results, none at the end."""
-    async for batch in source:
-        if batch:
-            return batch
-    return []
-
-
-@contextlib.contextmanager
-def _loop() -> Iterator[Callable[[Any], Any]]:
-    """Yield a function that waits for a coroutine in a loop of a thread of its own.
-
-    So it also works where a loop runs already, as in a notebook, and what is in flight goes on
-    while the caller writes to disk. Leaving cancels what is left.
-    """
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="requests", daemon=True)
-    thread.start()
-
-    def wait(coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
-
-    try:
-        yield wait
-    finally:
-        wait(_cancel_all())
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-
-async def _cancel_all() -> None:
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    await asyncio.get_running_loop().shutdown_asyncgens()
+def _reported(found: Iterator[Finished], session: Session, count: int) -> Iterator[Finished]:
+    """Pass the completions on; each half minute log what they cost and what all will cost."""
+    last = time.monotonic()
+    for done, item in enumerate(found, 1):
+        yield item
+        if time.monotonic() - last >= SECONDS_PER_LINE and session.dollars:
+            last = time.monotonic()
+            projected = session.dollars * count / done
+            logger.info("%.2f dollars so far, about %.2f in all", session.dollars, projected)
 
 
 # --- A replay ----------------------------------------------------------------------------------

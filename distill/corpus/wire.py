@@ -177,8 +177,8 @@ def name_bytes(name: str) -> bytes:
         UserError: names are numbers.
 
     Example:
-        >>> name_bytes(" she"), name_bytes("bytes: \xf0\x9f"), name_bytes(" �")
-        (b' she', b' ð', b' ÿ')
+        >>> name_bytes(" she"), name_bytes(r"bytes: \xf0\x9f"), name_bytes(" \ufffd")
+        (b' she', b' \xf0\x9f', b' \xff')
     """
     if name.startswith("token_id:") and name[9:].isdigit():
         raise UserError(

@@ -92,7 +92,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(500, {"error": {"message": "oops"}})
         make = chat_choice if "chat" in self.path else completion_choice
         choice = make(body, quirks=self.server.quirks)
-        answer = {"id": "x", "model": body["model"], "choices": [choice]}
+        usage = {"prompt_tokens": 10, "completion_tokens": 20}
+        answer = {"id": "x", "model": body["model"], "choices": [choice], "usage": usage}
         return self.reply(200, answer, fault=fault)
 
     def reply(self, status, answer, headers=None, fault=None):

@@ -1,5 +1,6 @@
 import logging
 import os
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from distill.core.errors import UserError
 from distill.core.ports import Request, Sampling
 from distill.core.store import describe
 from distill.corpus.completions import tokens_of
+from distill.corpus.session import Budget
 from distill.corpus.teacher import OpenAICompatible
 
 REQUESTS = [Request(f"Q: number {n}?\nLet's think step by step\n", seed=n) for n in range(40)]
@@ -173,10 +175,31 @@ def test_what_was_answered_comes_before_a_refusal():
             list(results)
 
 
+def test_a_start_ends_at_its_budget_and_shows_what_it_spent(caplog):
+    caplog.set_level(logging.INFO)
+    budget = Budget(dollars=0.01, dollars_per_million=(10.0, 100.0))
+    found = []
+    with endpoint() as server, pytest.raises(UserError, match=r"budget of 0\.01 dollars, got 0\.0"):
+        for item in teacher(server, budget=budget, concurrency=2).generate(REQUESTS, SAMPLING):
+            found.append(item)
+    assert 2 <= len(found) < 10
+    assert len(found) == len(server.seen), "an answer that was paid for is lost"
+    assert re.search(
+        r"answers, 0 tried again, \d+ prompt and \d+ compl.* tokens, 0\.01", caplog.text
+    )
+
+
+def test_a_budget_of_tokens_needs_no_prices():
+    with endpoint() as server, pytest.raises(UserError, match="budget of 100 tokens, got 120 "):
+        list(teacher(server, budget=Budget(tokens=100), concurrency=1).generate(REQUESTS, SAMPLING))
+    with pytest.raises(UserError, match="prices with a budget in dollars, got none"):
+        Budget(dollars=1.0)
+
+
 def test_an_endpoint_that_is_not_there_is_named():
     with endpoint() as server:
         gone = teacher(server, max_retries=1)
-    with pytest.raises(UserError, match=r"an answer from 127\.0\.0\.1:\d+, got \w+ 2 times"):
+    with pytest.raises(UserError, match=r"an answer from m at 127\.0\.0\.1:\d+, got \w+ 2 times"):
         list(gone.generate(REQUESTS[:1], SAMPLING))
 
 

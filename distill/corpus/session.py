@@ -1,0 +1,219 @@
+"""Send requests to an OpenAI-compatible endpoint until they are answered; counts what they cost."""
+
+import asyncio
+import dataclasses
+import json
+import logging
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from distill.core.errors import UserError
+from distill.corpus.pace import Pace, retry_after
+from distill.corpus.wire import WireError
+
+if TYPE_CHECKING:
+    import openai
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+Answer = Mapping[str, Any]
+Create = Callable[..., Awaitable[Any]]
+MOST_SECONDS_BETWEEN_TRIES = 60.0
+
+
+class PromptRefused(Exception):  # noqa: N818
+    """The endpoint serves, but not this prompt; `finish_reason` is what its completion gets."""
+
+    def __init__(self, finish_reason: str) -> None:
+        super().__init__(finish_reason)
+        self.finish_reason = finish_reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What one start may spend before it sends no more; what is in flight then comes on top.
+
+    Attributes:
+        dollars: None for no limit.
+        tokens: of prompts and completions, None for no limit.
+        dollars_per_million: of prompt tokens and of completion tokens.
+
+    Example:
+        >>> Budget(dollars_per_million=(2.0, 8.0)).cost(1_000_000, 500_000)
+        6.0
+    """
+
+    dollars: float | None = None
+    tokens: int | None = None
+    dollars_per_million: tuple[float, float] = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        if self.dollars is not None and not any(self.dollars_per_million):
+            raise UserError(
+                "prices with a budget in dollars", "none", "give dollars_per_million=(IN, OUT)"
+            )
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Return dollars."""
+        dollars_in, dollars_out = self.dollars_per_million
+        return (prompt_tokens * dollars_in + completion_tokens * dollars_out) / 1e6
+
+
+class Session:
+    """One start's traffic with an endpoint.
+
+    A rate limit (429), a fault of the server (5xx), a time-out, a broken connection or a malformed
+    answer is tried again after a pause that doubles, drawn between half of it and all of it, and
+    never shorter than the server asks for. Once one request has failed for good, the others are
+    not tried again.
+
+    Args:
+        place: what to call the endpoint in errors.
+        pace: how fast.
+        max_retries: further tries of a request.
+        backoff: seconds before the second try.
+        secret: what never to show.
+        budget: what may be spent.
+    """
+
+    def __init__(
+        self,
+        place: str,
+        pace: Pace,
+        *,
+        max_retries: int,
+        backoff: float,
+        secret: str,
+        budget: Budget,
+    ) -> None:
+        self.place, self.pace, self.budget = place, pace, budget
+        self._max_retries, self._backoff, self._secret = max_retries, backoff, secret
+        self.answers = self.prompt_tokens = self.completion_tokens = 0
+        self.faults: Counter[str] = Counter()
+        self._ended = False
+
+    async def answer(
+        self, create: Create, body: Mapping[str, Any], read: Callable[[Answer], Result], seed: int
+    ) -> Result:
+        """Send a body until it is answered and return what is read from the answer.
+
+        Args:
+            create: a method of the client that returns the raw response.
+            body: its arguments.
+            read: raises WireError where the answer is malformed.
+            seed: of the pauses.
+
+        Raises:
+            UserError: no answer after all tries, a refusal, or the budget is spent.
+            PromptRefused: the fault is the prompt's alone.
+        """
+        import openai
+
+        drawn = random.Random(seed)
+        for tries in range(self._max_retries + 1):
+            await asyncio.sleep(self.pace.reserve())
+            self._refuse_overspending()
+            try:
+                response = (await create(**body)).http_response
+                answer = _json(response.content)
+                result = read(answer)
+                self._count(answer, response.headers)
+                return result
+            except openai.APIStatusError as error:
+                if not _worth_another(error):
+                    raise self._refusal(error) from None
+                fault, pause = f"HTTP {error.status_code}", retry_after(error.response.headers)
+                if error.status_code == 429:
+                    self.pace.limited(pause)
+            except openai.APIConnectionError as error:
+                fault, pause = type(error.__cause__ or error).__name__, 0.0
+            except WireError as error:
+                fault, pause = f"a malformed answer ({error})", 0.0
+            self.faults[fault] += 1
+            if self._ended:
+                break
+            if tries < self._max_retries:
+                logger.debug("%s: %s, try %d", self.place, fault, tries + 1)
+                doubled = min(self._backoff * 2**tries, MOST_SECONDS_BETWEEN_TRIES)
+                await asyncio.sleep(max(pause, doubled * drawn.uniform(0.5, 1.0)))
+        self._ended = True
+        raise UserError(
+            f"an answer from {self.place}",
+            f"{fault} {tries + 1} times",
+            "check the endpoint and run the same command again, it goes on from here",
+        )
+
+    @property
+    def dollars(self) -> float:
+        """What the answers have cost."""
+        return self.budget.cost(self.prompt_tokens, self.completion_tokens)
+
+    def line(self) -> str:
+        """Return what happened in one line."""
+        faults = ", ".join(f"{name} {n}" for name, n in self.faults.most_common())
+        tokens = f"{self.prompt_tokens} prompt and {self.completion_tokens} completion tokens"
+        cost = f", {self.dollars:.2f} dollars" if any(self.budget.dollars_per_million) else ""
+        tried = f"{self.faults.total()} tried again" + (f" ({faults})" if faults else "")
+        return f"{self.place}: {self.answers} answers, {tried}, {tokens}{cost}"
+
+    def _count(self, answer: Answer, headers: Mapping[str, str]) -> None:
+        usage = answer.get("usage")
+        counts = usage if isinstance(usage, Mapping) else {}
+        prompt, completion = (
+            n if isinstance(n := counts.get(f"{what}_tokens"), int) else 0
+            for what in ("prompt", "completion")
+        )
+        self.answers += 1
+        self.prompt_tokens += prompt
+        self.completion_tokens += completion
+        self.pace.answered(prompt + completion, headers)
+
+    def _refuse_overspending(self) -> None:
+        spent = self.prompt_tokens + self.completion_tokens
+        if self.budget.tokens is not None and spent >= self.budget.tokens:
+            limit, got = f"{self.budget.tokens} tokens", f"{spent} spent"
+        elif self.budget.dollars is not None and self.dollars >= self.budget.dollars:
+            limit, got = f"{self.budget.dollars:.2f} dollars", f"{self.dollars:.2f} spent"
+        else:
+            return
+        self._ended = True
+        raise UserError(
+            f"a start within its budget of {limit}", got, "raise it and run the command again"
+        )
+
+    def _refusal(self, error: "openai.APIStatusError") -> UserError | PromptRefused:
+        reason = _PROMPT_AT_FAULT.get(str(error.code))
+        if reason is not None:
+            return PromptRefused(reason)
+        self._ended = True
+        message = " ".join(str(error.message).split())[:300]
+        return UserError(
+            f"{self.place} to serve",
+            f"HTTP {error.status_code}: {message.replace(self._secret, '***')}",
+            "check the model, the key and the sampling against what the endpoint offers",
+        )
+
+
+_PROMPT_AT_FAULT = {
+    "content_filter": "content_filter",
+    "content_policy_violation": "content_filter",
+    "context_length_exceeded": "error",
+}
+
+
+def _json(content: bytes) -> Answer:
+    try:
+        answer = json.loads(content)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise WireError("no JSON") from error
+    if not isinstance(answer, dict):
+        raise WireError(f"a {type(answer).__name__}")
+    return answer
+
+
+def _worth_another(error: "openai.APIStatusError") -> bool:
+    if error.status_code == 429:
+        return str(error.code) != "insufficient_quota"
+    return error.status_code in (408, 409) or error.status_code >= 500

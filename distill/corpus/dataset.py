@@ -147,10 +147,11 @@ def run(
     _refuse_none(counted)
     settings = {"student": students.describe(tokenizer), "ratios": ratios, **counted}
     settings |= {"seed": seed, "split": split}
+    # Before the stage opens, for that pins the run to these settings.
+    _refuse_other_than(manifest(run_dir, "align")["settings"], settings)
     with Stage.open(run_dir, "dataset", settings=settings, inputs=["problems", "align"]) as stage:
         if stage.complete:
             return stage.summary
-        _refuse_other_student(run_dir, stage.settings["student"])
         shards = Shards(run_dir / "dataset", PackedExample)
         shards.remove()
         corpus = read_corpus(run_dir, split, k)
@@ -204,9 +205,11 @@ def _positive(ratios: Mapping[str, float]) -> dict[str, float]:
     return {name: float(ratios[name]) for name in EQUAL_RATIOS if ratios.get(name)}
 
 
-def _refuse_other_student(run_dir: Path, student: Any) -> None:
-    aligned = manifest(run_dir, "align")["settings"]["student"]
-    if aligned != student:
-        raise UserError(
-            f"the student of stage align, {aligned}", str(student), "give both stages the same"
-        )
+def _refuse_other_than(aligned: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    for name in ("student", "k"):
+        if aligned[name] != settings[name]:
+            raise UserError(
+                f"the {name} of stage align, {aligned[name]}",
+                str(settings[name]),
+                "give both stages the same",
+            )

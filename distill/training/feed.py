@@ -42,6 +42,12 @@ class PackedBatches:
         self.size, self.batch_size, self.seed = len(rows), batch_size, seed
         self._orders: dict[int, np.ndarray] = {}
 
+    @property
+    def largest_id(self) -> int:
+        """The largest token id of any row, candidates included."""
+        ids = [name for name in self._columns if name.endswith(("_tokens", "_top_ids"))]
+        return max(int(self._columns[name].max()) for name in ids)
+
     def batch(self, step: int) -> Arrays:
         """Return the arrays of step `step`; leading axis batch."""
         places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)

@@ -1,13 +1,18 @@
-"""Batches from which the built-in starts learn, made on the fly and addressed by step."""
+"""Batches from which the built-in starts learn, made on the fly; JAX is imported by `run` alone."""
 
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from distill.core import paths
+from distill.core.errors import UserError
+from distill.core.ports import Batches
 from distill.core.records import Problem
+from distill.core.store import Stage
 from distill.corpus import arithmetic, prompts
 
 SPLIT = "train"
@@ -186,7 +191,7 @@ class LanguageModelBatches:
         prompt_weight: what a token of the prompt counts in the loss; one of the chain counts 1.
     """
 
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer = dataclasses.field(repr=False)
     shares: Mapping[str, float]
     batch_size: int
     length: int
@@ -223,7 +228,7 @@ class InstructionBatches:
         shots: demonstrations of an in-context example, of the same family.
     """
 
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer = dataclasses.field(repr=False)
     shares: Mapping[str, float]
     formats: Mapping[str, float]
     batch_size: int
@@ -289,7 +294,7 @@ class SpanCorruptionBatches:
         every row is full and needs no padding.
     """
 
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer = dataclasses.field(repr=False)
     shares: Mapping[str, float]
     batch_size: int
     source_length: int
@@ -374,3 +379,114 @@ def _full(rows: np.ndarray) -> Tower:
     tower.segments[:] = 1
     tower.positions[:] = np.arange(rows.shape[1])
     return tower
+
+
+# --- The stage ---------------------------------------------------------------------------------
+
+
+def vocabulary(*, path: str, extra_ids: int = 100) -> Any:
+    """Return the tokenizer of a SentencePiece model or a `.tiktoken` file, for the batches.
+
+    Args:
+        path: of a file here, or of one that ships, such as data/vocabularies/student.model.
+        extra_ids: sentinels after a SentencePiece model's pieces.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    from distill.models.sampling import open_vocabulary
+
+    return open_vocabulary(_found(path), extra_ids)
+
+
+def _found(path: str) -> Path:
+    try:
+        return Path(path) if Path(path).exists() else paths.shipped(path)
+    except FileNotFoundError as error:
+        raise UserError("a file of a vocabulary", f"none at {path}", "give its path") from error
+
+
+def run(
+    *,
+    run_dir: Path,
+    out_dir: str,
+    model: Any,
+    batches: Batches,
+    vocabulary_path: str,
+    optimizer: Any,
+    steps: int,
+    save_every: int,
+    loss: Any = None,
+    start: str | None = None,
+    dtype: str = "float32",
+    extra_ids: int = 100,
+    seed: int = 0,
+    microbatches: int = 1,
+    steps_per_call: int = 1,
+    log_every: int = 10,
+    workers: int = 0,
+    keep_last: int | None = 3,
+    tensorboard: bool = False,
+) -> dict[str, Any]:
+    """Train a start on batches made on the fly and write it where `weights.load` finds it.
+
+    Args:
+        run_dir: receives checkpoints and metrics.jsonl.
+        out_dir: receives the trained model and its vocabulary.
+        model: a `DecoderModel` or `T5Model`.
+        batches: of this module.
+        vocabulary_path: file of the vocabulary that the batches are made with.
+        optimizer: of `distill.training.optimizers`.
+        steps: optimizer steps in all.
+        save_every: steps between checkpoints.
+        loss: likelihood of the targets where None.
+        start: directory of a model of the same shape to start from; drawn from the seed where None.
+        dtype: in which the parameters are written.
+        extra_ids: sentinels of a SentencePiece vocabulary.
+        seed: of the first parameters and of dropout.
+        microbatches: parts of a batch whose gradients are summed, to save memory.
+        steps_per_call: optimizer steps compiled into one call, to save dispatches.
+        log_every: steps between fetches of the figures.
+        workers: processes that make batches; 0 makes them in a thread.
+        keep_last: checkpoints kept; all where None.
+        tensorboard: write event files too.
+
+    Returns:
+        `steps`, `tokens`, `loss_first`, `loss_last` as `train.fit` says, and `parameters`.
+
+    Raises:
+        UserError: a file is missing, the start has another shape, or the loss is not finite.
+    """
+    import jax
+
+    from distill.models import weights
+    from distill.training.losses import SampleMatching
+    from distill.training.train import Course, fit
+
+    course = Course(steps, save_every, log_every, microbatches, steps_per_call, workers)
+    loss = loss or SampleMatching()
+    settings = {"model": model, "batches": batches, "vocabulary": vocabulary_path, "loss": loss}
+    settings |= {"optimizer": optimizer, "steps": steps, "seed": seed, "start": start}
+    settings |= {"microbatches": microbatches}
+    with Stage.open(run_dir, "pretrain", settings=settings) as stage:
+        if stage.complete:
+            return stage.summary
+        params = model.init(jax.random.key(seed)) if start is None else weights.load(Path(start))[1]
+        if start is not None:
+            weights.require_shapes(model, params, Path(start))
+        params, summary = fit(
+            model,
+            params,
+            batches,
+            loss,
+            directory=Path(run_dir) / "checkpoints",
+            optimizer=optimizer,
+            course=course,
+            seed=seed,
+            keep_last=keep_last,
+            tensorboard=tensorboard,
+        )
+        file = _found(vocabulary_path)
+        weights.save(Path(out_dir), model, params, file, dtype=dtype, extra_ids=extra_ids)
+        stage.finish(parameters=sum(leaf.size for leaf in jax.tree.leaves(params)), **summary)
+        return stage.summary

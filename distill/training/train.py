@@ -3,47 +3,39 @@
 import contextlib
 import dataclasses
 import logging
+import math
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import PyTree
 
 from distill.core.errors import UserError
 from distill.core.ports import Batches
+from distill.core.records import PackedExample
+from distill.core.store import Shards, Stage
+from distill.models import partitioning, weights
+from distill.models.partitioning import batch_sharding, param_shardings
+from distill.training import metrics
 from distill.training.checkpoints import Checkpoints
-from distill.training.feed import ahead, in_order
-from distill.training.losses import Loss
-from distill.training.metrics import Figures, Metrics, Record
-from distill.training.optimizers import Optimizer
+from distill.training.feed import PackedBatches, ahead, in_order
+from distill.training.losses import DistributionMatching, Loss
+from distill.training.metrics import Metrics, Record
+from distill.training.optimizers import AdamW, Constant, Optimizer
+from distill.training.step import Key, Model, State, compiled
 
 logger = logging.getLogger(__name__)
-Key = Any
 
-
-@runtime_checkable
-class Model(Protocol):
-    """What the trainer asks of a model."""
-
-    def logits(
-        self, params: PyTree, batch: Mapping[str, Array], *, dropout_key: Key | None = None
-    ) -> Float[Array, "batch length vocab"]:
-        """Return the logits before softmax; without a key nothing is dropped."""
-        ...
-
-
-class State(NamedTuple):
-    """What a step changes; donated to it."""
-
-    params: PyTree
-    optimizer: PyTree
-    step: Int[Array, ""]
+# Fu et al. 2023, section 4 and the public code.
+PAPER_LOSS = DistributionMatching()
+PAPER_OPTIMIZER = AdamW(schedule=Constant(5e-4, warmup=10))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +93,7 @@ def train(
     course: Course,
     key: Key,
     checkpoints: Checkpoints,
-    metrics: Sequence[Metrics] = (),
+    sinks: Sequence[Metrics] = (),
     mesh: Mesh | None = None,
 ) -> PyTree:
     """Train from `params`, or from the newest checkpoint there is, to the end of the course.
@@ -120,8 +112,8 @@ def train(
         course: length, checkpoints and cuts.
         key: of dropout.
         checkpoints: the start is saved as step 0.
-        metrics: sinks of one line a step; they forget lines after the resumed step.
-        mesh: devices whose first axis divides the batch; all local ones without it.
+        sinks: of one line a step; they forget lines after the resumed step.
+        mesh: of `partitioning.mesh`; without it all devices share the batch.
 
     Returns:
         The parameters after the last step.
@@ -131,13 +123,14 @@ def train(
             batch cannot be divided.
         SystemExit: with code 0, after SIGTERM; the finished steps are saved.
     """
-    mesh = mesh or Mesh(np.array(jax.devices()), ("data",))
-    state = _start(params, optimizer, mesh, checkpoints)
+    mesh = mesh or partitioning.mesh()
+    mesh = Mesh(mesh.devices, mesh.axis_names)  # axes whose layouts the compiler carries through
+    state = _start(model, params, optimizer, mesh, checkpoints)
     start = int(state.step)
-    for sink in metrics:
+    for sink in sinks:
         sink.resume(start)
-    advance = _compiled(model, loss, optimizer, course.microbatches, state)
-    record = Record(metrics)
+    advance = compiled(model, loss, optimizer, course.microbatches, state)
+    record = Record(sinks)
     place = _placement(mesh, course.microbatches)
     stacks = _placed(in_order(batches, course.calls(start), workers=course.workers), place)
     with _termination() as terminated, contextlib.closing(ahead(stacks)) as feed:
@@ -150,44 +143,59 @@ def train(
             if saves:
                 checkpoints.save(steps.stop, state.params, state.optimizer)
             if terminated.is_set():
-                _end(checkpoints, metrics)
+                _end(checkpoints, sinks)
                 logger.info("terminated: step %d is saved", steps.stop)
                 raise SystemExit(0)
-    _end(checkpoints, metrics)
+    _end(checkpoints, sinks)
     return state.params
 
 
-def _end(checkpoints: Checkpoints, metrics: Sequence[Metrics]) -> None:
+def _end(checkpoints: Checkpoints, sinks: Sequence[Metrics]) -> None:
     checkpoints.wait()
-    for sink in metrics:
+    for sink in sinks:
         sink.close()
 
 
 # --- State -------------------------------------------------------------------------------------
 
 
-def _start(params: PyTree, optimizer: Optimizer, mesh: Mesh, checkpoints: Checkpoints) -> State:
+def _start(
+    model: Model, params: PyTree, optimizer: Optimizer, mesh: Mesh, checkpoints: Checkpoints
+) -> State:
     """The newest checkpoint's state, or the given start, saved as step 0."""
     everywhere = NamedSharding(mesh, PartitionSpec())
-    init = jax.jit(
-        lambda tree: (tree, optimizer.transformation().init(tree)), out_shardings=everywhere
+    of_params = param_shardings(mesh, params, model.logical_axes(params))
+    transformation = optimizer.transformation()
+    of_optimizer = optax.tree.map_params(
+        transformation,
+        lambda _, sharding: sharding,
+        jax.eval_shape(transformation.init, params),
+        of_params,
+        transform_non_params=lambda _: everywhere,
     )
-    params, optimizer_state = init(jax.device_put(params, everywhere))
-    found = checkpoints.restore(params, optimizer_state)
+
+    def begin(start: PyTree) -> tuple[PyTree, PyTree]:
+        copy = jax.tree.map(jnp.copy, start)  # steps take over their buffers, never the caller's
+        return copy, transformation.init(copy)
+
+    placed = jax.device_put(params, of_params)
+    fresh, inner = jax.jit(begin, out_shardings=(of_params, of_optimizer))(placed)
+    found = checkpoints.restore(fresh, inner)
     if found is None:
-        checkpoints.save(0, params, optimizer_state)
+        checkpoints.save(0, fresh, inner)
         checkpoints.wait()
-        found = 0, params, optimizer_state
-    else:
-        logger.info("resumed from step %d", found[0])
-    step = jax.device_put(jnp.int32(found[0]), everywhere)
-    return State(found[1], found[2], step)
+        found = 0, fresh, inner
+    elif found[0]:
+        logger.info("train: goes on from step %d", found[0])
+    step, fresh, inner = found
+    return State(fresh, inner, jax.device_put(jnp.int32(step), everywhere))
 
 
 def _placement(mesh: Mesh, microbatches: int) -> Callable[[Mapping[str, np.ndarray]], Any]:
     """Puts a stack [steps, batch, ...] on the devices, each with its rows."""
-    rows = NamedSharding(mesh, PartitionSpec(None, mesh.axis_names[0]))
-    parts = mesh.shape[mesh.axis_names[0]] * microbatches
+    (axes,) = batch_sharding(mesh).spec
+    parts = math.prod(mesh.shape[axis] for axis in axes) * microbatches
+    rows = NamedSharding(mesh, PartitionSpec(None, axes))
 
     def place(stack: Mapping[str, np.ndarray]) -> Any:
         batch = next(iter(stack.values())).shape[1]
@@ -208,74 +216,6 @@ def _placed(stacks: Generator[Mapping[str, np.ndarray]], place: Callable) -> Gen
             yield place(stack)
 
 
-# --- Step --------------------------------------------------------------------------------------
-
-
-def _compiled(
-    model: Model, loss: Loss, optimizer: Optimizer, microbatches: int, state: State
-) -> Callable[[State, Any, Key], tuple[State, Figures]]:
-    """A call over a stack of batches; figures come back with a leading step axis."""
-    transformation = optimizer.transformation()
-    gradient = _gradient(model, loss, microbatches)
-
-    def step(state: State, batch: Mapping[str, Array], key: Key) -> tuple[State, Figures]:
-        nats, weight, total = gradient(state.params, batch, jax.random.fold_in(key, state.step))
-        mean = jax.tree.map(lambda leaf: leaf / weight, total)
-        updates, inner = transformation.update(mean, state.optimizer, state.params)
-        figures = Figures(
-            nats=nats,
-            weight=weight,
-            tokens=_real_tokens(batch),
-            gradient_norm=optax.global_norm(mean),
-            learning_rate=jnp.asarray(optimizer.schedule(state.step)),
-        )
-        return State(optax.apply_updates(state.params, updates), inner, state.step + 1), figures
-
-    def call(state: State, stack: Mapping[str, Array], key: Key) -> tuple[State, Figures]:
-        if len(next(iter(stack.values()))) > 1:
-            return jax.lax.scan(lambda state, batch: step(state, batch, key), state, stack)
-        state, figures = step(state, {name: array[0] for name, array in stack.items()}, key)
-        return state, jax.tree.map(lambda leaf: leaf[None], figures)
-
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(call, donate_argnums=0, out_shardings=(shardings, None))
-
-
-def _gradient(
-    model: Model, loss: Loss, microbatches: int
-) -> Callable[[PyTree, Mapping[str, Array], Key], tuple[Array, Array, PyTree]]:
-    """(sum of nats, sum of weights, gradient of the sum), summed over microbatches."""
-
-    def nats(params: PyTree, batch: Mapping[str, Array], key: Key) -> tuple[Array, Array]:
-        return loss(model.logits(params, batch, dropout_key=key), batch)
-
-    def whole(params: PyTree, batch: Mapping[str, Array], key: Key) -> tuple[Array, Array, PyTree]:
-        (total, weight), gradient = jax.value_and_grad(nats, has_aux=True)(params, batch, key)
-        return total, weight, gradient
-
-    def parts(params: PyTree, batch: Mapping[str, Array], key: Key) -> tuple[Array, Array, PyTree]:
-        def add(sums: Any, part: Any) -> tuple[Any, None]:
-            number, rows = part
-            found = whole(params, rows, jax.random.fold_in(key, number))
-            return jax.tree.map(jnp.add, sums, found), None
-
-        zeros = jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
-        split = {name: _split(array, microbatches) for name, array in batch.items()}
-        return jax.lax.scan(add, zeros, (jnp.arange(microbatches), split))[0]
-
-    return whole if microbatches == 1 else parts
-
-
-def _split(array: Array, parts: int) -> Array:
-    """[batch, ...] -> [parts, batch / parts, ...]; every part takes rows of every device."""
-    return jnp.swapaxes(array.reshape(-1, parts, *array.shape[1:]), 0, 1)
-
-
-def _real_tokens(batch: Mapping[str, Array]) -> Int[Array, ""]:
-    towers = [batch[name] for name in batch if name.endswith("_segment_ids")]
-    return sum((jnp.sum(ids > 0) for ids in towers), start=jnp.int32(0))
-
-
 @contextlib.contextmanager
 def _termination() -> Iterator[threading.Event]:
     """An event that SIGTERM sets; outside the main thread nobody may ask for signals."""
@@ -288,3 +228,142 @@ def _termination() -> Iterator[threading.Event]:
         yield event
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+# --- The stage ---------------------------------------------------------------------------------
+
+
+def fit(
+    model: Model,
+    params: PyTree,
+    batches: Batches,
+    loss: Loss,
+    *,
+    directory: Path,
+    optimizer: Optimizer,
+    course: Course,
+    seed: int = 0,
+    keep_last: int | None = None,
+    keep_every: int | None = None,
+    tensorboard: bool = True,
+) -> tuple[PyTree, dict[str, Any]]:
+    """Train in a directory of one's own: checkpoints, metrics.jsonl and TensorBoard events.
+
+    Returns:
+        The parameters after the last step, and the counts that a stage reports: steps, tokens (sum
+        of loss weights), first and last loss (nats per token, mean over a tenth of the steps).
+    """
+    lines = metrics.JsonLines(directory / "metrics.jsonl")
+    sinks: list[metrics.Metrics] = [lines, metrics.Progress("train", course.steps)]
+    if tensorboard:
+        sinks += metrics.tensorboard(directory)
+    with Checkpoints(directory, keep_last=keep_last, keep_every=keep_every) as checkpoints:
+        params = train(
+            model,
+            params,
+            batches,
+            loss,
+            optimizer=optimizer,
+            course=course,
+            key=jax.random.key(seed),
+            checkpoints=checkpoints,
+            sinks=sinks,
+        )
+    return params, _summary(metrics.read_lines(lines.path))
+
+
+def _summary(lines: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    tenth = max(len(lines) // 10, 1)
+    return {
+        "steps": len(lines),
+        "tokens": sum(line["tokens"] for line in lines),
+        "loss_first": _mean_loss(lines[:tenth]),
+        "loss_last": _mean_loss(lines[-tenth:]),
+    }
+
+
+def _mean_loss(lines: Sequence[Mapping[str, float]]) -> float:
+    nats = sum(line["loss"] * line["tokens"] for line in lines)
+    return nats / sum(line["tokens"] for line in lines)
+
+
+def run(
+    *,
+    run_dir: Path,
+    student: str,
+    steps: int,
+    save_every: int,
+    batch_size: int = 32,
+    loss: Loss = PAPER_LOSS,
+    optimizer: Optimizer = PAPER_OPTIMIZER,
+    seed: int = 0,
+    microbatches: int = 1,
+    steps_per_call: int = 1,
+    log_every: int = 10,
+    workers: int = 0,
+    keep_last: int | None = None,
+    keep_every: int | None = None,
+    tensorboard: bool = True,
+) -> dict[str, Any]:
+    """Train the student on RUN_DIR/dataset and keep checkpoints in RUN_DIR/checkpoints.
+
+    Args:
+        run_dir: the run; its stage `dataset` is complete.
+        student: directory of the start, as `distill.models.weights.save` writes it.
+        steps: optimizer steps in all.
+        save_every: steps between checkpoints; the start is step 0.
+        batch_size: packed rows of an optimizer step, over all devices.
+        loss: distribution matching by default; see `distill.training.losses`.
+        optimizer: AdamW at 5e-4 by default, as Fu et al. 2023.
+        seed: of the order of rows and of dropout.
+        microbatches: parts of a batch whose gradients are summed, to save memory.
+        steps_per_call: optimizer steps compiled into one call, to save dispatches.
+        log_every: steps between fetches of the figures.
+        workers: processes that make batches; 0 makes them in a thread.
+        keep_last: checkpoints kept, the newest; all where None.
+        keep_every: besides, keep the steps that this divides.
+        tensorboard: write event files too, where TensorFlow and tensorboard are installed.
+
+    Returns:
+        `steps`, `tokens`, `loss_first` and `loss_last`, as `fit` says.
+
+    Raises:
+        UserError: `dataset` is not complete or of another vocabulary, the start is damaged, the
+            batch cannot be divided, or the loss is not finite.
+        SystemExit: with code 0, after SIGTERM; the same command goes on.
+    """
+    course = Course(steps, save_every, log_every, microbatches, steps_per_call, workers)
+    settings = {"student": student, "steps": steps, "save_every": save_every, "seed": seed}
+    settings |= {"batch_size": batch_size, "microbatches": microbatches}
+    settings |= {"loss": loss, "optimizer": optimizer}
+    with Stage.open(run_dir, "train", settings=settings, inputs=["dataset"]) as stage:
+        if stage.complete:
+            return stage.summary
+        model, params, _ = weights.load(Path(student))
+        rows = Shards(Path(run_dir) / "dataset", PackedExample)
+        batches = PackedBatches(rows, batch_size, seed)
+        _refuse_other_vocabulary(batches.largest_id, model.config.vocab_size)
+        _, summary = fit(
+            model,
+            params,
+            batches,
+            loss,
+            directory=Path(run_dir) / "checkpoints",
+            optimizer=optimizer,
+            course=course,
+            seed=seed,
+            keep_last=keep_last,
+            keep_every=keep_every,
+            tensorboard=tensorboard,
+        )
+        stage.finish(**summary)
+        return stage.summary
+
+
+def _refuse_other_vocabulary(largest: int, vocab_size: int) -> None:
+    if largest >= vocab_size:
+        raise UserError(
+            f"ids below the student's {vocab_size} rows",
+            f"{largest} in the dataset",
+            "align and build the dataset with the student's own vocabulary",
+        )

@@ -16,7 +16,7 @@ from distill.training import checkpoints
 from distill.training.losses import SampleMatching
 from distill.training.metrics import read_lines
 from distill.training.optimizers import AdamW, Constant
-from distill.training.train import Course
+from distill.training.train import Course, train
 
 WORLD = Path(__file__).with_name("training_world.py")
 ROOT = WORLD.parent.parent.parent
@@ -199,23 +199,52 @@ def test_calls_cover_every_step_once_and_end_at_checkpoints(start):
     assert calls == [call for call in plan.calls(0) if call.start >= start]
 
 
-def test_microbatches_of_a_sharded_batch_match_one_device(tmp_path):
-    code = (
-        "import sys; from training_world import *; import jax; assert jax.device_count() == 4;"
-        "train_tiny(sys.argv[1], model=Tiny(), batches=TinyBatches(rows=8),"
-        "course=course(steps=3, microbatches=2))"
-    )
+FOUR_DEVICES = """
+import sys
+import jax
+from training_world import Tiny, TinyBatches, course, train_tiny
+from distill.models.partitioning import mesh
+
+assert jax.device_count() == 4
+shape = {"data": int(sys.argv[2]), "fsdp": int(sys.argv[3])}
+settings = course(steps=int(sys.argv[4]), microbatches=2)
+settings = {"course": settings, "batches": TinyBatches(rows=8), "mesh": mesh(**shape)}
+train_tiny(sys.argv[1], model=Tiny(), **settings)
+"""
+
+
+@pytest.mark.parametrize("data, fsdp", [(4, 1), (2, 2)])
+def test_curve_on_four_devices_is_that_of_one_and_goes_on_on_one(tmp_path, data, fsdp):
     environment = {
         **os.environ,
         "PYTHONPATH": f"{ROOT}:{WORLD.parent}",
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
     }
-    subprocess.run([sys.executable, "-c", code, tmp_path / "four"], env=environment, check=True)
-    one = train_tiny(
-        tmp_path / "one", model=Tiny(), batches=TinyBatches(rows=8), course=course(steps=3)
-    )
-    four = checkpoints.load_params(tmp_path / "four" / "checkpoints", 3)
-    close(four, one, rtol=1e-4, atol=1e-5)
+    arguments = [str(tmp_path / "four"), str(data), str(fsdp), "4"]
+    command = [sys.executable, "-c", FOUR_DEVICES, *arguments]
+    subprocess.run(command, env=environment, check=True)
+    settings = {"model": Tiny(), "batches": TinyBatches(rows=8), "course": course(steps=6)}
+    one = train_tiny(tmp_path / "one", **settings)
+    both = train_tiny(tmp_path / "four", **settings)
+    close(both, one, rtol=1e-4, atol=1e-5)
     losses = [[line["loss"] for line in curve(tmp_path / name)] for name in ("one", "four")]
     np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_callers_parameters_are_not_taken_over(tmp_path):
+    model = Tiny()
+    params = model.init(jax.random.key(0))
+    expected = jax.tree.map(np.array, params)
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        train(
+            model,
+            params,
+            TinyBatches(),
+            SampleMatching(),
+            optimizer=AdamW(schedule=Constant(1.0)),
+            course=Course(steps=2, save_every=1),
+            key=jax.random.key(0),
+            checkpoints=saved,
+        )
+    assert same(params, expected)

@@ -33,6 +33,14 @@ class Tiny:
             "head": {"kernel": jax.random.normal(three, (WIDTH, VOCAB)) * 0.3},
         }
 
+    def logical_axes(self, params):
+        return {
+            "embed": {"embedding": ("vocab", "embed")},
+            "mlp": {"kernel": ("relpos_buckets", "mlp")},
+            "norm": {"scale": ("embed",)},
+            "head": {"kernel": ("embed", "vocab")},
+        }
+
     def logits(self, params, batch, *, dropout_key=None):
         hidden = params["embed"]["embedding"][batch["decoder_input_tokens"]]
         hidden = hidden + jnp.tanh(hidden @ params["mlp"]["kernel"]) * params["norm"]["scale"]
@@ -91,7 +99,7 @@ def train_tiny(directory, *, model=None, batches=None, loss=None, metrics=(), **
             batches or TinyBatches(),
             loss or DistributionMatching(),
             checkpoints=checkpoints,
-            metrics=[JsonLines(Path(directory) / "metrics.jsonl"), *metrics],
+            sinks=[JsonLines(Path(directory) / "metrics.jsonl"), *metrics],
             **named,
         )
 

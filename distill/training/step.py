@@ -1,0 +1,103 @@
+"""One optimizer step, compiled: gradient of the whole batch, update, figures; no loop, no files."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from distill.training.losses import Loss
+from distill.training.metrics import Figures
+from distill.training.optimizers import Optimizer
+
+Key = Any
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What the trainer asks of a model."""
+
+    def logits(
+        self, params: PyTree, batch: Mapping[str, Array], *, dropout_key: Key | None = None
+    ) -> Float[Array, "batch length vocab"]:
+        """Return the logits before softmax; without a key nothing is dropped."""
+        ...
+
+    def logical_axes(self, params: PyTree) -> PyTree:
+        """Return the logical axis names of each parameter, for `distill.models.partitioning`."""
+        ...
+
+
+class State(NamedTuple):
+    """What a step changes; donated to it."""
+
+    params: PyTree
+    optimizer: PyTree
+    step: Int[Array, ""]
+
+
+def compiled(
+    model: Model, loss: Loss, optimizer: Optimizer, microbatches: int, state: State
+) -> Callable[[State, Any, Key], tuple[State, Figures]]:
+    """A call over a stack of batches; figures come back with a leading step axis."""
+    transformation = optimizer.transformation()
+    gradient = _gradient(model, loss, microbatches)
+
+    def step(state: State, batch: Mapping[str, Array], key: Key) -> tuple[State, Figures]:
+        nats, weight, total = gradient(state.params, batch, jax.random.fold_in(key, state.step))
+        mean = jax.tree.map(lambda leaf: leaf / weight, total)
+        updates, inner = transformation.update(mean, state.optimizer, state.params)
+        figures = Figures(
+            nats=nats,
+            weight=weight,
+            tokens=_real_tokens(batch),
+            gradient_norm=optax.global_norm(mean),
+            learning_rate=jnp.asarray(optimizer.schedule(state.step)),
+        )
+        return State(optax.apply_updates(state.params, updates), inner, state.step + 1), figures
+
+    def call(state: State, stack: Mapping[str, Array], key: Key) -> tuple[State, Figures]:
+        if len(next(iter(stack.values()))) > 1:
+            return jax.lax.scan(lambda state, batch: step(state, batch, key), state, stack)
+        state, figures = step(state, {name: array[0] for name, array in stack.items()}, key)
+        return state, jax.tree.map(lambda leaf: leaf[None], figures)
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(call, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def _gradient(
+    model: Model, loss: Loss, microbatches: int
+) -> Callable[[PyTree, Mapping[str, Array], Key], tuple[Array, Array, PyTree]]:
+    """(sum of nats, sum of weights, gradient of the sum), summed over microbatches."""
+
+    def nats(params: PyTree, batch: Mapping[str, Array], key: Key) -> tuple[Array, Array]:
+        return loss(model.logits(params, batch, dropout_key=key), batch)
+
+    def whole(params: PyTree, batch: Mapping[str, Array], key: Key) -> tuple[Array, Array, PyTree]:
+        (total, weight), gradient = jax.value_and_grad(nats, has_aux=True)(params, batch, key)
+        return total, weight, gradient
+
+    def parts(params: PyTree, batch: Mapping[str, Array], key: Key) -> tuple[Array, Array, PyTree]:
+        def add(sums: Any, part: Any) -> tuple[Any, None]:
+            number, rows = part
+            found = whole(params, rows, jax.random.fold_in(key, number))
+            return jax.tree.map(jnp.add, sums, found), None
+
+        zeros = jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+        split = {name: _split(array, microbatches) for name, array in batch.items()}
+        return jax.lax.scan(add, zeros, (jnp.arange(microbatches), split))[0]
+
+    return whole if microbatches == 1 else parts
+
+
+def _split(array: Array, parts: int) -> Array:
+    """[batch, ...] -> [parts, batch / parts, ...]; every part takes rows of every device."""
+    return jnp.swapaxes(array.reshape(-1, parts, *array.shape[1:]), 0, 1)
+
+
+def _real_tokens(batch: Mapping[str, Array]) -> Int[Array, ""]:
+    towers = [batch[name] for name in batch if name.endswith("_segment_ids")]
+    return sum((jnp.sum(ids > 0) for ids in towers), start=jnp.int32(0))

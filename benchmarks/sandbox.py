@@ -43,7 +43,7 @@ def report(title: str, judgements: list[Judgement], seconds: float) -> None:
 
 def main() -> None:
     """Judge all solutions one after another, then several at once."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("mbpp", type=Path, help="mbpp.jsonl")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()

@@ -11,7 +11,7 @@ from distill.core.errors import UserError
 from distill.core.ports import Generator, Request, Sampling
 from distill.core.progress import progress
 from distill.core.records import Accuracy, Prediction, Problem, Trace
-from distill.core.store import Shards, Stage, read_json
+from distill.core.store import Shards, Stage, manifest, read_json
 from distill.corpus import prompts
 from distill.corpus.check import GRADERS, Grader, check
 from distill.corpus.completions import cut_after_answer
@@ -154,26 +154,29 @@ def prompt(name: str, train: Iterable[Problem]) -> Callable[[Problem], str]:
     return lambda problem: format.encoder_input(problem, prompts.draw(pool, problem, seed=0))
 
 
-def students(run_dir: Path, start: str, batch_size: int) -> Callable[[int], Generator]:
+def students(
+    run_dir: Path, batch_size: int, *, start: str | None = None
+) -> Callable[[int], Generator]:
     """Return what makes the generator of a checkpoint; all share one compiled program.
 
     Args:
         run_dir: the run, whose checkpoints are taken; step 0 is the start itself.
-        start: the directory of the start that train was given.
         batch_size: problems decoded together.
+        start: the directory of the start; where train found it if None.
+
+    Raises:
+        UserError: the start is missing or damaged, or the run is not trained.
     """
     import jax
 
-    import tokalign
-    from distill.models import weights
-    from distill.models.sampling import LocalGenerator
+    from distill.models.sampling import Shipped
     from distill.training.checkpoints import load_params
 
-    model, loaded, vocabulary = weights.load(Path(start))
+    directory = start or manifest(run_dir, "train")["settings"]["student"]
+    loaded = Shipped(directory, batch_size=batch_size).generator
     # Committed to a device as restored ones are: else the start has a program of its own.
-    params = jax.device_put(loaded, jax.local_devices()[0])
-    tokenizer = tokalign.SentencePieceTokenizer(vocabulary.path, vocabulary.extra_ids)
-    first = LocalGenerator(model, params, tokenizer, name="student", batch_size=batch_size)
+    params = jax.device_put(loaded.params, jax.local_devices()[0])
+    first = dataclasses.replace(loaded, params=params)
 
     def of_step(step: int) -> Generator:
         if step == 0:
@@ -190,7 +193,7 @@ def students(run_dir: Path, start: str, batch_size: int) -> Callable[[int], Gene
 def run(
     *,
     run_dir: Path,
-    student: str,
+    student: str | None = None,
     format: str = "zero_shot_cot",
     grader: str = "default",
     max_tokens: int = 256,
@@ -201,7 +204,7 @@ def run(
 
     Args:
         run_dir: the run.
-        student: the directory of the start that train was given.
+        student: the directory of the start; where train found it if None.
         format: the prompt format that is asked.
         grader: `default`, or `fu2023` for parity with the paper.
         max_tokens: most tokens of an answer.
@@ -220,7 +223,7 @@ def run(
     inputs = ("problems", "train")
     with Stage.open(run_dir, "evaluate", settings=settings, inputs=inputs) as stage:
         if not stage.complete:
-            make = students(run_dir, student, batch_size)
+            make = students(run_dir, batch_size, start=student)
             sink = Shards(run_dir / "predictions", Prediction)
             steps = sorted({0, *checkpoints.steps(run_dir / "checkpoints")})
             stage.finish(**_fill(run_dir, sink, STEERING, steps, make, settings))
@@ -230,7 +233,7 @@ def run(
 def final(
     *,
     run_dir: Path,
-    student: str,
+    student: str | None = None,
     format: str = "zero_shot_cot",
     grader: str = "default",
     max_tokens: int = 256,
@@ -243,7 +246,7 @@ def final(
 
     Args:
         run_dir: the run.
-        student: the directory of the start that train was given.
+        student: the directory of the start; where train found it if None.
         format: the prompt format that is asked.
         grader: `default`, or `fu2023` for parity with the paper.
         max_tokens: most tokens of an answer.
@@ -260,7 +263,7 @@ def final(
     inputs = ("problems", "train", "select")
     with Stage.open(run_dir, "final", settings=settings, inputs=inputs) as stage:
         if not stage.complete:
-            make = students(run_dir, student, batch_size)
+            make = students(run_dir, batch_size, start=student)
             sink = Shards(run_dir / "final", Prediction)
             steps = _reported_steps(run_dir)
             stage.finish(**_fill(run_dir, sink, REPORTED, steps, make, settings))

@@ -178,13 +178,14 @@ def trained(tmp_path_factory):
     weights.save(run_dir / "start", model, start, vocabulary)
     with Checkpoints(run_dir / "checkpoints") as saved:
         for step in (3, 6):
-            saved.save(step, model.init(jax.random.key(step)), {"count": np.zeros(1)})
+            params = jax.tree.map(lambda leaf, step=step: leaf * (1 + step), start)
+            saved.save(step, params, {"count": np.zeros(1)})
     sets = (("gsm", "train"), ("gsm", "validation"), ("gsm", "test"))
     sets += (("svamp", "selection"), ("svamp", "report"))
     problems = [problem(number, *of) for of in sets for number in range(6)]
     Shards(run_dir / "problems", Problem).append(problems)
     for name in ("problems", "train"):
-        with Stage.open(run_dir, name, settings={}) as stage:
+        with Stage.open(run_dir, name, settings={"student": str(run_dir / "start")}) as stage:
             stage.finish()
     return run_dir
 
@@ -194,12 +195,7 @@ def copied(run_dir, to):
 
 
 def asked(run_dir, batch_size=4):
-    return {
-        "run_dir": run_dir,
-        "student": str(run_dir / "start"),
-        "max_tokens": 8,
-        "batch_size": batch_size,
-    }
+    return {"run_dir": run_dir, "max_tokens": 8, "batch_size": batch_size}
 
 
 def test_every_checkpoint_is_evaluated_with_one_program_and_no_test_problem(trained, tmp_path):
@@ -234,7 +230,8 @@ def test_a_run_that_lost_shards_and_changed_its_batches_ends_the_same(trained, t
     summary = run(**asked(whole))
     first = next(iter(Shards(whole / "predictions", Prediction)))
     Shards(resumed / "predictions", Prediction).append([first])
-    assert run(**asked(resumed, batch_size=3)) == summary
+    moved = str(resumed / "start")
+    assert run(**asked(resumed, batch_size=3), student=moved) == summary
     both = [set(Shards(of / "predictions", Prediction)) for of in (whole, resumed)]
     assert both[0] == both[1]
 
@@ -267,12 +264,12 @@ def test_wrong_settings_are_refused_before_a_manifest_holds_them(trained, tmp_pa
         "max_tokens and limit of at least 1, got .* limit 0": {"limit": 0},
     }
     for stage in (run, final):
-        for line, settings in wrong.items():
+        for line, choice in wrong.items():
             with pytest.raises(UserError, match=line):
-                stage(**{**asked(run_dir), **settings})
+                stage(**{**asked(run_dir), **choice})
     assert not (run_dir / "manifests" / "evaluate.json").exists()
 
 
 def test_final_before_select_is_refused(trained):
     with pytest.raises(UserError, match="stage select complete"):
-        final(run_dir=trained, student="start")
+        final(run_dir=trained)

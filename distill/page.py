@@ -184,7 +184,7 @@ def _tiles(report: Mapping[str, Any]) -> str:
         tiles.append((f"{100 * mean['difference']['value']:+.1f}", label))
     if "selection" in report:
         tiles.append((f"step {report['selection']['chosen_step']}", "chosen checkpoint"))
-    if "harvest" in report:
+    if "yield" in report.get("harvest", {}):
         rate = Accuracy(**report["harvest"]["yield"])
         tiles.append((f"{100 * rate.value:.1f} %", f"yield of {rate.n:,} traces"))
     tiles.append((_duration(sum(report["seconds"].values())), "in all stages"))
@@ -272,10 +272,12 @@ def _training(report: Mapping[str, Any]) -> str:
 
 
 def _harvest(report: Mapping[str, Any]) -> str:
-    verdicts = report["harvest"]["verdicts"]
+    harvest = dict(report["harvest"])
+    rate, verdicts = harvest.pop("yield", None), harvest.pop("verdicts", {})
+    words = f"<p>Right: {_percent(rate)} of {rate['n']:,} traces.</p>" if rate else ""
     shown = {name: f"{count:,}" for name, count in verdicts.items()}
-    words = f"{sum(verdicts.values()):,} traces; right {_percent(report['harvest']['yield'])}."
-    return f"<p>{words}</p>" + _bars(verdicts, shown, ("verdict", "traces"))
+    bars = _bars(verdicts, shown, ("verdict", "traces")) if verdicts else ""
+    return words + bars + _figures(harvest)
 
 
 def _alignment(report: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ CURVE_POINTS = 400
 SAMPLES_PER_KIND = 2
 
 Counts = dict[str, int]
+Summaries = Mapping[str, Mapping[str, Any]]
+Part = Callable[[Path, Summaries], Any]
 # Whether a problem was right before and after, in the order in which the samples are shown.
 KINDS = {
     "gained": (False, True),
@@ -47,14 +49,15 @@ def report(run_dir: Path) -> dict[str, Any]:
     """
     manifests = _manifests(run_dir)
     found: dict[str, Any] = {"run": run_dir.resolve().name, **_stages(manifests)}
+    summaries = {name: made["summary"] for name, made in manifests.items() if made["complete"]}
     absent = {}
     for part, (stage, make) in _PARTS.items():
-        complete = stage in manifests and manifests[stage]["complete"]
-        value = make(run_dir, manifests[stage]["summary"]) if complete else None
+        value = make(run_dir, summaries) if stage in summaries else None
         if value:
             found[part] = value
         else:
-            absent[part] = f"stage {stage} {'left none' if complete else 'is not complete'}"
+            left = "left none" if stage in summaries else "is not complete"
+            absent[part] = f"stage {stage} {left}"
     return {**found, "absent": absent}
 
 
@@ -78,21 +81,19 @@ def _stages(manifests: Mapping[str, Any]) -> dict[str, Any]:
 # --- Parts -------------------------------------------------------------------------------------
 
 
-def _summary(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(summary)
+def _summary(stage: str) -> Part:
+    return lambda run_dir, summaries: dict(summaries[stage])
 
 
-def _harvest(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any] | None:
-    outcomes = collections.Counter(
-        verdict.outcome for verdict in Shards(run_dir / "verdicts", Verdict)
-    )
-    if not outcomes:
-        return None
-    rate = {"correct": outcomes["right"], "n": outcomes.total()}
-    return {"yield": rate, "verdicts": dict(outcomes.most_common())}
+def _harvest(run_dir: Path, summaries: Summaries) -> dict[str, Any]:
+    """Return the teacher's traces and, where they are checked, the yield and the verdicts."""
+    checked = summaries.get("check", {})
+    names = {"yield": "yield", "outcomes": "verdicts"}
+    found = {new: checked[old] for old, new in names.items() if old in checked}
+    return {**summaries["harvest"], **found}
 
 
-def _training(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any] | None:
+def _training(run_dir: Path, summaries: Summaries) -> dict[str, Any] | None:
     """Return the loss curve in at most CURVE_POINTS points, each the mean of a stretch of steps."""
     lines = read_lines(run_dir / "checkpoints" / "metrics.jsonl")
     if not lines:
@@ -105,10 +106,15 @@ def _training(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any] | Non
     }
     speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
     median = {"tokens_per_second": statistics.median(speeds)} if speeds else {}
-    return {"steps": lines[-1]["step"], "curve": curve, **median, "summary": dict(summary)}
+    return {
+        "steps": lines[-1]["step"],
+        "curve": curve,
+        **median,
+        "summary": dict(summaries["train"]),
+    }
 
 
-def _checkpoints(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+def _checkpoints(run_dir: Path, summaries: Summaries) -> dict[str, Any]:
     return _table(run_dir, Shards(run_dir / "predictions", Prediction))
 
 
@@ -121,11 +127,11 @@ def _table(run_dir: Path, predictions: Iterable[Prediction]) -> dict[str, dict[s
     }
 
 
-def _selection(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+def _selection(run_dir: Path, summaries: Summaries) -> dict[str, Any]:
     return read_json(run_dir / "reports" / "selection.json")
 
 
-def _accuracy(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+def _accuracy(run_dir: Path, summaries: Summaries) -> dict[str, Any]:
     """Return the figures of the report halves and test splits, before and after, paired."""
     selection = read_json(run_dir / "reports" / "selection.json")
     predictions = list(Shards(run_dir / "final", Prediction))
@@ -175,7 +181,7 @@ def _means(
     return {name: _estimate(estimate) for name, estimate in means.items()}
 
 
-def _samples(run_dir: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _samples(run_dir: Path, summaries: Summaries) -> list[dict[str, Any]]:
     """Return a few problems of each kind with both answers, by the order of their ids."""
     chosen = read_json(run_dir / "reports" / "selection.json")["chosen_step"]
     texts: dict[str, dict[int, Prediction]] = collections.defaultdict(dict)
@@ -204,7 +210,7 @@ def _samples(run_dir: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _traces(run_dir: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _traces(run_dir: Path, summaries: Summaries) -> list[dict[str, Any]]:
     """Return the first traces of the teacher with their verdicts, where there are any."""
     verdicts = {
         (verdict.problem_id, verdict.sample): verdict
@@ -233,18 +239,19 @@ def _first(traces: Iterable[Trace]) -> Iterator[Trace]:
             return
 
 
-_PARTS = {
-    "problems": ("problems", _summary),
-    "harvest": ("check", _harvest),
-    "alignment": ("align", _summary),
-    "dataset": ("dataset", _summary),
+# Each part with the stage that must be complete.
+_PARTS: dict[str, tuple[str, Part]] = {
+    "problems": ("problems", _summary("problems")),
+    "harvest": ("harvest", _harvest),
+    "alignment": ("align", _summary("align")),
+    "dataset": ("dataset", _summary("dataset")),
     "training": ("train", _training),
     "checkpoints": ("evaluate", _checkpoints),
     "selection": ("select", _selection),
     "accuracy": ("final", _accuracy),
     "samples": ("final", _samples),
     "traces": ("check", _traces),
-    "export": ("export", _summary),
+    "export": ("export", _summary("export")),
 }
 
 

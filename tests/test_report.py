@@ -49,12 +49,13 @@ def harvested(run_dir):
     rest = ((b"x",), floats, (), floats[:0], ends, 0.0, "stop", "m", 0)
     traces = [Trace(f"gsm/train/{n}", 0, "Q", HOSTILE, *rest) for n in range(4)]
     Shards(run_dir / "traces", Trace).append(traces)
-    stage(run_dir, "harvest", inputs=["problems"])
+    stage(run_dir, "harvest", inputs=["problems"], traces=4)
     outcomes = ("right", "right", "right", "unparsed")
     Shards(run_dir / "verdicts", Verdict).append(
         Verdict(f"gsm/train/{n}", 0, outcome, "8", HOSTILE) for n, outcome in enumerate(outcomes)
     )
-    stage(run_dir, "check", inputs=["harvest"])
+    counts = {"verdicts": 4, "outcomes": {"right": 3, "unparsed": 1}}
+    stage(run_dir, "check", inputs=["harvest"], **counts, **{"yield": {"correct": 3, "n": 4}})
 
 
 def trained(run_dir):

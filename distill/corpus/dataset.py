@@ -20,7 +20,7 @@ from distill.corpus.student import Student
 if TYPE_CHECKING:
     import seqio
 
-SHARD_ROWS = 2048
+SHARD_ROWS = 1024
 EQUAL_RATIOS = dict.fromkeys(prompts.FORMATS, 1.0)
 
 

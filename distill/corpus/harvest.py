@@ -1,12 +1,15 @@
 """Ask a generator for traces: n samples a problem, or log-probabilities of its own chain."""
 
+import contextlib
 import hashlib
 import logging
+import signal
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -170,6 +173,42 @@ def _write(traces: Iterable[Trace], shards: Shards[Trace]) -> None:
         shards.append(waiting)
 
 
+@runtime_checkable
+class Probing(Protocol):
+    """A generator that can be asked what it does before it is used."""
+
+    def probe(self, sampling: Sampling, *, scored: bool) -> Mapping[str, Any]:
+        """Return what was found.
+
+        Raises:
+            UserError: it cannot serve.
+        """
+        ...
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that what is at hand is written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
+def _refuse_holes(shards: Shards[Trace], wanted: Collection[Key]) -> None:
+    missing = set(wanted) - shards.keys("problem_id", "sample")
+    if missing:
+        raise UserError(
+            f"a trace for each of {len(wanted)} samples",
+            f"{len(missing)} without one, {min(missing)} the first",
+            "run the same command again, it asks for those",
+        )
+
+
 def _chosen(run_dir: Path, split: str) -> list[Problem]:
     if split not in HARVESTED_SPLITS:
         raise UserError(
@@ -223,6 +262,10 @@ def run(
         problems = _chosen(run_dir, split)
         shards = Shards(run_dir / "traces", Trace)
         done = shards.keys("problem_id", "sample")
+        wanted = {(p.problem_id, n) for p in problems for n in range(settings["samples"])}
+        found = {}
+        if isinstance(generator, Probing) and wanted - done:
+            found = {"probe": dict(generator.probe(sampling, scored=score_chains))}
         if score_chains:
             top = sampling.top_logprobs
             traces = score(problems, generator, top_logprobs=top, prompt=prompt, done=done)
@@ -236,7 +279,9 @@ def run(
                 done=done,
                 seed=seed,
             )
-        total = len(problems) * settings["samples"]
-        _write(progress(traces, name="harvest", total=total, done=len(done), unit="traces"), shards)
-        stage.finish(**summarise(shards, sampling.top_logprobs))
+        shown = progress(traces, name="harvest", total=len(wanted), done=len(done), unit="traces")
+        with _terminable():
+            _write(shown, shards)
+        _refuse_holes(shards, wanted)
+        stage.finish(**summarise(shards, sampling.top_logprobs), **found)
         return stage.summary

@@ -23,11 +23,11 @@ Create = Callable[..., Awaitable[Any]]
 MOST_SECONDS_BETWEEN_TRIES = 60.0
 
 
-class PromptRefused(Exception):  # noqa: N818
+class PromptRefused(UserError):  # noqa: N818
     """The endpoint serves, but not this prompt; `finish_reason` is what its completion gets."""
 
     def __init__(self, finish_reason: str) -> None:
-        super().__init__(finish_reason)
+        super().__init__("a prompt that is answered", finish_reason, "ask something else")
         self.finish_reason = finish_reason
 
 
@@ -183,7 +183,7 @@ class Session:
             f"a start within its budget of {limit}", got, "raise it and run the command again"
         )
 
-    def _refusal(self, error: "openai.APIStatusError") -> UserError | PromptRefused:
+    def _refusal(self, error: "openai.APIStatusError") -> UserError:
         reason = _PROMPT_AT_FAULT.get(str(error.code))
         if reason is not None:
             return PromptRefused(reason)

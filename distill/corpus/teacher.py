@@ -18,6 +18,7 @@ from distill.core.store import Shards
 from distill.corpus.completions import assemble
 from distill.corpus.inflight import in_flight
 from distill.corpus.pace import Pace
+from distill.corpus.probe import Probe, probe
 from distill.corpus.session import Answer, Budget, Create, PromptRefused, Session
 from distill.corpus.wire import WireError, read_chat, read_completion, read_scored
 
@@ -153,14 +154,11 @@ class OpenAICompatible:
             UserError: the endpoint refuses, stays away, or reports no log-probabilities, or the
                 budget is spent.
         """
-        format_ = _FORMATS[self.kind]
 
         async def ask(
             client: "openai.AsyncOpenAI", session: Session, request: Request
         ) -> Completion:
-            body = {"model": self.model, **format_.ask(request, sampling)}
-            read = lambda answer: format_.read(_choice(answer))  # noqa: E731
-            return await session.answer(format_.create(client), body, read, request.seed)
+            return await self._generated(client, session, request, sampling)
 
         return self._all(requests, ask)
 
@@ -175,31 +173,68 @@ class OpenAICompatible:
         """
         if self.kind != "completions":
             raise UserError("kind completions to score a text", self.kind, "sample, or change it")
-        asked = {"model": self.model, "echo": True, "max_tokens": 0, "logprobs": top_logprobs}
 
         async def ask(
             client: "openai.AsyncOpenAI", session: Session, request: Request
         ) -> Completion:
-            prompt, completion = request.prompt, request.completion or ""
-            body = {**asked, "prompt": prompt + completion}
-            read = lambda answer: read_scored(_choice(answer), prompt, completion)  # noqa: E731
-            return await session.answer(
-                client.completions.with_raw_response.create, body, read, request.seed
-            )
+            return await self._scored(client, session, request, top_logprobs)
 
         return self._all(requests, ask)
 
+    def probe(self, sampling: Sampling, *, scored: bool) -> dict[str, Any]:
+        """Return what the endpoint was found to do, asked some ten short requests.
+
+        Args:
+            sampling: as the harvest will ask.
+            scored: whether the harvest will score given texts.
+
+        Raises:
+            UserError: the endpoint cannot serve such a harvest.
+        """
+        key = self._key()
+
+        async def one(client: "openai.AsyncOpenAI", _: int) -> Probe:
+            # Each request has its own session: that one is refused says nothing of the others.
+            async def generate(request: Request, sampling: Sampling) -> Completion:
+                return await self._generated(client, self._session(key), request, sampling)
+
+            async def score(request: Request) -> Completion:
+                top_logprobs = sampling.top_logprobs
+                return await self._scored(client, self._session(key), request, top_logprobs)
+
+            return await probe(generate, score if self.kind == "completions" else None, sampling)
+
+        (found,) = in_flight(one, 1, limit=lambda: 1, resource=lambda: self._client(key))
+        logger.info("%s is %s", self.model, found)
+        found.refuse_unfit(sampling, scored=scored)
+        return dataclasses.asdict(found)
+
+    async def _generated(
+        self, client: "openai.AsyncOpenAI", session: Session, request: Request, sampling: Sampling
+    ) -> Completion:
+        format_ = _FORMATS[self.kind]
+        body = {"model": self.model, **format_.ask(request, sampling)}
+        read = lambda answer: format_.read(_choice(answer))  # noqa: E731
+        return await session.answer(format_.create(client), body, read, request.seed)
+
+    async def _scored(
+        self, client: "openai.AsyncOpenAI", session: Session, request: Request, top_logprobs: int
+    ) -> Completion:
+        prompt, completion = request.prompt, request.completion or ""
+        body = {
+            "model": self.model,
+            "prompt": prompt + completion,
+            "echo": True,
+            "max_tokens": 0,
+            "logprobs": top_logprobs,
+        }
+        read = lambda answer: read_scored(_choice(answer), prompt, completion)  # noqa: E731
+        create = client.completions.with_raw_response.create
+        return await session.answer(create, body, read, request.seed)
+
     def _all(self, requests: Sequence[Request], ask: Ask) -> Iterator[Finished]:
         key = self._key()
-        pace = Pace(self.concurrency, self.requests_per_minute, self.tokens_per_minute)
-        session = Session(
-            f"{self.model} at {urlsplit(self.base_url).netloc}",
-            pace,
-            max_retries=self.max_retries,
-            backoff=self.backoff,
-            secret=key,
-            budget=self.budget,
-        )
+        session = self._session(key)
 
         async def one(client: "openai.AsyncOpenAI", index: int) -> Finished:
             try:
@@ -208,12 +243,25 @@ class OpenAICompatible:
                 return index, assemble([], finish_reason=error.finish_reason)
 
         found = in_flight(
-            one, len(requests), limit=lambda: pace.limit, resource=lambda: self._client(key)
+            one,
+            len(requests),
+            limit=lambda: session.pace.limit,
+            resource=lambda: self._client(key),
         )
         try:
             yield from _reported(found, session, len(requests))
         finally:
             logger.info("%s", session.line())
+
+    def _session(self, key: str) -> Session:
+        return Session(
+            f"{self.model} at {urlsplit(self.base_url).netloc}",
+            Pace(self.concurrency, self.requests_per_minute, self.tokens_per_minute),
+            max_retries=self.max_retries,
+            backoff=self.backoff,
+            secret=key,
+            budget=self.budget,
+        )
 
     def _key(self) -> str:
         if self.api_key_variable is None:

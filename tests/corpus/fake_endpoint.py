@@ -52,7 +52,8 @@ class Endpoint(ThreadingHTTPServer):
     def __init__(self, faults=None, quirks=False, port=0, seed=0):
         super().__init__(("127.0.0.1", port), Handler)
         self.faults, self.quirks, self.random = faults or {}, quirks, random.Random(seed)
-        self.lock, self.seen, self.override = threading.Lock(), [], None
+        self.lock, self.seen = threading.Lock(), []
+        self.override = self.tempered = None
 
     @property
     def url(self):
@@ -68,7 +69,7 @@ class Endpoint(ThreadingHTTPServer):
         return None
 
     def handle_error(self, request, client_address):
-        if not isinstance(sys.exception(), OSError):
+        if not isinstance(sys.exception(), OSError | ValueError):  # The client is gone.
             super().handle_error(request, client_address)
 
 
@@ -84,14 +85,14 @@ class Handler(BaseHTTPRequestHandler):
         fault = self.server.draw()
         with self.server.lock:
             self.server.seen.append((self.path, body, self.headers["Authorization"], fault))
-        if self.server.override:
-            return self.reply(*self.server.override(self.path, body))
+        if self.server.override and (answer := self.server.override(self.path, body)):
+            return self.reply(*answer)
         if fault == "limit":
             return self.reply(429, {"error": {"message": "slow down"}}, {"Retry-After": "0.01"})
         if fault == "fault":
             return self.reply(500, {"error": {"message": "oops"}})
         make = chat_choice if "chat" in self.path else completion_choice
-        choice = make(body, quirks=self.server.quirks)
+        choice = make(body, quirks=self.server.quirks, tempered=self.server.tempered)
         usage = {"prompt_tokens": 10, "completion_tokens": 20}
         answer = {"id": "x", "model": body["model"], "choices": [choice], "usage": usage}
         return self.reply(200, answer, fault=fault)
@@ -115,6 +116,12 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
 
+def heated(body, tokens, tempered):
+    """Report log-probabilities at the request's temperature, as some servers do."""
+    heat = body.get("temperature", 1.0) if tempered else 1.0
+    return [(p, x / heat, [(name, y / heat) for name, y in top]) for p, x, top in tokens]
+
+
 def finish(body, tokens):
     """Apply max_tokens as a server does: a character cut at the end is not in the text."""
     kept = tokens[: body["max_tokens"]]
@@ -127,10 +134,11 @@ def quirk(body, n):
     return ("fewer", "sentinel", "null", None)[min(digest(body.get("seed"), n) % 20, 3)]
 
 
-def completion_choice(body, *, quirks):
+def completion_choice(body, *, quirks, tempered=False):
     if body.get("echo"):
         return echoed(body)
-    tokens, text, reason = finish(body, sample(body["prompt"], body["seed"]))
+    drawn = heated(body, sample(body["prompt"], body["seed"]), tempered)
+    tokens, text, reason = finish(body, drawn)
     odd = [quirk(body, n) if quirks else None for n in range(len(tokens))]
     tops = [
         {escaped(name): x for name, x in top[: 2 if what == "fewer" else body["logprobs"]]}
@@ -152,9 +160,9 @@ def echoed(body):
     return {"index": 0, "text": body["prompt"], "logprobs": logprobs, "finish_reason": "length"}
 
 
-def chat_choice(body, *, quirks):
+def chat_choice(body, *, quirks, tempered=False):
     prompt = body["messages"][0]["content"]
-    tokens, text, reason = finish(body, sample(prompt, body["seed"]))
+    tokens, text, reason = finish(body, heated(body, sample(prompt, body["seed"]), tempered))
 
     def named(piece, x, missing):
         raw = None if missing else list(piece)

@@ -188,6 +188,7 @@ def test_a_harvest_over_a_rough_endpoint_equals_a_calm_one(tmp_path, kind):
                 model="m", base_url=server.url, kind=kind, backoff=0.01, timeout=20
             )
             summary = run(run_dir=tmp_path / name, generator=generator, sampling=SAMPLING)
+        assert summary["probe"]["keeps_seeds"] and summary["probe"]["top_logprobs"] == 5
         assert summary["traces"] == 120 and summary["finish_reasons"] == {"stop": 120}
         assert 0 < summary["tokens_with_fewer_candidates"] < summary["tokens"]
         found[name] = harvested(tmp_path / name)
@@ -244,6 +245,40 @@ def test_a_killed_harvest_goes_on_without_hole_or_duplicate(tmp_path):
             run(run_dir=tmp_path / name, generator=generator, sampling=SAMPLING)
     assert len(harvested(tmp_path / "killed")) == 400
     assert harvested(tmp_path / "killed") == harvested(tmp_path / "whole")
+
+
+def test_a_terminated_harvest_writes_what_it_has(tmp_path):
+    ready(tmp_path, problems(100))
+    code = RUN.replace("SHARD_TRACES = 7", "SHARD_TRACES = 10**6")
+    with endpoint() as server:
+        command = [sys.executable, "-c", code, tmp_path, server.url]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+            deadline = time.monotonic() + 30
+            while len(server.seen) < 60 and time.monotonic() < deadline:
+                time.sleep(0.005)
+            assert not Shards(tmp_path / "traces", Trace).files()
+            process.terminate()
+    assert len(harvested(tmp_path)) > 20
+
+
+def test_a_generator_that_leaves_a_hole_is_found_out(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Forgetful(Echo):
+        def generate(self, requests, sampling):
+            yield from itertools.islice(super().generate(requests, sampling), 1)
+
+    ready(tmp_path, problems(2))
+    with pytest.raises(UserError, match="for each of 2 samples, got 1 without one"):
+        run(run_dir=tmp_path, generator=Forgetful(), samples=1)
+    assert run(run_dir=tmp_path, generator=Forgetful(), samples=1)["traces"] == 2
+
+
+def test_an_endpoint_that_cannot_serve_is_refused_before_it_is_used(tmp_path):
+    ready(tmp_path, problems(2))
+    with endpoint() as server, pytest.raises(UserError, match=r"with 20 candidates .* at most 5"):
+        generator = OpenAICompatible(model="m", base_url=server.url)
+        run(run_dir=tmp_path, generator=generator, sampling=Sampling(top_logprobs=20))
+    assert len(server.seen) < 12 and not harvested(tmp_path)
 
 
 def test_other_settings_are_refused(tmp_path):

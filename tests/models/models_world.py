@@ -1,0 +1,64 @@
+"""Tiny models and a byte vocabulary that the tests of this folder share."""
+
+import functools
+
+import jax
+import numpy as np
+
+from distill.models.decoder import DecoderConfig, DecoderModel
+from distill.models.t5 import T5Config, T5Model
+
+ROWS = 272  # the byte vocabulary's 258 tokens, and rows that are none
+V1_1 = T5Model(T5Config(ROWS, 16, 2, 8, 24, 2, 2))
+V1_0 = T5Model(
+    T5Config(ROWS, 16, 2, 8, 24, 1, 2, mlp_activations=("relu",), logits_via_embedding=True)
+)
+TIED = DecoderModel(DecoderConfig(ROWS, 16, 4, 8, 24, 2))
+UNTIED = DecoderModel(
+    DecoderConfig(ROWS, 16, 2, 8, 24, 1, num_kv_heads=2, logits_via_embedding=False)
+)
+MODELS = {"t5-v1.1": V1_1, "t5-v1.0": V1_0, "decoder-tied": TIED, "decoder-untied": UNTIED}
+
+
+class ByteVocabulary:
+    """Bytes, shifted by two: pad 0, EOS 1, then the 256 bytes."""
+
+    eos_id = 1
+    vocab_size = 258
+
+    def encode(self, text):
+        return [byte + 2 for byte in text.encode()]
+
+    def token_bytes(self, token_id):
+        return bytes([token_id - 2]) if token_id > 1 else b""
+
+
+class WordVocabulary(ByteVocabulary):
+    """Printable characters and a few words, so that random weights write text."""
+
+    words = (*(bytes([n]) for n in range(32, 127)), b" cat", b" dog", b"ab\ncd", b" sat.")
+    vocab_size = 2 + len(words)
+
+    def encode(self, text):
+        return [2 + self.words.index(bytes([byte])) for byte in text.encode()]
+
+    def token_bytes(self, token_id):
+        return self.words[token_id - 2] if token_id > 1 else b""
+
+
+@functools.cache
+def params_of(model):
+    return model.init(jax.random.key(1))
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def compiled_logits(model, params, batch, key):
+    return model.logits(params, batch, dropout_key=key)
+
+
+def logits_of(model, key=None, params=None, **batch):
+    return compiled_logits(model, params_of(model) if params is None else params, batch, key)
+
+
+def tokens(seed, *shape):
+    return np.random.default_rng(seed).integers(2, 258, shape, dtype=np.int32)

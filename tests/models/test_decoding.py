@@ -1,0 +1,224 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models_world import MODELS, ROWS, TIED, logits_of, params_of, tokens
+
+from distill.models import decoding
+from distill.models.decoding import Settings, Vocabulary
+
+BATCH, SOURCE, STEPS = 4, 9, 8
+
+
+def vocabulary(ends=()):
+    exists = np.arange(ROWS) < 258
+    text = exists & (np.arange(ROWS) > 1)
+    eos = np.arange(ROWS) == 1
+    return Vocabulary(exists, text | eos, text, eos | np.isin(np.arange(ROWS), ends), np.array(1))
+
+
+def how(temperature=1.0, top_k=0, top_p=1.0, hot=(), hot_top_k=3, hot_temperature=30.0):
+    return Settings(
+        np.full(BATCH, temperature, np.float32),
+        np.full(BATCH, top_k, np.int32),
+        np.full(BATCH, top_p, np.float32),
+        np.tile(np.isin(np.arange(STEPS), hot), (BATCH, 1)),
+        np.array(hot_temperature, np.float32),
+        np.array(hot_top_k, np.int32),
+    )
+
+
+def seeds(*numbers):
+    return np.array([[0, n] for n in numbers], np.uint32)
+
+
+def decode(model, drawn, *, prompts=None, lengths=(9, 5, 1, 7), seed=(1, 2, 3, 4), ends=()):
+    return jax.device_get(
+        decoding.decode(
+            model,
+            params_of(model),
+            tokens(0, BATCH, SOURCE) if prompts is None else prompts,
+            np.array(lengths, np.int32),
+            seeds(*seed),
+            drawn,
+            vocabulary(ends),
+            np.array(STEPS, np.int32),
+            steps=STEPS,
+            k=5,
+        )
+    )
+
+
+def forced_logits(model, prompts, lengths, row, ids):
+    """The logits of each position of `ids`, from one plain pass over one row, padded behind."""
+    prompt = prompts[row, : lengths[row]]
+    if "T5" in type(model).__name__:
+        inputs = np.array([0, *ids[:-1]])
+        logits = logits_of(
+            model, encoder_input_tokens=padded(prompt), decoder_input_tokens=padded(inputs)
+        )
+        return logits[0, : len(ids)]
+    inputs = padded(np.concatenate([prompt, ids[:-1]]))
+    first = lengths[row] - 1
+    return logits_of(model, decoder_input_tokens=inputs)[0, first : first + len(ids)]
+
+
+def padded(row):
+    return np.pad(row, (0, SOURCE + STEPS - len(row)))[None].astype(np.int32)
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_cached_decoding_measures_what_one_plain_pass_gives(model):
+    written = decode(model, how())
+    prompts, lengths = tokens(0, BATCH, SOURCE), (9, 5, 1, 7)
+    for row in range(BATCH):
+        ids = written.ids[: written.counts[row], row]
+        logits = forced_logits(model, prompts, lengths, row, ids)[:, :258]
+        logprobs = np.asarray(jax.nn.log_softmax(logits))
+        steps = np.arange(len(ids))
+        found = written.measured
+        np.testing.assert_allclose(found.logprobs[steps, row], logprobs[steps, ids], atol=1e-5)
+        np.testing.assert_allclose(found.eos_logprobs[steps, row], logprobs[:, 1], atol=1e-5)
+        best = np.sort(logprobs[:, 1:], -1)[:, ::-1][:, :5]
+        np.testing.assert_allclose(found.top_logprobs[steps, row], best, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_scoring_measures_what_decoding_measured(model):
+    written = decode(model, how())
+    measured = decoding.score(
+        model,
+        params_of(model),
+        tokens(0, BATCH, SOURCE),
+        np.array((9, 5, 1, 7), np.int32),
+        written.ids.T,
+        vocabulary(),
+        k=5,
+    )
+    counted = np.arange(STEPS)[:, None] < written.counts
+    np.testing.assert_allclose(
+        np.where(counted, measured.logprobs, 0),
+        np.where(counted, written.measured.logprobs, 0),
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_a_row_is_the_same_bits_wherever_it_lies_and_whoever_is_beside(model):
+    first = decode(model, how(temperature=0.8))
+    order = [2, 0, 3, 1]
+    prompts = tokens(0, BATCH, SOURCE)[order]
+    prompts[2], lengths = 7, np.array((9, 5, 1, 7))[order]
+    moved = decode(
+        model,
+        how(temperature=0.8),
+        prompts=prompts,
+        lengths=(*lengths[:2], 4, lengths[3]),
+        seed=(3, 1, 99, 2),
+    )
+    for place, row in ((0, 2), (1, 0), (3, 1)):
+        count = first.counts[row]
+        assert moved.counts[place] == count
+        jax.tree.map(
+            lambda a, b, n=count, r=row, p=place: np.testing.assert_array_equal(a[:n, r], b[:n, p]),
+            first._replace(counts=first.ids),
+            moved._replace(counts=moved.ids),
+        )
+
+
+def test_greedy_takes_the_best_text_or_end_and_is_certain():
+    written = decode(TIED, how(temperature=0.0))
+    np.testing.assert_array_equal(written.ids, written.measured.top_ids[..., 0])
+    assert not written.behaviour_logprobs.any()
+
+
+def test_neither_rows_without_a_token_nor_padding_are_drawn():
+    ids = decode(TIED, how(temperature=50.0)).ids
+    assert ids.min() >= 1 and ids.max() < 258
+
+
+def test_a_row_ends_at_its_ending_token_and_an_empty_row_writes_nothing():
+    written = decode(TIED, how(temperature=5.0), lengths=(9, 5, 0, 7), ends=range(2, 130))
+    assert written.counts[2] == 0
+    for row in (0, 1, 3):
+        ids = written.ids[: written.counts[row], row]
+        assert (ids[:-1] >= 130).all()
+        assert ids[-1] < 130 or len(ids) == STEPS
+
+
+def test_hot_tokens_are_among_the_best_texts_and_the_rest_is_drawn_as_usual():
+    for seed in range(5):
+        drawn = decode(TIED, how(temperature=0.0, hot=(0, 3)), seed=range(seed, seed + BATCH))
+        top = drawn.measured.top_ids
+        for step in range(STEPS):
+            for row in range(BATCH):
+                texts = [i for i in top[step, row] if i != 1][:3]
+                if step >= drawn.counts[row]:
+                    continue
+                assert drawn.ids[step, row] in (texts if step in (0, 3) else top[step, row, :1])
+
+
+def test_hot_draws_never_end_and_have_their_own_behaviour_logprob():
+    drawn = decode(TIED, how(hot=range(STEPS), hot_top_k=1))
+    assert (drawn.counts == STEPS).all()
+    np.testing.assert_allclose(drawn.behaviour_logprobs, 0, atol=1e-6)
+    assert (drawn.measured.logprobs < -1e-3).all()
+
+
+def test_no_hot_step_is_plain_sampling_whatever_its_settings():
+    plain = decode(TIED, how(top_k=4))
+    same = decode(TIED, how(top_k=4, hot_temperature=1.0, hot_top_k=7))
+    np.testing.assert_array_equal(plain.ids, same.ids)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 70), st.floats(0.05, 1.0))
+@settings(max_examples=40, deadline=None)
+def test_truncation_equals_sorting(seed, k, p):
+    logits = np.random.default_rng(seed).normal(size=(1, 70)).astype(np.float32) * 4
+    logits[0, ::9] = -np.inf
+    weights = np.exp(logits)
+    kept = jax.jit(decoding.truncate)(
+        jnp.array(logits), jnp.array(weights), jnp.array([k]), jnp.array([p], jnp.float32)
+    )
+    order = [i for i in np.argsort(-logits[0], kind="stable") if np.isfinite(logits[0, i])]
+    order = order[:k] if k else order
+    mass = np.cumsum(weights[0, order], dtype=np.float64)
+    before = np.concatenate([[0], mass[:-1]])
+    wanted = {i for i, m in zip(order, before, strict=True) if m < p * mass[-1] * (1 - 1e-5)}
+    allowed = {i for i, m in zip(order, before, strict=True) if m < p * mass[-1] * (1 + 1e-5)}
+    assert wanted <= set(np.flatnonzero(kept[0]).tolist()) <= allowed
+
+
+@pytest.mark.parametrize("n", [3, 64, 65, 700])
+def test_top_equals_sorting(n):
+    x = np.random.default_rng(n).normal(size=(3, n)).astype(np.float32)
+    values, ids = jax.jit(decoding.top, static_argnums=1)(x, 3)
+    np.testing.assert_array_equal(ids, np.argsort(-x, kind="stable")[:, :3])
+    np.testing.assert_array_equal(values, -np.sort(-x)[:, :3])
+
+
+def test_draws_follow_the_distribution():
+    count, logits = 20_000, np.array([0.0, 1.0, -np.inf, 2.0, -1.0, *[-np.inf] * 80], np.float32)
+    uniform = (np.arange(count, dtype=np.float32) + 0.5) / count
+    ids, nats = jax.jit(decoding.draw)(
+        jnp.tile(logits, (count, 1)),
+        jnp.array(uniform),
+        jnp.full(count, 0.5),
+        jnp.full(count, 3),
+        jnp.ones(count),
+    )
+    wanted = np.exp(logits / 0.5) * (logits >= 0)
+    wanted /= wanted.sum()
+    np.testing.assert_allclose(np.bincount(ids, minlength=85) / count, wanted, atol=2e-4)
+    np.testing.assert_allclose(np.exp(nats), wanted[np.asarray(ids)], rtol=1e-4)
+
+
+def test_the_ends_of_the_unit_interval_draw_what_has_weight():
+    logits = jnp.array([[-jnp.inf, 1.0, 2.0, -jnp.inf]] * 2)
+    one = np.nextafter(np.float32(1), np.float32(0))
+    ids, _ = jax.jit(decoding.draw)(
+        logits, jnp.array([0.0, one]), jnp.ones(2), jnp.zeros(2, int), jnp.ones(2)
+    )
+    assert ids.tolist() == [1, 2]

@@ -30,7 +30,7 @@ section { background: var(--paper); border: 1px solid var(--line); border-radius
   padding: .8rem .9rem }
 .tiles b { display: block; font-size: 1.25rem; line-height: 1.4; white-space: nowrap }
 .tiles span, .note, footer { font-size: .87rem }
-.scroll { overflow-x: auto }
+.scroll { overflow-x: auto } .scroll + .scroll { margin-top: 1rem }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { text-align: right; padding: .4rem .6rem; border-bottom: 1px solid var(--line);
   white-space: nowrap }
@@ -136,6 +136,10 @@ def _points(estimate: Mapping[str, float], *, signed: bool = True) -> str:
     )
 
 
+def _p_value(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "&lt; 0.001"
+
+
 def _duration(seconds: float) -> str:
     """Return seconds as people say them.
 
@@ -166,17 +170,28 @@ def _bars(counts: Mapping[str, float], shown: Mapping[str, str], head: Sequence[
 
 
 def _purpose(report: Mapping[str, Any]) -> str:
-    open_stages = [name for name, complete in report["complete"].items() if not complete]
-    state = f"{len(report['complete']) - len(open_stages)} stages complete"
-    if open_stages:
-        state += f", {_text(', '.join(open_stages))} not finished"
-    return f"<p>A teacher's chains of thought, distilled into a smaller student: {state}.</p>"
+    done = [name for name, complete in report["complete"].items() if complete]
+    left = [name for name in report["complete"] if name not in done]
+    state = f"{len(done)} stages complete" + (f", {', '.join(left)} not finished" if left else "")
+    given = report["settings"]
+    teacher = _name(given.get("harvest", {}).get("generator"))
+    student = _name(given.get("train", {}).get("student"))
+    return (
+        f"<p>Chains of thought of the teacher{teacher} distilled into the student{student}: "
+        f"{_text(state)}.</p>"
+    )
+
+
+def _name(model: Any) -> str:
+    """Return what a setting calls a model, nothing where it tells none."""
+    named = model.get("path") or model.get("model") if isinstance(model, Mapping) else model
+    return f" <b>{_text(named)}</b>" if named else ""
 
 
 def _tiles(report: Mapping[str, Any]) -> str:
     tiles = []
-    if "accuracy" in report:
-        mean = report["accuracy"]["mean"]
+    mean = report.get("accuracy", {}).get("mean")
+    if mean:
         before, after = (100 * mean[name]["value"] for name in ("before", "after"))
         low, high = (100 * mean["difference"][name] for name in ("low", "high"))
         label = f"points of mean accuracy [{low:+.1f}, {high:+.1f}]"
@@ -202,17 +217,23 @@ def _accuracy(report: Mapping[str, Any]) -> str:
                 _percent(counts),
                 _percent(accuracy["after"][name]),
                 _points(accuracy["difference"][name]),
-                f"{accuracy['difference'][name]['p_value']:.2g}",
+                _p_value(accuracy["difference"][name]["p_value"]),
             )
         )
         for name, counts in accuracy["before"].items()
     ]
-    mean = accuracy["mean"]
-    ends = [_points(mean[name], signed=False) for name in ("before", "after")]
-    total = sum(counts["n"] for counts in accuracy["before"].values())
-    rows.append(_row(("mean", f"{total:,}", *ends, _points(mean["difference"]), ""), "sum"))
+    if accuracy["mean"]:
+        rows.append(_mean_row(accuracy))
     head = ("set", "n", "before", "after", "difference", "p")
     return _table(head, rows) + _picture(plots.change(accuracy["before"], accuracy["after"]))
+
+
+def _mean_row(accuracy: Mapping[str, Any]) -> str:
+    mean = accuracy["mean"]
+    total = sum(accuracy["before"][name]["n"] for name in mean["sets"])
+    ends = [_points(mean[name], signed=False) for name in ("before", "after")]
+    label = f"mean of {len(mean['sets'])}"
+    return _row((label, f"{total:,}", *ends, _points(mean["difference"]), ""), "sum")
 
 
 def _checkpoints(report: Mapping[str, Any]) -> str:
@@ -258,7 +279,7 @@ def _cost(report: Mapping[str, Any]) -> str:
     if "validation_choice" not in means:
         return "."
     other = _points(means["validation_choice"], signed=False)
-    return f", with a mean of {other} % instead of {_points(means['after'], signed=False)} %."
+    return f", with a mean of {other} instead of {_points(means['after'], signed=False)}."
 
 
 def _training(report: Mapping[str, Any]) -> str:
@@ -314,9 +335,9 @@ def _share(pair: Mapping[str, float]) -> str:
 
 
 def _figure(value: object) -> str:
-    if isinstance(value, float):
+    if isinstance(value, float) and abs(value) < 1000:
         return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,.0f}" if isinstance(value, int | float) else str(value)
 
 
 def _samples(report: Mapping[str, Any]) -> str:

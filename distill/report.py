@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,7 @@ def _accuracy(run_dir: Path, summaries: Summaries) -> dict[str, Any]:
     return {
         **found,
         "difference": {name: _difference(paired) for name, paired in pairs.items()},
-        "mean": _means(found, pairs),
+        "mean": _means(found, pairs, _counted(selection)),
     }
 
 
@@ -169,16 +169,27 @@ def _estimate(estimate: intervals.Estimate) -> dict[str, float]:
     return dict(zip(("value", "low", "high"), estimate, strict=True))
 
 
+def _counted(selection: Mapping[str, Any]) -> set[str]:
+    """Return the sets that had a say in the choice; a mean over others would be another mean."""
+    first = selection["steps"][0]
+    return {name for split in ("selection", "validation") for name in first.get(split, {})}
+
+
 def _means(
-    tables: Mapping[str, Mapping[str, Counts]], pairs: Mapping[str, intervals.Paired]
-) -> dict[str, dict[str, float]]:
-    """Return the plain means over sets of every table and of the paired differences."""
+    tables: Mapping[str, Mapping[str, Counts]],
+    pairs: Mapping[str, intervals.Paired],
+    counted: set[str],
+) -> dict[str, Any]:
+    """Return the plain means over the counted sets, of every table and of the differences."""
+    sets = [name for name in pairs if name in counted]
+    if not sets:
+        return {}
     means = {
-        name: intervals.mean([intervals.of_accuracy(Accuracy(**c)) for c in table.values()])
+        name: intervals.mean([intervals.of_accuracy(Accuracy(**table[one])) for one in sets])
         for name, table in tables.items()
     }
-    means["difference"] = intervals.mean([paired.estimate() for paired in pairs.values()])
-    return {name: _estimate(estimate) for name, estimate in means.items()}
+    means["difference"] = intervals.mean([pairs[name].estimate() for name in sets])
+    return {"sets": sets, **{name: _estimate(estimate) for name, estimate in means.items()}}
 
 
 def _samples(run_dir: Path, summaries: Summaries) -> list[dict[str, Any]]:
@@ -262,17 +273,23 @@ def table(accuracy: Mapping[str, Any]) -> str:
     """Return before, after and difference of every set as text, with n and 95 % intervals."""
     lines = [f"{'set':<12} {'before':>26} {'after':>26} {'difference, points':>26} {'n':>6}"]
     for name, before in accuracy["before"].items():
-        cells = [
-            _cell(_estimate(intervals.of_accuracy(Accuracy(**counts))))
+        both = (
+            _estimate(intervals.of_accuracy(Accuracy(**counts)))
             for counts in (before, accuracy["after"][name])
-        ]
-        cells.append(_cell(accuracy["difference"][name], sign="+"))
-        lines.append(f"{name:<12} " + " ".join(f"{c:>26}" for c in cells) + f" {before['n']:>6}")
-    cells = [_cell(accuracy["mean"][name]) for name in ("before", "after")]
-    cells.append(_cell(accuracy["mean"]["difference"], sign="+"))
-    total = sum(before["n"] for before in accuracy["before"].values())
-    lines.append(f"{'mean':<12} " + " ".join(f"{cell:>26}" for cell in cells) + f" {total:>6}")
+        )
+        lines.append(_line(name, [*both, accuracy["difference"][name]], before["n"]))
+    mean = accuracy["mean"]
+    if mean:
+        total = sum(accuracy["before"][name]["n"] for name in mean["sets"])
+        columns = [mean[name] for name in ("before", "after", "difference")]
+        lines.append(_line(f"mean of {len(mean['sets'])}", columns, total))
     return "\n".join(lines)
+
+
+def _line(name: str, columns: Sequence[Mapping[str, float]], n: int) -> str:
+    before, after, difference = columns
+    cells = (_cell(before), _cell(after), _cell(difference, sign="+"))
+    return f"{name:<12} " + " ".join(f"{cell:>26}" for cell in cells) + f" {n:>6}"
 
 
 def _cell(estimate: Mapping[str, float], sign: str = "") -> str:

@@ -177,6 +177,21 @@ def test_differences_are_paired_by_problem(whole):
     assert gsm["low"] < mean["difference"]["low"]  # two sets tell more than one
 
 
+def test_a_set_without_a_say_in_the_choice_is_shown_but_not_in_the_mean(tmp_path):
+    finished(tmp_path)
+    more = [Problem(f"words/test/{n}", "words", "test", "Sort b a.", "a b") for n in range(4)]
+    Shards(tmp_path / "problems", Problem).append(more)
+    Shards(tmp_path / "final", Prediction).append(
+        Prediction(step, p.problem_id, "words", "test", "a b", "right", "a b")
+        for p in more
+        for step in (0, 5)
+    )
+    accuracy = report(tmp_path)["accuracy"]
+    assert accuracy["after"]["words"] == {"correct": 4, "n": 4}
+    assert accuracy["mean"]["sets"] == ["gsm", "asdiv"]
+    assert accuracy["mean"]["after"]["value"] == pytest.approx(0.6)
+
+
 def test_samples_show_what_was_gained_kept_and_missed(whole):
     samples = report(whole)["samples"]
     assert [sample["kind"] for sample in samples] == [
@@ -192,6 +207,7 @@ def test_the_table_holds_n_and_intervals(whole, caplog):
         run(run_dir=whole)
     lines = table(report(whole)["accuracy"]).splitlines()
     assert [line.split()[0] for line in lines] == ["set", "gsm", "asdiv", "mean"]
+    assert lines[-1].startswith("mean of 2")
     assert re.search(r"10\.0 \[1\.8, 40\.4\] +60\.0 \[31\.3, 83\.2\] +\+50\.0 \[", lines[1])
     assert [int(line.split()[-1]) for line in lines[1:]] == [10, 10, 20]
     assert lines[1] in caplog.text

@@ -121,6 +121,10 @@ def tables(run_dir: Path) -> tuple[Table, Table]:
 
 def _selection(held_out: Table, validation: Table, rule: Rule) -> dict[str, Any]:
     """Return what is written of a choice; what cannot be told is left out."""
+    if not held_out:
+        raise UserError(
+            "predictions on held-out sets", "none", "add problems with a selection half"
+        )
     chosen = {"chosen_step": select(held_out, rule), "rule": describe(rule)}
     if validation:
         chosen["validation_step"] = select(validation)
@@ -141,36 +145,51 @@ def _sets(held_out: Table, validation: Table, step: int) -> dict[str, Any]:
     }
 
 
-def run(*, run_dir: Path, rule: Rule = mean, sets: Sequence[str] | None = None) -> dict[str, Any]:
+def run(
+    *,
+    run_dir: Path,
+    rule: Rule = mean,
+    sets: Sequence[str] | None = None,
+    validation_sets: Sequence[str] | None = None,
+) -> dict[str, Any]:
     """Choose the checkpoint by the held-out sets and write `reports/selection.json`.
 
     Args:
         run_dir: the run.
         rule: `mean`, `worst` or `Weighted`.
         sets: the held-out sets that count; all where None.
+        validation_sets: the in-distribution sets, by whose mean the other choice is made; all
+            where None.
+
+    Returns:
+        `chosen_step`, and `validation_step` where there is a validation set.
+
+    Raises:
+        UserError: evaluate is not complete, its predictions are on other splits, a set is unknown,
+            there is no held-out set, or the rule's weights are of other sets.
     """
-    settings = {"rule": rule, "sets": sets}
+    settings = {"rule": rule, "sets": sets, "validation_sets": validation_sets}
     with Stage.open(run_dir, "select", settings=settings, inputs=("evaluate",)) as stage:
         if not stage.complete:
             held_out, validation = tables(run_dir)
-            selection = _selection(_only(held_out, sets), validation, rule)
+            selection = _selection(_only(held_out, sets), _only(validation, validation_sets), rule)
             write_json(run_dir / "reports" / "selection.json", selection)
             steps = ("chosen_step", "validation_step")
             stage.finish(**{name: selection[name] for name in steps if name in selection})
         return stage.summary
 
 
-def _only(held_out: Table, sets: Sequence[str] | None) -> Table:
+def _only(table: Table, sets: Sequence[str] | None) -> Table:
     """Keep the sets that count; all where `sets` is None."""
-    known = {name for of_step in held_out.values() for name in of_step}
-    if not known or (sets is not None and not set(sets) <= known):
+    known = {name for of_step in table.values() for name in of_step}
+    unknown = sorted(set(sets or ()) - known)
+    if unknown:
         raise UserError(
-            f"held-out sets {', '.join(sets or ['with a selection half'])}",
-            ", ".join(sorted(known)) or "none",
-            "evaluate on problems with a selection half, or name others in select.run.sets",
+            f"a set of {', '.join(sorted(known)) or 'those evaluated, which are none'}",
+            unknown[0],
+            "correct the name in select.run, or evaluate on that set",
         )
-    wanted = known if sets is None else set(sets)
     return {
-        step: {name: value for name, value in of_step.items() if name in wanted}
-        for step, of_step in held_out.items()
+        step: {name: value for name, value in of_step.items() if sets is None or name in sets}
+        for step, of_step in table.items()
     }

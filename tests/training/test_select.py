@@ -127,6 +127,15 @@ def test_only_the_named_sets_count(tmp_path):
     assert "validation_step" not in written
 
 
+def test_only_the_named_validation_sets_make_the_other_choice(tmp_path):
+    evaluated(
+        tmp_path,
+        *[(0, "multi", "selection", 1), (0, "gsm", "validation", 1), (0, "words", "validation", 9)],
+        *[(5, "multi", "selection", 2), (5, "gsm", "validation", 2), (5, "words", "validation", 0)],
+    )
+    assert run(run_dir=tmp_path, validation_sets=["gsm"])["validation_step"] == 5
+
+
 # --- Refusals ----------------------------------------------------------------------------------
 
 
@@ -152,13 +161,13 @@ def test_a_run_that_was_not_evaluated_is_refused(tmp_path):
 
 def test_a_run_without_held_out_sets_is_refused(tmp_path):
     evaluated(tmp_path, (0, "gsm", "validation", 1))
-    with pytest.raises(UserError, match="held-out sets with a selection half, got none"):
+    with pytest.raises(UserError, match="expected predictions on held-out sets, got none"):
         run(run_dir=tmp_path)
 
 
 def test_an_unknown_set_is_refused(tmp_path):
     evaluated(tmp_path, (0, "multi", "selection", 1))
-    with pytest.raises(UserError, match="held-out sets svamp, got multi"):
+    with pytest.raises(UserError, match="expected a set of multi, got svamp"):
         run(run_dir=tmp_path, sets=["svamp"])
 
 

@@ -220,6 +220,21 @@ def _chosen(run_dir: Path, split: str) -> list[Problem]:
     return problems
 
 
+def _stage_name(part: tuple[int, int] | None) -> str:
+    if part is None:
+        return "harvest"
+    first, step = part
+    if not 0 <= first < step:
+        raise UserError("a part (i, n) with 0 <= i < n", str(part), "count the parts from 0")
+    return f"harvest-{first}-of-{step}"
+
+
+def _probed(generator: Generator, sampling: Sampling, *, scored: bool) -> dict[str, Any]:
+    if not isinstance(generator, Probing):
+        return {}
+    return {"probe": dict(generator.probe(sampling, scored=scored))}
+
+
 def run(
     *,
     run_dir: Path,
@@ -230,8 +245,12 @@ def run(
     score_chains: bool = False,
     prompt: Callable[[str], str] = TeacherPrompt(),  # noqa: B008
     seed: int = 0,
+    part: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Fill RUN_DIR/traces from RUN_DIR/problems; go on where an earlier start stopped.
+
+    Several processes that see one run directory can share a harvest: each runs one `part`, and one
+    run without a part, after them, finds nothing left to ask, counts and finishes the stage.
 
     Args:
         run_dir: the run directory; its stage `problems` is complete.
@@ -242,6 +261,7 @@ def run(
         score_chains: score each problem's own chain instead of sampling.
         prompt: a question's prompt.
         seed: the run's seed.
+        part: (i, n) to ask only every n-th problem, from the i-th, counted from 0.
 
     Raises:
         UserError: no such problems, or the generator cannot serve; what it gave is kept.
@@ -256,16 +276,16 @@ def run(
         "prompt": prompt,
         "seed": seed,
     }
-    with Stage.open(run_dir, "harvest", settings=settings, inputs=["problems"]) as stage:
+    name = _stage_name(part)
+    with Stage.open(run_dir, name, settings=settings, inputs=["problems"]) as stage:
         if stage.complete:
             return stage.summary
-        problems = _chosen(run_dir, split)
-        shards = Shards(run_dir / "traces", Trace)
-        done = shards.keys("problem_id", "sample")
+        first, step = part or (0, 1)
+        problems = _chosen(run_dir, split)[first::step]
         wanted = {(p.problem_id, n) for p in problems for n in range(settings["samples"])}
-        found = {}
-        if isinstance(generator, Probing) and wanted - done:
-            found = {"probe": dict(generator.probe(sampling, scored=score_chains))}
+        shards = Shards(run_dir / "traces", Trace)
+        done = wanted & shards.keys("problem_id", "sample")
+        found = _probed(generator, sampling, scored=score_chains) if wanted - done else {}
         if score_chains:
             top = sampling.top_logprobs
             traces = score(problems, generator, top_logprobs=top, prompt=prompt, done=done)
@@ -279,9 +299,10 @@ def run(
                 done=done,
                 seed=seed,
             )
-        shown = progress(traces, name="harvest", total=len(wanted), done=len(done), unit="traces")
+        shown = progress(traces, name=name, total=len(wanted), done=len(done), unit="traces")
         with _terminable():
             _write(shown, shards)
         _refuse_holes(shards, wanted)
-        stage.finish(**summarise(shards, sampling.top_logprobs), **found)
+        kept = (trace for trace in shards if (trace.problem_id, trace.sample) in wanted)
+        stage.finish(**summarise(kept, sampling.top_logprobs), **found)
         return stage.summary

@@ -21,6 +21,8 @@ Result = TypeVar("Result")
 Answer = Mapping[str, Any]
 Create = Callable[..., Awaitable[Any]]
 MOST_SECONDS_BETWEEN_TRIES = 60.0
+# A server that changes its fingerprint with every answer must not fill the memory or the log.
+_SHOWN_MODELS = 8
 
 
 class PromptRefused(UserError):  # noqa: N818
@@ -92,6 +94,7 @@ class Session:
         self._max_retries, self._backoff, self._secret = max_retries, backoff, secret
         self.answers = self.prompt_tokens = self.completion_tokens = 0
         self.faults: Counter[str] = Counter()
+        self.served: set[str] = set()
         self._ended = False
 
     async def answer(
@@ -156,7 +159,8 @@ class Session:
         tokens = f"{self.prompt_tokens} prompt and {self.completion_tokens} completion tokens"
         cost = f", {self.dollars:.2f} dollars" if any(self.budget.dollars_per_million) else ""
         tried = f"{self.faults.total()} tried again" + (f" ({faults})" if faults else "")
-        return f"{self.place}: {self.answers} answers, {tried}, {tokens}{cost}"
+        served = ", ".join(sorted(self.served)) or "none"
+        return f"{self.place}: {self.answers} answers by {served}, {tried}, {tokens}{cost}"
 
     def _count(self, answer: Answer, headers: Mapping[str, str]) -> None:
         usage = answer.get("usage")
@@ -166,6 +170,10 @@ class Session:
             for what in ("prompt", "completion")
         )
         self.answers += 1
+        if len(self.served) < _SHOWN_MODELS:
+            self.served.add(
+                f"{answer.get('model')} {answer.get('system_fingerprint') or ''}".strip()
+            )
         self.prompt_tokens += prompt
         self.completion_tokens += completion
         self.pace.answered(prompt + completion, headers)

@@ -192,22 +192,27 @@ class OpenAICompatible:
             UserError: the endpoint cannot serve such a harvest.
         """
         key = self._key()
+        sessions: list[Session] = []
+
+        def session() -> Session:
+            """Give each request its own: that one is refused says nothing of the others."""
+            sessions.append(self._session(key))
+            return sessions[-1]
 
         async def one(client: "openai.AsyncOpenAI", _: int) -> Probe:
-            # Each request has its own session: that one is refused says nothing of the others.
             async def generate(request: Request, sampling: Sampling) -> Completion:
-                return await self._generated(client, self._session(key), request, sampling)
+                return await self._generated(client, session(), request, sampling)
 
             async def score(request: Request) -> Completion:
-                top_logprobs = sampling.top_logprobs
-                return await self._scored(client, self._session(key), request, top_logprobs)
+                return await self._scored(client, session(), request, sampling.top_logprobs)
 
             return await probe(generate, score if self.kind == "completions" else None, sampling)
 
         (found,) = in_flight(one, 1, limit=lambda: 1, resource=lambda: self._client(key))
         logger.info("%s is %s", self.model, found)
         found.refuse_unfit(sampling, scored=scored)
-        return dataclasses.asdict(found)
+        served = sorted(set().union(*(session.served for session in sessions)))
+        return {**dataclasses.asdict(found), "served": served}
 
     async def _generated(
         self, client: "openai.AsyncOpenAI", session: Session, request: Request, sampling: Sampling

@@ -94,7 +94,8 @@ class Handler(BaseHTTPRequestHandler):
         make = chat_choice if "chat" in self.path else completion_choice
         choice = make(body, quirks=self.server.quirks, tempered=self.server.tempered)
         usage = {"prompt_tokens": 10, "completion_tokens": 20}
-        answer = {"id": "x", "model": body["model"], "choices": [choice], "usage": usage}
+        answer = {"id": "x", "model": body["model"], "system_fingerprint": "fp_1"}
+        answer |= {"choices": [choice], "usage": usage}
         return self.reply(200, answer, fault=fault)
 
     def reply(self, status, answer, headers=None, fault=None):

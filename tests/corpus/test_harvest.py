@@ -281,6 +281,24 @@ def test_an_endpoint_that_cannot_serve_is_refused_before_it_is_used(tmp_path):
     assert len(server.seen) < 12 and not harvested(tmp_path)
 
 
+def test_parts_together_are_the_whole(tmp_path):
+    for name in ("parts", "whole"):
+        ready(tmp_path / name, problems(7))
+    asked = []
+    for part in [(2, 3), (0, 3), (1, 3), None]:
+        generator = Echo()
+        summary = run(run_dir=tmp_path / "parts", generator=generator, samples=2, part=part)
+        asked.append(len(generator.asked))
+    assert asked == [4, 6, 4, 0] and summary["traces"] == 14
+    run(run_dir=tmp_path / "whole", generator=Echo(), samples=2)
+    assert harvested(tmp_path / "parts") == harvested(tmp_path / "whole")
+
+
+def test_an_odd_part_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"a part \(i, n\) with 0 <= i < n, got \(3, 3\)"):
+        run(run_dir=tmp_path, generator=Echo(), part=(3, 3))
+
+
 def test_other_settings_are_refused(tmp_path):
     ready(tmp_path, problems(1))
     run(run_dir=tmp_path, generator=Echo(), samples=1)

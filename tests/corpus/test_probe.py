@@ -39,6 +39,7 @@ def test_what_an_open_endpoint_does_is_found():
             "hottest": 30.0,
             "takes_top_k": True,
             "scores": True,
+            "served": ["m fp_1"],
         }
 
 

@@ -185,7 +185,7 @@ def test_a_start_ends_at_its_budget_and_shows_what_it_spent(caplog):
     assert 2 <= len(found) < 10
     assert len(found) == len(server.seen), "an answer that was paid for is lost"
     assert re.search(
-        r"answers, 0 tried again, \d+ prompt and \d+ compl.* tokens, 0\.01", caplog.text
+        r"answers by m fp_1, 0 tried again, \d+ prompt and \d+ compl.* tokens, 0\.01", caplog.text
     )
 
 

@@ -9,6 +9,8 @@ import tokalign
 from distill.core import paths
 from distill.core.errors import UserError
 
+_PROBE = "She sold 1,234.5 clips,\n  half (\u00bd) of them \ufb01ne: {x} = 48/2."
+
 
 class Student(tokalign.Tokenizer, Protocol):
     """A tokalign tokenizer that encodes whole texts, as all three of them do."""
@@ -48,18 +50,20 @@ def _found(path: Path) -> Path:
         ) from error
 
 
-def describe(tokenizer: Student) -> list[Any]:
-    """Return the tokenizer as JSON: its kind and sources, a file by the sha256 of its content.
+def describe(tokenizer: Student) -> dict[str, Any]:
+    """Return what makes the tokenizer this one, as JSON and without its place on disk.
 
-    So a run that has moved, or that names the file in another way, is still the same run.
+    So a run that has moved, or that names the file in another way, is still the same run. The
+    sha256 is of the bytes of every token and of how a probe of digits, blanks and folded
+    characters is cut.
     """
-    _, sources, *_ = tokenizer.__reduce__()
-    return [type(tokenizer).__name__, *(_content(source) for source in sources)]
-
-
-def _content(source: Any) -> Any:
-    if isinstance(source, str | Path) and Path(source).is_file():
-        return hashlib.sha256(Path(source).read_bytes()).hexdigest()
-    if isinstance(source, str) or not isinstance(source, Sequence):
-        return source if source is None or isinstance(source, bool | int | float) else str(source)
-    return [_content(item) for item in source]
+    digest = hashlib.sha256(repr(list(tokenizer.encode(_PROBE))).encode())
+    for token_id in range(tokenizer.vocab_size):
+        token = tokenizer.token_bytes(token_id)
+        digest.update(len(token).to_bytes(4, "little") + token)
+    return {
+        "type": type(tokenizer).__name__,
+        "vocab_size": tokenizer.vocab_size,
+        "eos_id": tokenizer.eos_id,
+        "sha256": digest.hexdigest(),
+    }

@@ -111,6 +111,26 @@ def summarise(verdicts: Iterable[Verdict]) -> dict[str, Any]:
     }
 
 
+def agreement(
+    traces: Iterable[Trace], problems: Iterable[Problem], graders: tuple[Grader, Grader]
+) -> dict[str, dict[str, int]]:
+    """Count the traces by the first grader's outcome, then by the second's.
+
+    Args:
+        traces: can be read twice.
+        problems: at least the traces' own; can be read twice.
+        graders: the two to compare.
+
+    Raises:
+        UserError: as `check`.
+    """
+    pairs = zip(*(check(traces, problems, grader) for grader in graders), strict=True)
+    table: dict[str, Counter[str]] = {}
+    for first, second in pairs:
+        table.setdefault(first.outcome, Counter())[second.outcome] += 1
+    return {first: dict(sorted(row.items())) for first, row in sorted(table.items())}
+
+
 def _write(verdicts: Iterable[Verdict], shards: Shards[Verdict]) -> None:
     waiting: list[Verdict] = []
     for verdict in verdicts:
@@ -121,29 +141,37 @@ def _write(verdicts: Iterable[Verdict], shards: Shards[Verdict]) -> None:
     shards.append(waiting)
 
 
-def run(*, run_dir: Path, grader: str = "default") -> dict[str, Any]:
+def run(*, run_dir: Path, grader: str = "default", beside: str | None = None) -> dict[str, Any]:
     """Fill RUN_DIR/verdicts from RUN_DIR/traces; go on where an earlier start stopped.
 
     Args:
         run_dir: the run directory; its stages `problems` and `harvest` are complete.
         grader: `default`, or `fu2023` for parity with the paper.
+        beside: a second grader, whose outcomes are counted beside the first's.
 
     Raises:
         UserError: no such grader, or an input is not complete.
     """
-    if grader not in GRADERS:
-        raise UserError(f"a grader of {', '.join(GRADERS)}", grader, "name one of them")
+    for name in filter(None, (grader, beside)):
+        if name not in GRADERS:
+            raise UserError(f"a grader of {', '.join(GRADERS)}", name, "name one of them")
     run_dir = Path(run_dir)
     inputs = ["problems", "harvest"]
-    with Stage.open(run_dir, "check", settings={"grader": grader}, inputs=inputs) as stage:
+    settings = {"grader": grader, "beside": beside}
+    with Stage.open(run_dir, "check", settings=settings, inputs=inputs) as stage:
         if stage.complete:
             return stage.summary
         shards = Shards(run_dir / "verdicts", Verdict)
         done = shards.keys("problem_id", "sample")
         traces = Shards(run_dir / "traces", Trace)
         left = (trace for trace in traces if (trace.problem_id, trace.sample) not in done)
-        verdicts = check(left, Shards(run_dir / "problems", Problem), GRADERS[grader])
+        problems = Shards(run_dir / "problems", Problem)
+        verdicts = check(left, problems, GRADERS[grader])
         total = len(traces)
         _write(progress(verdicts, name="check", total=total, done=len(done)), shards)
-        stage.finish(**summarise(shards))
+        summary = summarise(shards)
+        if beside is not None:
+            graders = (GRADERS[grader], GRADERS[beside])
+            summary[f"outcomes_by_{beside}"] = agreement(traces, problems, graders)
+        stage.finish(**summary)
         return stage.summary

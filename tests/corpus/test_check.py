@@ -97,9 +97,21 @@ def test_a_run_goes_on_after_the_verdicts_that_are_there(tmp_path):
     assert sorted(found) == [0, 1, 2, 3] and found[1].reason == "kept"
 
 
+def test_two_graders_are_counted_beside_each_other(tmp_path):
+    ready(tmp_path, [trace(text, sample=n) for n, text in enumerate(TEXTS)])
+    summary = run(run_dir=tmp_path, beside="fu2023")
+    assert summary["outcomes_by_fu2023"] == {
+        "right": {"right": 1, "wrong": 1},
+        "unparsed": {"unparsed": 1},
+        "wrong": {"wrong": 1},
+    }
+
+
 def test_an_unknown_grader_is_refused(tmp_path):
     with pytest.raises(UserError, match="a grader of default, fu2023, got lenient"):
         run(run_dir=tmp_path, grader="lenient")
+    with pytest.raises(UserError, match="got strict"):
+        run(run_dir=tmp_path, beside="strict")
 
 
 def test_a_trace_without_its_problem_is_refused():

@@ -159,11 +159,14 @@ def _bars(counts: Mapping[str, float], shown: Mapping[str, str], head: Sequence[
     total = sum(counts.values()) or 1
     rows = (
         f"<tr><td>{_text(name)}</td><td>{shown[name]}</td><td>{100 * count / total:.1f} %</td>"
-        f'<td class="wide"><div class="bar" style="width:{100 * count / total:.2f}%"></div></td>'
-        "</tr>"
+        f'<td class="wide">{_bar(count / total)}</td></tr>'
         for name, count in counts.items()
     )
     return _table((*head, "share", ""), rows)
+
+
+def _bar(share: float) -> str:
+    return f'<div class="bar" style="width:{100 * share:.2f}%"></div>' if share else ""
 
 
 # --- Parts -------------------------------------------------------------------------------------
@@ -266,6 +269,8 @@ def _choice(selection: Mapping[str, Any], report: Mapping[str, Any]) -> str:
         f"The rule <b>{_text(name)}</b> over the held-out sets' selection halves chose "
         f"<b>step {selection['chosen_step']:,}</b>."
     )
+    if not selection["chosen_step"]:
+        words += " That is the start: no training helped there."
     if "validation_step" in selection:
         words += (
             f" In-distribution validation would have chosen step {selection['validation_step']:,}"

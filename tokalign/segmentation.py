@@ -1,6 +1,7 @@
 """One text cut into tokens: ids and byte ends. Not how a vocabulary cuts; that is tokenizers."""
 
 import dataclasses
+import itertools
 import re
 
 import numpy as np
@@ -74,7 +75,7 @@ class Segmentation:
         if len(self.byte_ends) and (
             self.byte_ends[0] < 0
             or self.byte_ends[-1] > len(self.text)
-            or (np.diff(self.byte_ends) < 0).any()
+            or (self.byte_ends[1:] < self.byte_ends[:-1]).any()
         ):
             raise ValueError(
                 f"expected byte ends that do not decrease within 0 and {len(self.text)}, "
@@ -87,4 +88,4 @@ class Segmentation:
     def tokens(self) -> list[bytes]:
         """Return the bytes of the text that each token covers."""
         ends = self.byte_ends.tolist()
-        return [self.text[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+        return [self.text[a:b] for a, b in itertools.pairwise([0, *ends])]

@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import itertools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -64,6 +65,49 @@ def _whole_characters(text: bytes) -> str | None:
         return None
 
 
+def segment_bytes(student: "Tokenizer", texts: Sequence[bytes]) -> list[Segmentation]:
+    """Cut texts that may end or break within a character; what is broken is read as U+FFFD.
+
+    Args:
+        student: the vocabulary.
+        texts: bytes, UTF-8 but for what is broken.
+
+    Returns:
+        The segmentations, with byte ends in the given bytes.
+    """
+    readings = [_read(text) for text in texts]
+    batch = getattr(student, "segment_batch", None)
+    plain = [reading[0] for reading in readings]
+    found = batch(plain) if batch else [student.segment(text) for text in plain]
+    for n, (_, places) in enumerate(readings):
+        if places is not None:
+            ends = np.array(places, np.int32)[found[n].byte_ends]
+            found[n] = Segmentation(texts[n], found[n].ids, ends, found[n].cuts)
+    return found
+
+
+def _read(text: bytes) -> tuple[str, list[int] | None]:
+    """Decode, and where something is broken tell the place in `text` after each byte."""
+    try:
+        return text.decode(), None
+    except UnicodeDecodeError:
+        pass
+    pieces, places, at = [], [0], 0
+    while at < len(text):
+        try:
+            good, broken = text[at:].decode(), 0
+        except UnicodeDecodeError as error:
+            good = text[at : at + error.start].decode()
+            broken = error.end - error.start
+        size = len(good.encode())
+        places.extend(range(at + 1, at + size + 1))
+        at += size + broken
+        if broken:
+            places.extend([at, at, at])
+        pieces.append(good + ("\ufffd" if broken else ""))
+    return "".join(pieces), places
+
+
 def _require_file(path: pathlib.Path, kind: str) -> pathlib.Path:
     if not path.is_file():
         raise FileNotFoundError(f"expected {kind}, got no file at {path}; give the path of one")
@@ -79,6 +123,8 @@ class _Vocabulary:
     unk_id: int | None
     _source: tuple[Any, ...]
 
+    def __init__(self, *source: Any) -> None: ...
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self._source))})"
 
@@ -89,7 +135,7 @@ class _Vocabulary:
         return hash((type(self), repr(self._source)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._source
+        return _loaded, (type(self), self._source)
 
     def _check(self, token_id: int) -> int:
         if not 0 <= token_id < self.vocab_size:
@@ -98,6 +144,28 @@ class _Vocabulary:
                 "is this another vocabulary's id?"
             )
         return token_id
+
+
+class _Defaulting(dict):
+    """A dictionary that answers every other key with one value."""
+
+    def __init__(self, known: Mapping[bytes, int], default: int) -> None:
+        super().__init__(known)
+        self._default = default
+
+    def __missing__(self, key: bytes) -> int:
+        return self._default
+
+
+_kept: dict[str, _Vocabulary] = {}
+
+
+def _loaded(kind: type[_Vocabulary], source: tuple[Any, ...]) -> _Vocabulary:
+    """Load a vocabulary that came from another process, once in this one."""
+    key = repr((kind.__name__, source))
+    if key not in _kept:
+        _kept[key] = kind(*source)
+    return _kept[key]
 
 
 class SentencePieceTokenizer(_Vocabulary):
@@ -142,7 +210,11 @@ class SentencePieceTokenizer(_Vocabulary):
         pieces = [self._model.id_to_piece(i) for i in range(self._pieces)]
         self._bytes = [self._piece_bytes(i, piece) for i, piece in enumerate(pieces)]
         self._bytes += [b""] * extra_ids
-        self._ids = {piece: i for i, piece in enumerate(pieces)}
+        self._ids = _Defaulting({piece.encode(): i for i, piece in enumerate(pieces)}, self.unk_id)
+        # <unk> spells what no text holds; the last row is the byte that holds texts apart.
+        self._spelled = [without_blanks(piece) for piece in self._bytes]
+        self._spelled[self.unk_id] = b"\0"
+        self._counts = np.array([*map(len, self._spelled), 1], np.int32)
 
     def _piece_bytes(self, token_id: int, piece: str) -> bytes:
         if self._model.is_byte(token_id):
@@ -177,22 +249,52 @@ class SentencePieceTokenizer(_Vocabulary):
 
     def segment(self, text: str) -> Segmentation:
         """Cut `text`; the byte ends are SentencePiece's own, or follow from the pieces alone."""
-        raw = _utf8(text)
-        return (self._segment_ascii(raw) if raw.isascii() else None) or self._segment_any(raw)
+        return self.segment_batch([text])[0]
 
-    def _segment_ascii(self, text: bytes) -> Segmentation | None:
-        """Cut ASCII text by the lengths of its pieces, None where they do not spell it."""
-        pieces = self._model.encode(text, return_type=str)
-        if "".join(pieces).replace("▁", "") != without_blanks(text).decode():
-            return None
-        ids = np.array([self._ids.get(piece, self.unk_id) for piece in pieces], np.int32)
-        # Spelled alike, so a token's end is where as many spelled bytes have gone by; a lone `▁`
-        # reaches to the next of them.
+    def segment_batch(self, texts: Sequence[str]) -> list[Segmentation]:
+        """Cut many texts, in one pass those whose pieces spell the same bytes but for blanks."""
+        raw = [_utf8(text) for text in texts]
+        if not self.drops_blanks:
+            return [self._segment_any(text) for text in raw]
+        rows = self._model.encode(raw, num_threads=1)
+        alike = [
+            b"".join([self._spelled[i] for i in ids]) == without_blanks(text)
+            for ids, text in zip(rows, raw, strict=True)
+        ]
+        found = iter(
+            self._segment_alike(list(itertools.compress(zip(raw, rows, strict=True), alike)))
+        )
+        return [
+            next(found) if same else self._segment_any(text)
+            for same, text in zip(alike, raw, strict=True)
+        ]
+
+    def _segment_alike(self, rows: Sequence[tuple[bytes, list[int]]]) -> list[Segmentation]:
+        """Find the ends of pieces that spell their text: where as many bytes have gone by.
+
+        A lone `▁` reaches to the next spelled byte. One byte before each text holds them apart.
+        """
+        if not rows:
+            return []
+        text = b"".join([part for row in rows for part in (b"\0", row[0])])
+        tokens: list[int] = []
+        for _, pieces in rows:
+            tokens.append(-1)
+            tokens += pieces
+        ids = np.array(tokens, np.int32)
+        counts = self._counts[ids]
         places = np.append(np.flatnonzero(spelled_mask(text)), len(text))
-        counts = np.array([len(piece) - (piece[0] == "▁") for piece in pieces], np.int32)
         passed = np.cumsum(counts)
-        ends = np.where(counts > 0, places[passed - 1] + 1, places[passed])
-        return Segmentation(text, ids, ends.astype(np.int32), np.ones(len(ids), bool))
+        ends = np.where(counts > 0, places[passed - 1] + 1, places[passed]).astype(np.int32)
+        cuts = np.ones(len(ids), bool)
+        found, first, start = [], 1, 1
+        for raw, pieces in rows:
+            last = first + len(pieces)
+            found.append(
+                Segmentation(raw, ids[first:last], ends[first:last] - start, cuts[first:last])
+            )
+            first, start = last + 1, start + len(raw) + 1
+        return found
 
     def _segment_any(self, text: bytes) -> Segmentation:
         found = self._model.encode(text, return_type="offset_mapping")
@@ -210,11 +312,7 @@ class SentencePieceTokenizer(_Vocabulary):
             spelled += without_blanks(piece)
             covered = text[opened:end]
             same = spelled == without_blanks(covered) or spelled == self._normalised(covered)
-            if (
-                same
-                or t - first >= _LONGEST_GROUP
-                or self._model.is_byte(self._ids.get(piece.decode(), 0))
-            ):
+            if same or t - first >= _LONGEST_GROUP or self._model.is_byte(self._ids[piece]):
                 first = t + 1
             else:
                 cuts[t] = False

@@ -270,7 +270,7 @@ def _choice(selection: Mapping[str, Any], report: Mapping[str, Any]) -> str:
         f"<b>step {selection['chosen_step']:,}</b>."
     )
     if not selection["chosen_step"]:
-        words += " That is the start: no training helped there."
+        words += " That is the start: no later checkpoint is better there."
     if "validation_step" in selection:
         words += (
             f" In-distribution validation would have chosen step {selection['validation_step']:,}"

@@ -139,8 +139,8 @@ def summarise(
     }
 
 
-def _pair(total: float, count: int) -> Pair:
-    return {"sum": round(float(total), 6), "count": int(count)}
+def _pair(total: np.number, count: np.integer) -> Pair:
+    return {"sum": round(total.item(), 6), "count": count.item()}
 
 
 def _spells_digit(student: tokalign.Tokenizer) -> np.ndarray:

@@ -295,11 +295,14 @@ class LocalGenerator:
         """Return the completion of `ids`, which hold no EOS; `measured` may go one further."""
         n = len(ids)
         tokens = [self._bytes[i] for i in ids]
-        tops = [[self._bytes[i] for i in row] for row in measured.top_ids[:n, :k].tolist()]
+        candidates = measured.top_ids[:n, :k]
+        tops = [[self._bytes[i] for i in row] for row in candidates.tolist()]
         if self._prefixed and n:
             tokens[0] = tokens[0].removeprefix(b" ")
             tops[0] = [text.removeprefix(b" ") for text in tops[0]]
-        spelled = np.array([[bool(text) for text in row] for row in tops], bool).reshape(n, -1)
+        spelled = np.array([bool(text) for text in itertools.chain(*tops)], bool).reshape(
+            candidates.shape
+        )
         completion = Completion(
             "",
             tuple(tokens),

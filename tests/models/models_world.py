@@ -34,13 +34,19 @@ class ByteVocabulary:
 
 
 class WordVocabulary(ByteVocabulary):
-    """Printable characters and a few words, so that random weights write text."""
+    """A few letters and words, of which the longest that fits is taken; all of it is text."""
 
-    words = (*(bytes([n]) for n in range(32, 127)), b" cat", b" dog", b"ab\ncd", b" sat.")
+    words = (b"a", b"b", b"c", b"d", b"e", b"f", b" ", b"\n", b"ab\ncd", b" cat", b" dog.")
+    words += tuple(bytes([byte]) for byte in b"ghijklmnopqrstuvwxyz.")
     vocab_size = 2 + len(words)
 
     def encode(self, text):
-        return [2 + self.words.index(bytes([byte])) for byte in text.encode()]
+        ids, left = [], text.encode()
+        while left:
+            word = max((w for w in self.words if left.startswith(w)), key=len)
+            ids.append(2 + self.words.index(word))
+            left = left[len(word) :]
+        return ids
 
     def token_bytes(self, token_id):
         return self.words[token_id - 2] if token_id > 1 else b""

@@ -1,0 +1,167 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from models_world import TIED, V1_1, ByteVocabulary, WordVocabulary, params_of
+
+from distill.core.errors import UserError
+from distill.core.ports import Completion, Request, Sampling
+from distill.models import sampling, weights
+from distill.models.sampling import Fire, LocalGenerator, Shipped, bucket, cut_at_text
+from tokalign.tokenizers import SentencePieceTokenizer
+
+SHORT = Sampling(max_tokens=24)
+
+
+def generator(model=TIED, vocabulary=None, **settings):
+    tokenizer = vocabulary or WordVocabulary()
+    return LocalGenerator(model, params_of(model), tokenizer, batch_size=4, **settings)
+
+
+def requests(n):
+    return [Request("abcdef "[: 1 + i % 7] * (1 + 3 * i), seed=i) for i in range(n)]
+
+
+def same(first, second):
+    return (
+        first.text == second.text
+        and np.array_equal(first.logprobs, second.logprobs)
+        and first.top_tokens == second.top_tokens
+        and np.array_equal(first.top_logprobs, second.top_logprobs)
+    )
+
+
+@pytest.mark.parametrize("model", [TIED, V1_1], ids=["decoder", "t5"])
+def test_a_completion_depends_on_its_request_alone(model):
+    asked = requests(6)
+    together = dict(generator(model).generate(asked, SHORT))
+    assert sorted(together) == list(range(6))
+    for number in (0, 5):
+        (_, alone), *_ = generator(model).generate([asked[number]], SHORT)
+        assert same(alone, together[number])
+    for place, completion in generator(model).generate(asked[::-1], SHORT):
+        assert same(completion, together[5 - place])
+
+
+@pytest.mark.parametrize("model", [TIED, V1_1], ids=["decoder", "t5"])
+def test_tokens_are_the_bytes_of_the_text_and_scoring_gives_what_generating_gave(model):
+    asked = requests(4)
+    written = dict(generator(model).generate(asked, SHORT))
+    again = [dataclasses.replace(r, completion=written[i].text) for i, r in enumerate(asked)]
+    for completion in written.values():
+        assert b"".join(completion.tokens) == completion.text.encode()
+        assert len(completion.top_logprobs) == len(completion.top_tokens)
+    for number, scored in generator(model).score(again):
+        assert scored.text == written[number].text
+        if scored.tokens == written[number].tokens:
+            np.testing.assert_allclose(scored.logprobs, written[number].logprobs, atol=1e-5)
+
+
+def test_scoring_a_text_gives_the_logprobs_of_its_tokens_and_of_its_end():
+    asked = [Request("a question", completion="some text"), Request("b", completion="")]
+    scored = dict(generator().score(asked, top_logprobs=2))
+    assert scored[0].tokens == tuple(bytes([byte]) for byte in b"some text")
+    assert scored[0].top_ends.tolist() == list(range(2, 20, 2))
+    assert (scored[0].logprobs < 0).all() and scored[0].end_logprob < 0
+    assert scored[1].text == "" and scored[1].end_logprob < 0
+    assert scored[0].finish_reason == "stop"
+
+
+def test_equal_seeds_give_equal_samples_and_others_differ():
+    asked = [Request("abc", seed=seed) for seed in (7, 7, 8, 7 + 2**40)]
+    written = [c for _, c in sorted(generator().generate(asked, SHORT), key=lambda pair: pair[0])]
+    assert same(written[0], written[1])
+    assert len({completion.text for completion in written}) == 3
+
+
+def test_greedy_does_not_depend_on_the_seed():
+    asked = [Request("abc", seed=seed) for seed in (1, 2)]
+    first, second = dict(generator().generate(asked, Sampling(0.0, 8))).values()
+    assert same(first, second)
+
+
+def test_a_stop_text_ends_the_completion_before_it():
+    asked = requests(8)
+    plain = dict(generator().generate(asked, Sampling(max_tokens=24)))
+    stopped = dict(generator().generate(asked, Sampling(max_tokens=24, stop=("\n", "a"))))
+    for number, completion in stopped.items():
+        cuts = [at for at in map(plain[number].text.find, ("\n", "a")) if at >= 0]
+        assert completion.text == plain[number].text[: min(cuts, default=None)]
+        assert b"".join(completion.tokens) == completion.text.encode()
+        assert (completion.finish_reason == "stop") or not cuts
+
+
+def completion(*tokens, reason="length"):
+    n = len(tokens)
+    ends = np.arange(1, n + 1)
+    text = b"".join(tokens).decode()
+    nats = -np.arange(1.0, n + 1)
+    return Completion(text, tokens, nats, tokens, nats, ends, float("nan"), reason)
+
+
+def test_a_token_across_the_stop_keeps_its_bytes_before_it():
+    cut = cut_at_text(completion(b"So", b" 8", b".\n\n", b"Q:"), ("\n",), -np.ones(4))
+    assert (cut.text, cut.tokens, cut.finish_reason) == ("So 8.", (b"So", b" 8", b"."), "stop")
+    assert np.isnan(cut.end_logprob) and cut.logprobs.tolist() == [-1, -2, -3]
+    whole = cut_at_text(completion(b"So", b" 8.", b"\n\n"), ("\n", "Q"), np.array([-1, -2, -0.5]))
+    assert (whole.tokens, whole.end_logprob) == ((b"So", b" 8."), -0.5)
+    assert cut_at_text(whole, ("x",), np.array([])) is whole
+    assert cut_at_text(completion(b"Q: a"), ("Q",), np.array([])).tokens == ()
+
+
+def test_half_a_character_at_the_end_is_cut_and_a_broken_one_is_an_error():
+    half = sampling._with_text(_raw(b"a", "é".encode()[:1]))
+    assert (half.text, half.tokens, half.finish_reason) == ("a", (b"a",), "length")
+    broken = sampling._with_text(_raw(b"a", b"\xff", b"b"))
+    assert (broken.text, broken.tokens, broken.finish_reason) == ("a", (b"a",), "error")
+
+
+def _raw(*tokens):
+    return dataclasses.replace(completion(*[b"x"] * len(tokens)), tokens=tokens)
+
+
+def test_hot_first_tokens_make_samples_more_diverse():
+    asked = [Request("abc", seed=seed) for seed in range(16)]
+    settings = Sampling(temperature=0.05, max_tokens=4)
+    plain = {c.text for _, c in generator().generate(asked, settings)}
+    hot = {c.text for _, c in generator(fire=Fire(top_k=8)).generate(asked, settings)}
+    assert len(hot) > len(plain)
+
+
+def test_a_sentencepiece_text_begins_without_the_prefix_blank(tmp_path, student_vocabulary):
+    tokenizer = SentencePieceTokenizer(student_vocabulary, 100)
+    model = dataclasses.replace(V1_1, config=dataclasses.replace(V1_1.config, vocab_size=1152))
+    asked = [Request("Tom has 3 apples.", seed=i, completion="He has 12.") for i in range(3)]
+    made = LocalGenerator(model, params_of(model), tokenizer, batch_size=4)
+    for _, scored in made.score(asked[:1]):
+        assert scored.text == "He has 12." and scored.tokens[0] == b"He"
+    for _, written in made.generate(asked, SHORT):
+        assert b"".join(written.tokens) == written.text.encode()
+        ids = tokenizer.encode(written.text)
+        assert tokenizer.decode(ids) == " ".join(written.text.split())
+
+    weights.save(tmp_path / "student", model, params_of(model), student_vocabulary)
+    shipped = Shipped(str(tmp_path / "student"), batch_size=4)
+    assert repr(shipped) == f"Shipped(path={str(tmp_path / 'student')!r}, batch_size=4, fire=None)"
+    assert shipped.model == "student"
+    (_, first), *_ = made.generate(asked[:1], SHORT)
+    (_, again), *_ = shipped.generate(asked[:1], SHORT)
+    assert same(first, again)
+
+
+def test_buckets_are_few_and_waste_less_than_half():
+    sizes = {bucket(n) for n in range(1, 1025)}
+    assert sorted(sizes) == [64, 128, 192, 256, 384, 512, 768, 1024]
+    assert all(n <= bucket(n) < 2 * max(n, 32) + 1 for n in range(1, 1025))
+
+
+def test_what_cannot_be_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"at most 272 tokens, got 300 in"):
+        many = type("Many", (ByteVocabulary,), {"vocab_size": 300})
+        generator(vocabulary=many())
+    with pytest.raises(UserError, match="a completion to score, got request 1 without one"):
+        list(generator().score([Request("a", completion="b"), Request("c")]))
+    with pytest.raises(ValueError, match="temperature > 0, top_k >= 1"):
+        Fire(top_k=0)
+    with pytest.raises(UserError, match="the directory of a model, got none at nowhere"):
+        list(Shipped("nowhere").generate([Request("a")], SHORT))

@@ -139,7 +139,7 @@ def summarise(
     }
 
 
-def _pair(total: np.number, count: np.integer) -> Pair:
+def _pair(total: Any, count: Any) -> Pair:
     return {"sum": round(total.item(), 6), "count": count.item()}
 
 

@@ -6,7 +6,7 @@ import json
 import logging
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from distill.core.errors import UserError
@@ -98,12 +98,16 @@ class Session:
         self._ended = False
 
     async def answer(
-        self, create: Create, body: Mapping[str, Any], read: Callable[[Answer], Result], seed: int
+        self,
+        creates: Sequence[Create],
+        body: Mapping[str, Any],
+        read: Callable[[Answer], Result],
+        seed: int,
     ) -> Result:
         """Send a body until it is answered and return what is read from the answer.
 
         Args:
-            create: a method of the client that returns the raw response.
+            creates: methods of clients that return the raw response, tried in turn.
             body: its arguments.
             read: raises WireError where the answer is malformed.
             seed: of the pauses.
@@ -119,7 +123,7 @@ class Session:
             await asyncio.sleep(self.pace.reserve())
             self._refuse_overspending()
             try:
-                response = (await create(**body)).http_response
+                response = (await creates[tries % len(creates)](**body)).http_response
                 answer = _json(response.content)
                 result = read(answer)
                 self._count(answer, response.headers)

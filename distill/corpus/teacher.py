@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Request, Sampling
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Finished = tuple[int, Completion]
+# Some servers answer what they do not know with a fault, for ever.
+TRIES_OF_A_PROBE = 4
+# Sent where the endpoint needs no key, as the client insists on one.
+_NO_KEY = "no-key-needed"
 
 
 # --- Formats -----------------------------------------------------------------------------------
@@ -87,7 +91,8 @@ def _choice(answer: Answer) -> Mapping[str, Any]:
 
 # --- An endpoint -------------------------------------------------------------------------------
 
-Ask = Callable[["openai.AsyncOpenAI", Session, Request], Awaitable[Completion]]
+Clients = Sequence["openai.AsyncOpenAI"]
+Ask = Callable[[Clients, Session, Request], Awaitable[Completion]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +106,8 @@ class OpenAICompatible:
 
     Attributes:
         model: the model's name at the endpoint.
-        base_url: the endpoint's address up to and with `/v1`.
+        base_url: the endpoint's address up to and with `/v1`; several share the requests, and what
+            fails at one is tried at the next.
         kind: `completions` (prompts as they are, can score) or `chat` (the prompt is the user's
             one message, cannot score).
         api_key_variable: name of the environment variable that holds the key; None where the
@@ -120,7 +126,9 @@ class OpenAICompatible:
     """
 
     model: str
-    base_url: str = dataclasses.field(default="https://api.openai.com/v1", repr=False)
+    base_url: str | tuple[str, ...] = dataclasses.field(
+        default="https://api.openai.com/v1", repr=False
+    )
     kind: str = "completions"
     api_key_variable: str | None = dataclasses.field(default="OPENAI_API_KEY", repr=False)
     concurrency: int = dataclasses.field(default=16, repr=False)
@@ -132,13 +140,8 @@ class OpenAICompatible:
     backoff: float = dataclasses.field(default=0.5, repr=False)
 
     def __post_init__(self) -> None:
-        address = urlsplit(self.base_url)
-        if address.scheme not in ("http", "https") or not address.hostname:
-            raise UserError("an http(s) base_url", "another", "give it as http://HOST:PORT/v1")
-        if address.username or address.password or address.query:
-            raise UserError(
-                "a base_url without credentials", "one with some", "use api_key_variable"
-            )
+        for address in map(urlsplit, self._addresses):
+            _refuse_odd(address)
         if self.kind not in _FORMATS:
             raise UserError(f"a kind of {', '.join(_FORMATS)}", self.kind, "name one of them")
         if self.concurrency < 1 or self.timeout <= 0 or self.max_retries < 0 or self.backoff < 0:
@@ -146,6 +149,10 @@ class OpenAICompatible:
                 f"expected concurrency >= 1, timeout > 0, max_retries and backoff >= 0, got "
                 f"{self.concurrency}, {self.timeout}, {self.max_retries}, {self.backoff}"
             )
+
+    @property
+    def _addresses(self) -> tuple[str, ...]:
+        return (self.base_url,) if isinstance(self.base_url, str) else tuple(self.base_url)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Finished]:
         """Yield (index, completion) as answers come in.
@@ -155,18 +162,17 @@ class OpenAICompatible:
                 budget is spent.
         """
 
-        async def ask(
-            client: "openai.AsyncOpenAI", session: Session, request: Request
-        ) -> Completion:
-            return await self._generated(client, session, request, sampling)
+        async def ask(clients: Clients, session: Session, request: Request) -> Completion:
+            return await self._generated(clients, session, request, sampling)
 
         return self._all(requests, ask)
 
     def score(self, requests: Sequence[Request], top_logprobs: int = 5) -> Iterator[Finished]:
         """Yield the log-probabilities of given completions, by the legacy API's `echo`.
 
-        A token across the border of prompt and completion keeps its bytes within the completion,
-        without a log-probability.
+        One token more is asked for: some servers cannot do without, and its candidates may tell the
+        log-probability of stopping after the completion. A token across the border of prompt and
+        completion keeps its bytes within the completion, without a log-probability.
 
         Raises:
             UserError: the endpoint cannot score a given text, or as `generate`.
@@ -174,10 +180,8 @@ class OpenAICompatible:
         if self.kind != "completions":
             raise UserError("kind completions to score a text", self.kind, "sample, or change it")
 
-        async def ask(
-            client: "openai.AsyncOpenAI", session: Session, request: Request
-        ) -> Completion:
-            return await self._scored(client, session, request, top_logprobs)
+        async def ask(clients: Clients, session: Session, request: Request) -> Completion:
+            return await self._scored(clients, session, request, top_logprobs)
 
         return self._all(requests, ask)
 
@@ -192,58 +196,63 @@ class OpenAICompatible:
             UserError: the endpoint cannot serve such a harvest.
         """
         key = self._key()
+        patient = dataclasses.replace(self, max_retries=min(self.max_retries, TRIES_OF_A_PROBE))
         sessions: list[Session] = []
 
         def session() -> Session:
             """Give each request its own: that one is refused says nothing of the others."""
-            sessions.append(self._session(key))
+            sessions.append(patient._session(key))
             return sessions[-1]
 
-        async def one(client: "openai.AsyncOpenAI", _: int) -> Probe:
+        async def one(clients: Clients, _: int) -> Probe:
             async def generate(request: Request, sampling: Sampling) -> Completion:
-                return await self._generated(client, session(), request, sampling)
+                return await self._generated(clients, session(), request, sampling)
 
             async def score(request: Request) -> Completion:
-                return await self._scored(client, session(), request, sampling.top_logprobs)
+                return await self._scored(clients, session(), request, sampling.top_logprobs)
 
             return await probe(generate, score if self.kind == "completions" else None, sampling)
 
-        (found,) = in_flight(one, 1, limit=lambda: 1, resource=lambda: self._client(key))
+        (found,) = in_flight(one, 1, limit=lambda: 1, resource=lambda: self._clients(key))
         logger.info("%s is %s", self.model, found)
         found.refuse_unfit(sampling, scored=scored)
         served = sorted(set().union(*(session.served for session in sessions)))
         return {**dataclasses.asdict(found), "served": served}
 
     async def _generated(
-        self, client: "openai.AsyncOpenAI", session: Session, request: Request, sampling: Sampling
+        self, clients: Clients, session: Session, request: Request, sampling: Sampling
     ) -> Completion:
         format_ = _FORMATS[self.kind]
         body = {"model": self.model, **format_.ask(request, sampling)}
         read = lambda answer: format_.read(_choice(answer))  # noqa: E731
-        return await session.answer(format_.create(client), body, read, request.seed)
+        creates = [format_.create(client) for client in clients]
+        return await session.answer(creates, body, read, request.seed)
 
     async def _scored(
-        self, client: "openai.AsyncOpenAI", session: Session, request: Request, top_logprobs: int
+        self, clients: Clients, session: Session, request: Request, top_logprobs: int
     ) -> Completion:
         prompt, completion = request.prompt, request.completion or ""
         body = {
             "model": self.model,
             "prompt": prompt + completion,
             "echo": True,
-            "max_tokens": 0,
+            "max_tokens": 1,
+            "temperature": 0.0,
             "logprobs": top_logprobs,
         }
         read = lambda answer: read_scored(_choice(answer), prompt, completion)  # noqa: E731
-        create = client.completions.with_raw_response.create
-        return await session.answer(create, body, read, request.seed)
+        creates = [_FORMATS["completions"].create(client) for client in clients]
+        return await session.answer(creates, body, read, request.seed)
 
     def _all(self, requests: Sequence[Request], ask: Ask) -> Iterator[Finished]:
         key = self._key()
         session = self._session(key)
 
-        async def one(client: "openai.AsyncOpenAI", index: int) -> Finished:
+        async def one(clients: Clients, index: int) -> Finished:
             try:
-                return index, await ask(client, session, requests[index])
+                turn = index % len(clients)
+                clients = (*clients[turn:], *clients[:turn])
+                return index, await ask(clients, session, requests[index])
             except PromptRefused as error:
                 return index, assemble([], finish_reason=error.finish_reason)
 
@@ -251,7 +260,7 @@ class OpenAICompatible:
             one,
             len(requests),
             limit=lambda: session.pace.limit,
-            resource=lambda: self._client(key),
+            resource=lambda: self._clients(key),
         )
         try:
             yield from _reported(found, session, len(requests))
@@ -260,7 +269,7 @@ class OpenAICompatible:
 
     def _session(self, key: str) -> Session:
         return Session(
-            f"{self.model} at {urlsplit(self.base_url).netloc}",
+            f"{self.model} at {', '.join(urlsplit(url).netloc for url in self._addresses)}",
             Pace(self.concurrency, self.requests_per_minute, self.tokens_per_minute),
             max_retries=self.max_retries,
             backoff=self.backoff,
@@ -270,24 +279,37 @@ class OpenAICompatible:
 
     def _key(self) -> str:
         if self.api_key_variable is None:
-            return "none"
-        key = os.environ.get(self.api_key_variable, "")
+            return _NO_KEY
+        key = os.environ.get(self.api_key_variable, "").strip()
         if not key:
             raise UserError(
                 f"an API key in the environment variable {self.api_key_variable}",
                 "none",
                 "export it, or set api_key_variable=None where the endpoint needs no key",
             )
+        if not (key.isascii() and key.isprintable()):
+            raise UserError(
+                f"an API key of printable ASCII in {self.api_key_variable}",
+                "one with other characters",
+                "export it again",
+            )
         return key
 
     @contextlib.asynccontextmanager
-    async def _client(self, key: str) -> AsyncIterator["openai.AsyncOpenAI"]:
+    async def _clients(self, key: str) -> AsyncIterator[Clients]:
         import openai
 
-        async with openai.AsyncOpenAI(
-            api_key=key, base_url=self.base_url, timeout=self.timeout, max_retries=0
-        ) as client:
-            yield client
+        async with contextlib.AsyncExitStack() as stack:
+            settings = {"api_key": key, "timeout": self.timeout, "max_retries": 0}
+            opened = (openai.AsyncOpenAI(base_url=url, **settings) for url in self._addresses)
+            yield [await stack.enter_async_context(client) for client in opened]
+
+
+def _refuse_odd(address: SplitResult) -> None:
+    if address.scheme not in ("http", "https") or not address.hostname:
+        raise UserError("an http(s) base_url", "another", "give it as http://HOST:PORT/v1")
+    if address.username or address.password or address.query:
+        raise UserError("a base_url without credentials", "one with some", "use api_key_variable")
 
 
 def _reported(found: Iterator[Finished], session: Session, count: int) -> Iterator[Finished]:

@@ -96,10 +96,13 @@ def read_scored(choice: Mapping[str, Any], prompt: str, completion: str) -> Comp
     if placed is None:
         return _failed(completion)
     size = len(prompt.encode())
-    scored = after_bytes(first_bytes(placed, len(whole.encode())), size)
+    kept = first_bytes(placed, len(whole.encode()))
+    scored = after_bytes(kept, size)
     if b"".join(token.text for token in scored) != completion.encode():
         return _failed(completion)
-    return assemble(_without_empty(scored))
+    beyond = _beyond(placed, kept)
+    end_logprob = dict(beyond.top).get(b"", np.nan) if beyond else np.nan
+    return assemble(_without_empty(scored), end_logprob=end_logprob)
 
 
 def _legacy_tokens(choice: Mapping[str, Any], text: str) -> list[Reported]:
@@ -248,17 +251,19 @@ def fit(text: str, tokens: Sequence[Reported], finish_reason: str) -> Completion
         if wanted is spelled and spelled.strip() != text.encode().strip():
             continue
         kept = first_bytes(placed, len(wanted))
+        beyond = _beyond(placed, kept)
         return assemble(
             _without_empty(kept),
             finish_reason=finish_reason,
-            end_logprob=_end(placed, kept) if finish_reason == "stop" else np.nan,
+            end_logprob=beyond.logprob if beyond and finish_reason == "stop" else np.nan,
         )
     return _failed(text)
 
 
-def _end(placed: Sequence[Token], kept: Sequence[Token]) -> float:
+def _beyond(placed: Sequence[Token], kept: Sequence[Token]) -> Token | None:
+    """Return the token that follows those kept, None where the last of them is cut."""
     whole = not kept or kept[-1] == placed[len(kept) - 1]
-    return placed[len(kept)].logprob if whole and len(placed) > len(kept) else np.nan
+    return placed[len(kept)] if whole and len(placed) > len(kept) else None
 
 
 def _without_empty(tokens: Sequence[Token]) -> list[Token]:

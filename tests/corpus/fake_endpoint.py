@@ -155,10 +155,13 @@ def completion_choice(body, *, quirks, tempered=False):
 
 def echoed(body):
     pieces = re.findall(r" ?[A-Za-z']+|\d|.|\n", body["prompt"])
-    nats = [None, *(-(digest(piece) % 4000) / 1000 for piece in pieces[1:])]
-    tops = [None, *({p: x, "zz": -7.5} for p, x in zip(pieces[1:], nats[1:], strict=True))]
-    logprobs = {"tokens": pieces, "token_logprobs": nats, "top_logprobs": tops}
-    return {"index": 0, "text": body["prompt"], "logprobs": logprobs, "finish_reason": "length"}
+    nats = [None, *(-(digest(piece) % 4000) / 1000 for piece in pieces[1:]), -0.25]
+    tops = [None, *({p: x, "zz": -7.5} for p, x in zip(pieces[1:], nats[1:], strict=False))]
+    more = {"\n": -0.25, "<|endoftext|>": -1.5}
+    tokens = [*pieces, "\n"]
+    logprobs = {"tokens": tokens, "token_logprobs": nats, "top_logprobs": [*tops, more]}
+    text = body["prompt"] + "\n"
+    return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": "length"}
 
 
 def chat_choice(body, *, quirks, tempered=False):

@@ -115,7 +115,18 @@ def test_scored_tokens_are_those_of_the_completion():
     for index, request in enumerate(requests):
         assert found[index].text == request.completion
         assert b"".join(found[index].tokens).decode() == request.completion
+        assert found[index].end_logprob == -1.5 and found[index].finish_reason == "stop"
         assert np.diff(found[index].top_ends, prepend=0).tolist() == [2] * len(found[index].tokens)
+
+
+def test_several_endpoints_share_the_requests_and_stand_in_for_each_other():
+    with endpoint() as one, endpoint() as two:
+        both = OpenAICompatible(model="m", base_url=(one.url, two.url), backoff=0.01)
+        whole = answers(both)
+        assert min(len(one.seen), len(two.seen)) == len(REQUESTS) // 2
+        assert answers(teacher(one)) == whole
+        two.override = refusing(503, {"message": "busy"})
+        assert answers(both) == whole
 
 
 def test_closing_early_leaves_no_request_behind():
@@ -208,6 +219,17 @@ def test_a_missing_key_is_asked_for(monkeypatch):
     generator = OpenAICompatible(model="m", base_url="http://127.0.0.1:9/v1")
     with pytest.raises(UserError, match="environment variable OPENAI_API_KEY, got none"):
         next(generator.generate(REQUESTS[:1], SAMPLING))
+
+
+def test_a_key_that_no_header_can_carry_is_refused_unseen(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\nx")
+    with endpoint() as server, pytest.raises(UserError, match="an API key of printable") as raised:
+        list(teacher(server).generate(REQUESTS[:1], SAMPLING))
+    assert KEY not in str(raised.value)
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
+    with endpoint() as server:
+        list(teacher(server).generate(REQUESTS[:1], SAMPLING))
+        assert server.seen[0][2] == f"Bearer {KEY}"
 
 
 def test_the_key_is_sent_and_kept_nowhere(caplog):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from distill.core.errors import UserError
 from distill.models.layers import Params
@@ -48,7 +48,7 @@ def mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
             f"choose axes that multiply to {count}",
         )
     shape = tuple(count // given if size == -1 else size for size in sizes)
-    return jax.make_mesh(shape, AXES)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def param_shardings(

@@ -281,6 +281,8 @@ def config_from_hugging_face(found: Mapping[str, Any]) -> T5Config:
             "give the directory of a T5, FlanT5 or mT5",
         )
     num_layers = found.get("num_layers", 6)
+    # transformers 5 writes every T5 as tied and says by the scale whether it is.
+    tied = found.get("scale_decoder_outputs", found.get("tie_word_embeddings", True) is not False)
     return T5Config(
         vocab_size=found.get("vocab_size", 32128),
         embed_dim=found.get("d_model", 512),
@@ -290,7 +292,7 @@ def config_from_hugging_face(found: Mapping[str, Any]) -> T5Config:
         num_encoder_layers=num_layers,
         num_decoder_layers=found.get("num_decoder_layers") or num_layers,
         mlp_activations=ACTIVATIONS[feed_forward],
-        logits_via_embedding=found.get("tie_word_embeddings", True) is not False,
+        logits_via_embedding=tied,
         relative_attention_num_buckets=found.get("relative_attention_num_buckets", 32),
         relative_attention_max_distance=found.get("relative_attention_max_distance", 128),
         dropout_rate=found.get("dropout_rate", 0.1),
@@ -314,6 +316,8 @@ def from_hugging_face(directory: Path) -> tuple[T5Model, Params]:
     for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"):
         if name in arrays:
             arrays.setdefault("shared.weight", arrays[name])
+    if "shared.weight" in arrays:
+        arrays.setdefault("lm_head.weight", arrays["shared.weight"])
     flat = {}
     for ours, (theirs, transposed) in hugging_face_names(config).items():
         if theirs not in arrays:

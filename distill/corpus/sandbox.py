@@ -14,6 +14,9 @@ import builtins
 import collections
 import contextlib
 import dataclasses
+import functools
+import importlib.util
+import marshal
 import math
 import os
 import queue
@@ -22,8 +25,9 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
@@ -279,10 +283,10 @@ class Judgement:
 
 @dataclasses.dataclass(frozen=True)
 class _Answers:
-    """The lines that came back, and why there are no more: (outcome, reason)."""
+    """The lines that came back, and where one is missing, the outcome and reason of that."""
 
     lines: list[str]
-    ending: tuple[str, str]
+    ending: tuple[str, str] | None
     protections: tuple[str, ...]
 
 
@@ -324,6 +328,7 @@ class Sandbox:
 
     Raises:
         UserError: a required guarantee does not hold on this machine.
+        ValueError: a name is unknown.
     """
 
     def __init__(
@@ -331,11 +336,18 @@ class Sandbox:
         *,
         workers: int = 2,
         limits: Limits | None = None,
-        require: Iterable[str] = tuple(GUARANTEES),
-        attempt: Iterable[str] = PROTECTIONS,
+        require: Collection[str] = tuple(GUARANTEES),
+        attempt: Collection[str] = PROTECTIONS,
     ) -> None:
+        if unknown := {*require} - {*GUARANTEES} | {*attempt} - {*PROTECTIONS}:
+            raise ValueError(f"expected names of GUARANTEES and PROTECTIONS, got {unknown}")
         self.workers, self.limits = workers, limits or Limits()
-        self._command = _command(self.limits, attempt)
+        self._open = contextlib.ExitStack()
+        program = self._open.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - see close
+        program.write(_compiled_child())
+        program.flush()
+        arguments = _arguments(self.limits, attempt)
+        self._start = functools.partial(_Child, program.fileno(), arguments)
         self._expected: dict[str, str] = {}
         self._ready: queue.SimpleQueue[Future[_Child]] = queue.SimpleQueue()
         # A child dies with the thread that started it, so one thread, which stays, starts them all.
@@ -361,6 +373,7 @@ class Sandbox:
             future = self._ready.get()
             if future.exception() is None:
                 future.result().end()
+        self._open.close()
 
     def judge(self, submission: Submission) -> Judgement:
         """Run a candidate once and compare what its calls gave with what was expected.
@@ -394,7 +407,7 @@ class Sandbox:
                 yield waiting.popleft().result()
 
     def _order_child(self) -> None:
-        self._ready.put(self._starter.submit(_Child, self._command))
+        self._ready.put(self._starter.submit(self._start))
 
     def _ask(self, candidate: str, setup: str, calls: Sequence[str]) -> _Answers:
         self._order_child()
@@ -417,10 +430,10 @@ class Sandbox:
     def _compute(self, expression: str, names: set[str]) -> str:
         modules = sorted((names & sys.stdlib_module_names) - set(dir(builtins)))
         answers = self._ask("".join(f"import {name}\n" for name in modules), "", [expression])
-        if not answers.lines or not answers.lines[0].startswith("="):
-            found = answers.lines[0] if answers.lines else answers.ending[1]
+        found = answers.ending[1] if answers.ending else answers.lines[0]
+        if not found.startswith("="):
             raise ValueError(f"expected an expression with a value, got {expression!r}: {found}")
-        return answers.lines[0][1:]
+        return found[1:]
 
 
 def _require(guarantees: Iterable[str], protections: Sequence[str]) -> None:
@@ -444,7 +457,7 @@ def _compare(
             return "wrong", f"raised {_shown(text)}"
         if not _agrees(assertion, text, value):
             return "wrong", f"{assertion.call} gave {_shown(text)}, expected {_shown(value)}"
-    if len(answers.lines) < len(parted):
+    if answers.ending:
         return answers.ending
     return "right", f"{len(parted)} values as expected"
 
@@ -467,7 +480,7 @@ def _shown(text: str) -> str:
 # --- Children ----------------------------------------------------------------------------------
 
 
-def _command(limits: Limits, attempt: Iterable[str]) -> list[str]:
+def _arguments(limits: Limits, attempt: Iterable[str]) -> list[str]:
     # The library of the installation, of which a virtual environment has none.
     base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
     names = ("stdlib", "platstdlib")
@@ -477,28 +490,30 @@ def _command(limits: Limits, attempt: Iterable[str]) -> list[str]:
     lists = (attempt, readable, filter(Path.is_dir, packages))
     numbers = (str(limits.cpu_seconds), str(limits.memory_bytes))
     joined = (":".join(map(str, values)) for values in lists)
-    return [sys.executable, "-I", "-S", _compiled_child(), *numbers, *joined]
+    return [*numbers, *joined]
 
 
-def _compiled_child() -> str:
-    """The child as its import here left it compiled, which halves its start, or else its source."""
-    compiled = child.__spec__.cached if child.__spec__ else None
-    return compiled if compiled and Path(compiled).exists() else child.__file__
+def _compiled_child() -> bytes:
+    """The child's program as Python starts it soonest; to compile it takes longer than to judge."""
+    source = Path(child.__file__)
+    code = compile(source.read_bytes(), str(source), "exec")
+    return importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(code)
 
 
 class _Child:
     """One closed-in Python, for one candidate."""
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, program: int, arguments: Sequence[str]) -> None:
         inner_requests, requests = os.pipe()
         answers, inner_answers = os.pipe()
         self._requests = os.fdopen(requests, "wb", buffering=0)
         self._answers = os.fdopen(answers, "rb", buffering=0)
         self._process = subprocess.Popen(
-            command,
+            [sys.executable, "-I", "-S", f"/dev/fd/{program}", *arguments],
             stdin=inner_requests,
             stdout=inner_answers,
             stderr=subprocess.DEVNULL,
+            pass_fds=[program],
             env={},
             cwd="/",
             start_new_session=True,
@@ -513,8 +528,8 @@ class _Child:
             raise RuntimeError(f"expected a child that starts, got {first or self._status()}")
         self._hand_over(parts)
         lines, ending = self._read_lines(len(parts) - 2, limits.seconds, limits.answer_bytes)
-        found = self._explain(ending, limits) if ending else ("wrong", "extra answers")
-        return _Answers(lines, found, tuple(first[0].split(":")))
+        explained = self._explain(ending, limits) if ending else None
+        return _Answers(lines, explained, tuple(first[0].split(":")))
 
     def end(self) -> None:
         """Kill the child and all that it started, and forget it."""

@@ -84,7 +84,7 @@ def spell(value: object) -> str:
 
     The outer side compares such texts and so never parses what a candidate sent. As Python's `==`
     has it, 2, 2.0 and True + 1 are one number, sets have no order, tuples are no lists; a subclass
-    counts as the plain class below it. Only nan differs: it is spelled alike and equals nothing.
+    counts as the plain class below it. Only nan differs: its spelling is equal, itself it is not.
 
     Raises:
         NoLiteralError: the value, or one inside it, is none of Python's literal types.
@@ -207,14 +207,15 @@ class _Kernel:
         """Enter those of the wanted namespaces that the kernel grants, and return their names."""
         names = [name for name in _CLONE_FLAGS if name in wanted]
         entered = [name for name in names if _holds(self.unshare, _CLONE_FLAGS[name])]
-        if not entered and USER_NAMESPACE in wanted and _holds(self._enter_user_namespace):
+        user, group = os.geteuid(), os.getegid()
+        if not entered and USER_NAMESPACE in wanted and _holds(self.unshare, _CLONE_NEWUSER):
+            # Refused to a superuser without capabilities, who enters the others all the same.
+            _holds(self._map_ids, user, group)
             entered = [name for name in names if _holds(self.unshare, _CLONE_FLAGS[name])]
             entered.append(USER_NAMESPACE)
         return entered
 
-    def _enter_user_namespace(self) -> None:
-        user, group = os.geteuid(), os.getegid()
-        self.unshare(_CLONE_NEWUSER)
+    def _map_ids(self, user: int, group: int) -> None:
         for name, text in (
             ("setgroups", "deny"),
             ("uid_map", f"{user} {user} 1"),
@@ -271,14 +272,11 @@ class _Kernel:
 
     # --- Privileges
 
-    def become_ordinary(self, *, leave: bool) -> None:
-        """Give up the superuser's id and what its files allow; raise where it must stay."""
-        if os.geteuid() == 0:
-            if not leave:
-                raise OSError("expected an ordinary user, got the superuser")
-            os.setgroups([])
-            os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-            os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    def become_nobody(self) -> None:
+        """Give up the superuser's id and what its files allow."""
+        os.setgroups([])
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
 
     def drop_capabilities(self) -> None:
         header = struct.pack("=Ii", 0x20080522, 0)
@@ -418,6 +416,7 @@ class _Order:
 
 def _close_in(kernel: _Kernel, order: _Order) -> list[str]:
     """Take every wanted protection that the kernel grants, and return those in force."""
+    superuser = os.geteuid() == 0
     held = [LIMITS, *kernel.enter_namespaces(order.wanted)]
     _fork_and_watch(kernel, order.cpu_seconds)
     hidden = order.hidden
@@ -427,8 +426,10 @@ def _close_in(kernel: _Kernel, order: _Order) -> list[str]:
             held.append(EMPTY_ROOT)
             hidden = []
     # Without an empty root the superuser keeps its id, as the library may be its own to read.
+    may_leave = ORDINARY_USER in order.wanted and EMPTY_ROOT in held
+    if not superuser or (may_leave and _holds(kernel.become_nobody)):
+        held.append(ORDINARY_USER)
     steps: dict[str, Callable[[], None]] = {
-        ORDINARY_USER: lambda: kernel.become_ordinary(leave=EMPTY_ROOT in held),
         NO_CAPABILITIES: kernel.drop_capabilities,
         NO_NEW_PRIVILEGES: kernel.allow_no_new_privileges,
         LANDLOCK: lambda: kernel.landlock(order.readable, hidden),

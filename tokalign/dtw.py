@@ -3,7 +3,6 @@
 import functools
 import itertools
 import math
-import operator
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -197,16 +196,19 @@ class _Words:
     def close(self) -> None:
         """Compute per token its characters as bits, its length, its repeats; last, of no token."""
         self.texts = [*self.numbers.texts, ""]
-        letters = {c: n for n, c in enumerate(dict.fromkeys("".join(self.texts)))}
-        codes = [[letters[c] for c in text[:_LONGEST]] for text in self.texts]
-        self.codes = np.zeros(
-            (len(codes), _LONGEST), np.uint16 if len(letters) < 1 << 16 else np.uint32
-        )
-        for row, code in zip(self.codes, codes, strict=True):
-            row[: len(code)] = code
-        bits = [[1 << (ord(c) & 63) for c in text] for text in self.texts]
-        self.masks = np.array([functools.reduce(operator.or_, b, 0) for b in bits], np.uint64)
-        lengths = np.array([*map(len, self.texts)])
+        lengths = np.fromiter(map(len, self.texts), np.int64, len(self.texts))
+        ends = np.cumsum(lengths)
+        joined = "".join(self.texts) + "\0"
+        letters = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
+        bits = np.left_shift(np.uint64(1), (letters & 63).astype(np.uint64))
+        self.masks = np.bitwise_or.reduceat(bits, ends - lengths)
+        self.masks[lengths == 0] = 0
+        word = np.repeat(np.arange(len(lengths)), lengths)
+        place = np.arange(len(word)) - (ends - lengths)[word]
+        near = place < _LONGEST
+        narrow = np.uint16 if letters.max() < 1 << 16 else np.uint32
+        self.codes = np.zeros((len(lengths), _LONGEST), narrow)
+        self.codes[word[near], place[near]] = letters[:-1][near]
         self.longest = int(lengths.max())
         self.lengths = lengths.astype(np.uint8 if self.longest < 256 else np.int32)
         self.repeated = self.lengths - np.bitwise_count(self.masks)

@@ -11,7 +11,7 @@ import numpy as np
 
 from tokalign.align import next_cut
 from tokalign.segmentation import spelled_mask
-from tokalign.spelling import DISAGREES, EXHAUSTED, INSIDE, START, Speller, speller_of
+from tokalign.spelling import DISAGREES, EXHAUSTED, INSIDE, NOTHING, START, Speller, speller_of
 from tokalign.teacher import TeacherToken, TeacherTrace
 from tokalign.tokenizers import Tokenizer, segment_bytes
 
@@ -19,6 +19,7 @@ RULES = ("marginal", "paper")
 RESTS = ("drop", "renormalise", "other")
 _GROUP_TOKENS = 8192  # teacher tokens projected at once
 _CUT = np.array([True])
+_LEAST_REST = 1e-3  # below this share the rest says too little of what follows a blank
 
 
 class Kind(enum.IntEnum):
@@ -173,7 +174,10 @@ def _project_group(
     if not cross_blanks:
         places.usable &= ~places.crosses(student)
     masses = _Masses(places, student.unk_id)
-    {"marginal": _marginal, "paper": _paper}[rule](teacher, places, masses, speller)
+    if rule == "paper":
+        _paper(teacher, places, masses, speller)
+    else:
+        _marginal(teacher, places, masses, speller, cross_blanks=cross_blanks)
     return _pack(places, masses, rest=rest, k=k)
 
 
@@ -281,7 +285,7 @@ class _Places:
     def _classify(self, cuts: np.ndarray) -> None:
         """Compare where tokens begin and end on both sides, by bytes that are no blanks."""
         spelled = spelled_mask(self.text)
-        passed = np.append(0, np.cumsum(spelled))
+        self.passed = passed = np.append(0, np.cumsum(spelled))
         token_passed = passed[self.token_end]
         spelling = np.flatnonzero(token_passed > passed[self.token_start])
         at = np.full(passed[-1] + 1, -1)
@@ -324,11 +328,16 @@ class _Masses:
         self.ids, self.unk_id = places.ids, -1 if unk_id is None else unk_id
         self.own = np.zeros(len(places.ids))
         self.lost = np.zeros((len(places.ids), 2))
+        self.passed_on = np.zeros(len(places.ids))
         self._terms: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def lose(self, column: int, place: np.ndarray, mass: np.ndarray) -> None:
         """Count mass as beyond the top k (0) or not spellable (1)."""
         self.lost[:, column] += np.bincount(place, mass, len(self.ids))
+
+    def pass_on(self, place: np.ndarray, mass: np.ndarray) -> None:
+        """Count mass that is shared out in the proportions of all the rest."""
+        self.passed_on += np.bincount(place, mass, len(self.ids))
 
     def give(self, place: np.ndarray, token: np.ndarray, mass: np.ndarray) -> None:
         """Give mass to student tokens; what has a mark for a token, or <unk>, is lost."""
@@ -345,9 +354,15 @@ class _Masses:
 
     def rows(self, vocab_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return (place, token, mass), each token once a place, by place and falling mass."""
+        rest = 1 - self.passed_on
+        alone = rest < _LEAST_REST
+        self.lost[alone, 1] += self.passed_on[alone]
+        scale = np.where(alone, 1, 1 / np.where(alone, 1, rest))
+        self.lost *= scale[:, None]
         own = np.flatnonzero(self.own > 0)
         terms = [*self._terms, (own, self.ids[own], self.own[own])]
         place, token, mass = (np.concatenate(column) for column in zip(*terms, strict=True))
+        mass *= scale[place]
         key = place * vocab_size + token
         order = np.argsort(key)
         key, mass = key[order], mass[order]
@@ -360,7 +375,14 @@ class _Masses:
         return place[order], token[order], mass[order]
 
 
-def _marginal(teacher: _Candidates, places: _Places, masses: _Masses, speller: Speller) -> None:
+def _marginal(
+    teacher: _Candidates,
+    places: _Places,
+    masses: _Masses,
+    speller: Speller,
+    *,
+    cross_blanks: bool,
+) -> None:
     """Sum the candidates by the student token that they begin with, along the realised path."""
     masses.one_hot(np.flatnonzero(~places.usable))
     places.kind[~places.usable] = Kind.ONE_HOT
@@ -390,6 +412,13 @@ def _marginal(teacher: _Candidates, places: _Places, masses: _Masses, speller: S
         mass = mass * scale[place]
         exhausted = found == EXHAUSTED
         others = agrees & ~teacher.is_own[number]
+        if cross_blanks:
+            # What follows a blank that the student drops is taken to be what follows otherwise.
+            blank = places.passed[places.token_end[token]] == places.passed[places.start[active]]
+            blank &= places.last[active] > token
+            dropped = others & ((found == NOTHING) | (exhausted & blank[place]))
+            masses.pass_on(active[place[dropped]], mass[dropped])
+            others &= ~dropped
         masses.lose(0, active[place[others & exhausted]], mass[others & exhausted])
         others &= ~exhausted
         masses.give(active[place[others]], found[others], mass[others])

@@ -101,13 +101,13 @@ def word_problems(size: int = 3) -> dict[str, float]:
         size: alternatives of each slot; the number of texts grows with its fifth power.
     """
     slots: list[Sequence[str]] = [
-        ["Natalia", "She", "Weng", "Mr. Ngata"],
-        [" sold", " earned", " babysat for", " had"],
-        [" $12", " 120", " $1,200", " 12"],
-        [" clips", " cupcakes", " hours", " kilometres"],
-        [".\n", ". ", ".\n\n", "\n"],
-        ["She", "So she", "Altogether, 12", "The"],
-        [" has 12*2=24.", " earns $24.", " answer is 24", " 1/2 of 48 is 24."],
+        ["Natalia", "She", "Natasha", "Weng", "Mr. Ngata"],
+        [" sold", " earned", " babysat", " baby-sits", " had"],
+        [" $12", " 124", " 127", " $1,200", " 120"],
+        [" clips", " clipboards", " kilometres", " kilograms", " hours"],
+        [".\n", ". ", ".\n\n", "\n", ", so "],
+        ["She", "So she", "Altogether, 12", "The", "In all 1248"],
+        [" has 12*2=24.", " earns $24.", " answer is 2400", " 1/2 of 48 is 24.", " uses 248."],
     ]
     slots = [slot[:size] for slot in slots]
     found = {}

@@ -1,3 +1,7 @@
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -95,6 +99,31 @@ def test_a_run_goes_on_after_the_verdicts_that_are_there(tmp_path):
     assert run(run_dir=tmp_path)["verdicts"] == 4
     found = {v.sample: v for v in Shards(tmp_path / "verdicts", Verdict)}
     assert sorted(found) == [0, 1, 2, 3] and found[1].reason == "kept"
+
+
+RUN = """
+import os, signal, sys
+from distill.core import store
+from distill.corpus import check
+check.SHARD_VERDICTS = 1
+sync, calls = store.sync, []
+def killed(path):
+    calls.append(path)
+    if path.name.startswith(".part") and sum(p.name.startswith(".part") for p in calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    sync(path)
+store.sync = killed
+check.run(run_dir=sys.argv[1])
+"""
+
+
+def test_a_killed_run_goes_on_without_hole_or_duplicate(tmp_path):
+    ready(tmp_path, [trace(text, sample=n) for n, text in enumerate(TEXTS)])
+    process = subprocess.run([sys.executable, "-c", RUN, tmp_path], check=False)
+    assert process.returncode == -signal.SIGKILL
+    assert len(Shards(tmp_path / "verdicts", Verdict)) == 2
+    assert run(run_dir=tmp_path)["outcomes"] == {"right": 2, "unparsed": 1, "wrong": 1}
+    assert sorted(v.sample for v in Shards(tmp_path / "verdicts", Verdict)) == [0, 1, 2, 3]
 
 
 def test_two_graders_are_counted_beside_each_other(tmp_path):

@@ -3,12 +3,11 @@
 import contextlib
 import dataclasses
 import logging
-import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Request, Sampling
@@ -16,11 +15,12 @@ from distill.core.progress import SECONDS_PER_LINE
 from distill.core.records import Trace
 from distill.core.store import Shards
 from distill.corpus.completions import assemble
+from distill.corpus.formats import first_choice, format_of, read_key, refuse_odd_address
 from distill.corpus.inflight import in_flight
 from distill.corpus.pace import Pace
 from distill.corpus.probe import Probe, probe
-from distill.corpus.session import Answer, Budget, Create, PromptRefused, Session
-from distill.corpus.wire import WireError, read_chat, read_completion, read_scored
+from distill.corpus.session import Budget, PromptRefused, Session
+from distill.corpus.wire import read_scored
 
 if TYPE_CHECKING:
     import openai
@@ -29,64 +29,6 @@ logger = logging.getLogger(__name__)
 Finished = tuple[int, Completion]
 # Some servers answer what they do not know with a fault, for ever.
 TRIES_OF_A_PROBE = 4
-# Sent where the endpoint needs no key, as the client insists on one.
-_NO_KEY = "no-key-needed"
-
-
-# --- Formats -----------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _Format:
-    """How one of the two APIs is asked and how its choices are read."""
-
-    create: Callable[["openai.AsyncOpenAI"], Create]
-    ask: Callable[[Request, Sampling], dict[str, Any]]
-    read: Callable[[Mapping[str, Any]], Completion]
-
-
-def _sampled(request: Request, sampling: Sampling) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "seed": request.seed,
-        "temperature": sampling.temperature,
-        "max_tokens": sampling.max_tokens,
-        "top_p": sampling.top_p,
-    }
-    if sampling.stop:
-        body["stop"] = list(sampling.stop)
-    if sampling.top_k:
-        body["extra_body"] = {"top_k": sampling.top_k}
-    return body
-
-
-def _ask_completion(request: Request, sampling: Sampling) -> dict[str, Any]:
-    asked = {"prompt": request.prompt, "logprobs": sampling.top_logprobs}
-    return {**asked, **_sampled(request, sampling)}
-
-
-def _ask_chat(request: Request, sampling: Sampling) -> dict[str, Any]:
-    messages = [{"role": "user", "content": request.prompt}]
-    asked = {"messages": messages, "logprobs": True, "top_logprobs": sampling.top_logprobs}
-    return {**asked, **_sampled(request, sampling)}
-
-
-_FORMATS = {
-    "completions": _Format(
-        lambda client: client.completions.with_raw_response.create,
-        _ask_completion,
-        read_completion,
-    ),
-    "chat": _Format(
-        lambda client: client.chat.completions.with_raw_response.create, _ask_chat, read_chat
-    ),
-}
-
-
-def _choice(answer: Answer) -> Mapping[str, Any]:
-    choices = answer.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise WireError("no choice")
-    return choices[0]
 
 
 # --- An endpoint -------------------------------------------------------------------------------
@@ -140,10 +82,9 @@ class OpenAICompatible:
     backoff: float = dataclasses.field(default=0.5, repr=False)
 
     def __post_init__(self) -> None:
-        for address in map(urlsplit, self._addresses):
-            _refuse_odd(address)
-        if self.kind not in _FORMATS:
-            raise UserError(f"a kind of {', '.join(_FORMATS)}", self.kind, "name one of them")
+        for address in self._addresses:
+            refuse_odd_address(address)
+        format_of(self.kind)
         if self.concurrency < 1 or self.timeout <= 0 or self.max_retries < 0 or self.backoff < 0:
             raise ValueError(
                 f"expected concurrency >= 1, timeout > 0, max_retries and backoff >= 0, got "
@@ -195,7 +136,7 @@ class OpenAICompatible:
         Raises:
             UserError: the endpoint cannot serve such a harvest.
         """
-        key = self._key()
+        key = read_key(self.api_key_variable)
         patient = dataclasses.replace(self, max_retries=min(self.max_retries, TRIES_OF_A_PROBE))
         sessions: list[Session] = []
 
@@ -222,9 +163,9 @@ class OpenAICompatible:
     async def _generated(
         self, clients: Clients, session: Session, request: Request, sampling: Sampling
     ) -> Completion:
-        format_ = _FORMATS[self.kind]
+        format_ = format_of(self.kind)
         body = {"model": self.model, **format_.ask(request, sampling)}
-        read = lambda answer: format_.read(_choice(answer))  # noqa: E731
+        read = lambda answer: format_.read(first_choice(answer))  # noqa: E731
         creates = [format_.create(client) for client in clients]
         return await session.answer(creates, body, read, request.seed)
 
@@ -240,12 +181,12 @@ class OpenAICompatible:
             "temperature": 0.0,
             "logprobs": top_logprobs,
         }
-        read = lambda answer: read_scored(_choice(answer), prompt, completion)  # noqa: E731
-        creates = [_FORMATS["completions"].create(client) for client in clients]
+        read = lambda answer: read_scored(first_choice(answer), prompt, completion)  # noqa: E731
+        creates = [format_of("completions").create(client) for client in clients]
         return await session.answer(creates, body, read, request.seed)
 
     def _all(self, requests: Sequence[Request], ask: Ask) -> Iterator[Finished]:
-        key = self._key()
+        key = read_key(self.api_key_variable)
         session = self._session(key)
 
         async def one(clients: Clients, index: int) -> Finished:
@@ -277,24 +218,6 @@ class OpenAICompatible:
             budget=self.budget,
         )
 
-    def _key(self) -> str:
-        if self.api_key_variable is None:
-            return _NO_KEY
-        key = os.environ.get(self.api_key_variable, "").strip()
-        if not key:
-            raise UserError(
-                f"an API key in the environment variable {self.api_key_variable}",
-                "none",
-                "export it, or set api_key_variable=None where the endpoint needs no key",
-            )
-        if not (key.isascii() and key.isprintable()):
-            raise UserError(
-                f"an API key of printable ASCII in {self.api_key_variable}",
-                "one with other characters",
-                "export it again",
-            )
-        return key
-
     @contextlib.asynccontextmanager
     async def _clients(self, key: str) -> AsyncIterator[Clients]:
         import openai
@@ -303,13 +226,6 @@ class OpenAICompatible:
             settings = {"api_key": key, "timeout": self.timeout, "max_retries": 0}
             opened = (openai.AsyncOpenAI(base_url=url, **settings) for url in self._addresses)
             yield [await stack.enter_async_context(client) for client in opened]
-
-
-def _refuse_odd(address: SplitResult) -> None:
-    if address.scheme not in ("http", "https") or not address.hostname:
-        raise UserError("an http(s) base_url", "another", "give it as http://HOST:PORT/v1")
-    if address.username or address.password or address.query:
-        raise UserError("a base_url without credentials", "one with some", "use api_key_variable")
 
 
 def _reported(found: Iterator[Finished], session: Session, count: int) -> Iterator[Finished]:

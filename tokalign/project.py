@@ -11,7 +11,16 @@ import numpy as np
 
 from tokalign.align import next_cut
 from tokalign.segmentation import spelled_mask
-from tokalign.spelling import DISAGREES, EXHAUSTED, INSIDE, NOTHING, START, Speller, speller_of
+from tokalign.spelling import (
+    DISAGREES,
+    EXHAUSTED,
+    INSIDE,
+    NOTHING,
+    START,
+    Context,
+    Speller,
+    speller_of,
+)
 from tokalign.teacher import TeacherToken, TeacherTrace
 from tokalign.tokenizers import Tokenizer, segment_bytes
 
@@ -309,6 +318,20 @@ class _Places:
         paired = (self.kind == Kind.ONE_TO_ONE) & ~blank
         self.partner = np.where(paired, at[end], -1)
 
+    def inside(self, p: int, first: int, before: bytes) -> Context:
+        """Return the context of position p within the teacher token that begins at `first`.
+
+        Where a student token begins there too, a candidate agrees if its own cuts begin with the
+        tokens since; otherwise if its bytes begin with those consumed.
+        """
+        origin = p
+        while self.start[origin] > first and not self.is_opening[origin]:
+            origin -= 1
+        if self.start[origin] != first:
+            return INSIDE, before
+        kind = START if self.is_opening[origin] else INSIDE
+        return kind, before, tuple(self.ids[origin:p].tolist())
+
     def crosses(self, student: Tokenizer) -> np.ndarray:
         """Return [P] whether the student drops blanks, or changes them, before the token."""
         found = np.zeros(len(self.ids), bool)
@@ -396,17 +419,19 @@ def _marginal(
         context = np.full(len(active), -1)
         numbers = speller.numbers
         for n in np.flatnonzero(~plain).tolist():
-            p, first = active[n], places.token_start[token[n]]
+            p, first = int(active[n]), int(places.token_start[token[n]])
             before = places.text[min(first, places.start[p]) : max(first, places.start[p])]
             if opening[n]:
                 context[n] = numbers[START, before]
+            elif consumed[n]:
+                context[n] = numbers[places.inside(p, first, before)]
             else:
-                context[n] = numbers[INSIDE, before] if consumed[n] else numbers[before]
+                context[n] = numbers[before]
         speller.close()
         place, number = teacher.of(token)
         found = _first_tokens(speller, context[place], teacher.string[number])
         mass = teacher.mass[number]
-        agrees = found != DISAGREES
+        agrees = (found != DISAGREES) | teacher.is_own[number]
         share = np.bincount(place, mass * agrees, len(active)) / (1 - teacher.beyond[token])
         scale = np.where(consumed, weight / np.maximum(share, 1e-300), weight)
         mass = mass * scale[place]
@@ -416,7 +441,8 @@ def _marginal(
             # What follows a blank that the student drops is taken to be what follows otherwise.
             blank = places.passed[places.token_end[token]] == places.passed[places.start[active]]
             blank &= places.last[active] > token
-            dropped = others & ((found == NOTHING) | (exhausted & blank[place]))
+            dropped = (found == NOTHING) & ~speller.is_space[teacher.string[number]]
+            dropped = others & (dropped | (exhausted & blank[place]))
             masses.pass_on(active[place[dropped]], mass[dropped])
             others &= ~dropped
         masses.lose(0, active[place[others & exhausted]], mass[others & exhausted])

@@ -17,7 +17,7 @@ _BLANKS = (b" ", b"\t", b"\n", b"\r", b"\x0b", b"\x0c")
 
 START = "start"
 INSIDE = "inside"
-Context = bytes | tuple[str, bytes]
+Context = bytes | tuple[str, bytes] | tuple[str, bytes, tuple[int, ...]]
 
 
 _kept = threading.local()
@@ -37,14 +37,16 @@ class Speller:
     """The student's first token for strings and for what follows a context.
 
     Strings are bytes of text that goes on after other text. A context is what comes before a
-    candidate: bytes to be spelled with it, (START, bytes) at the start of the text, or
-    (INSIDE, bytes) already consumed, which the candidate must begin with.
+    candidate: bytes to be spelled with it, (START, bytes) at the start of the text, (INSIDE, bytes)
+    already consumed, which the candidate must begin with, or either with the student's tokens
+    since the candidate's place, which its own cuts must begin with.
 
     Attributes:
         first: int32 [strings] the first token of each, or one of the negative marks.
         single: int32 [strings] the token of each that is one token, or a mark.
         blank_led: bool [strings] whether it begins with a blank.
         blank_ended: bool [strings] whether it ends with one.
+        is_space: bool [strings] whether it is one space, which a student keeps in some form.
     """
 
     def __init__(self, student: Tokenizer) -> None:
@@ -60,7 +62,8 @@ class Speller:
         self.single = np.empty(0, np.int32)
         self.blank_led = np.empty(0, bool)
         self.blank_ended = np.empty(0, bool)
-        self._waiting: list[tuple[int, int, bool, bool]] = []
+        self.is_space = np.empty(0, bool)
+        self._waiting: list[tuple[int, int, bool, bool, bool]] = []
 
     @property
     def full(self) -> bool:
@@ -70,20 +73,22 @@ class Speller:
     def close(self) -> None:
         """Bring the arrays up to date with the strings met since."""
         if self._waiting:
-            first, single, led, ended = zip(*self._waiting, strict=True)
+            first, single, led, ended, space = zip(*self._waiting, strict=True)
             self.first = np.append(self.first, np.array(first, np.int32))
             self.single = np.append(self.single, np.array(single, np.int32))
             self.blank_led = np.append(self.blank_led, np.array(led, bool))
             self.blank_ended = np.append(self.blank_ended, np.array(ended, bool))
+            self.is_space = np.append(self.is_space, np.array(space, bool))
             self._waiting = []
 
     def add(self, string: Context) -> int:
         """Number a new string or context."""
         self.strings.append(string)
         if isinstance(string, bytes):
-            marks = (*self.spell(string), string.startswith(_BLANKS), string.endswith(_BLANKS))
+            blanks = string.startswith(_BLANKS), string.endswith(_BLANKS), string == b" "
+            marks = (*self.spell(string), *blanks)
         else:
-            marks = (NOTHING, NOTHING, False, False)
+            marks = (NOTHING, NOTHING, False, False, False)
         self._waiting.append(marks)
         return len(self.strings) - 1
 
@@ -106,7 +111,9 @@ class Speller:
         if isinstance(context, bytes):
             found = self.spell(context + string)[0]
             return self.student.eos_id if found == NOTHING and not string else found
-        kind, before = context
+        kind, before, *path = context
+        if path:
+            return self._go_on(string, path[0], start=kind == START)
         if kind == START:
             return self.spell(before + string, start=True)[0]
         if not string.startswith(before):
@@ -114,6 +121,13 @@ class Speller:
         if len(string) == len(before):
             return EXHAUSTED
         return self.spell(string[len(before) :])[0]
+
+    def _go_on(self, string: bytes, path: tuple[int, ...], *, start: bool) -> int:
+        """Return the token after `path` in the cuts of a candidate."""
+        ids = self.student.spell(string, start=start) or []
+        if tuple(ids[: len(path)]) != path:
+            return DISAGREES
+        return int(ids[len(path)]) if len(ids) > len(path) else EXHAUSTED
 
 
 class _Numbers(dict):

@@ -461,7 +461,7 @@ def run(
 
     from distill.models import weights
     from distill.training.losses import SampleMatching
-    from distill.training.train import Course, fit
+    from distill.training.train import Course, fit, start_directory
 
     course = Course(steps, save_every, log_every, microbatches, steps_per_call, workers)
     loss = loss or SampleMatching()
@@ -471,9 +471,12 @@ def run(
     with Stage.open(run_dir, "pretrain", settings=settings) as stage:
         if stage.complete:
             return stage.summary
-        params = model.init(jax.random.key(seed)) if start is None else weights.load(Path(start))[1]
-        if start is not None:
-            weights.require_shapes(model, params, Path(start))
+        if start is None:
+            params = model.init(jax.random.key(seed))
+        else:
+            directory = start_directory(start)
+            _, params, _ = weights.load(directory)
+            weights.require_shapes(model, params, directory)
         params, summary = fit(
             model,
             params,

@@ -214,7 +214,7 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, "batch vocab"], DecodingState]:
         """Return the logits after `tokens`, the `index`-th since the start, and the new state."""
         read = state["read"]
-        slots = state["caches"][0]["key"].shape[3]
+        slots = state["caches"][0]["key"].shape[2]
         slot = state["source"] + index
         places = jnp.arange(slots)
         written = (places >= state["source"]) & (places <= slot)

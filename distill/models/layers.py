@@ -37,7 +37,8 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
 }
 
 Params = dict[str, Any]
-# "key" [batch kv_heads kv slots], "value" [batch kv_heads slots kv]: contiguous as decoding reads.
+# "key" [rows kv slots] and "value" [rows slots kv], a row for each head of each batch row: as
+# decoding reads them, since a step would copy a cache that it has to reshape.
 Cache = dict[str, Array]
 DecodingState = dict[str, Any]
 
@@ -254,12 +255,12 @@ class Attention(nn.Module):
         queries = self.query(x).reshape(batch, 1, self.num_heads, self.head_dim)
         if rotation is not None:
             queries = rotate(queries, *rotation)
-        queries = queries.reshape(batch, self.num_kv_heads, groups, self.head_dim)
-        scores = jnp.einsum("bhgd,bhdk->bhgk", queries * self.query_scale, cache["key"])
+        queries = queries.reshape(batch * self.num_kv_heads, groups, self.head_dim)
+        scores = jnp.einsum("ngd,ndk->ngk", queries * self.query_scale, cache["key"])
         scores = scores.reshape(batch, self.num_heads, -1).astype(jnp.float32) + bias
         weights = jax.nn.softmax(scores).astype(self.dtype)
-        weights = weights.reshape(batch, self.num_kv_heads, groups, -1)
-        mixed = jnp.einsum("bhgk,bhkd->bhgd", weights, cache["value"])
+        weights = weights.reshape(batch * self.num_kv_heads, groups, -1)
+        mixed = jnp.einsum("ngk,nkd->ngd", weights, cache["value"])
         return self.out(mixed.reshape(batch, 1, -1))
 
     def __call__(
@@ -358,10 +359,10 @@ def open_cache(
     steps: int = 0,
 ) -> Cache:
     """Return a cache of these keys and values with `steps` free slots after them."""
-    free = ((0, 0), (0, steps), (0, 0), (0, 0))
+    key, value = _by_head(keys, (0, 2, 3, 1)), _by_head(values, (0, 2, 1, 3))
     return {
-        "key": jnp.pad(keys, free).transpose(0, 2, 3, 1),
-        "value": jnp.pad(values, free).transpose(0, 2, 1, 3),
+        "key": jnp.pad(key, ((0, 0), (0, 0), (0, steps))),
+        "value": jnp.pad(value, ((0, 0), (0, steps), (0, 0))),
     }
 
 
@@ -374,6 +375,14 @@ def extend(
     """Return `cache` with the keys and values of one position written to `slot`."""
     write = jax.lax.dynamic_update_slice_in_dim
     return {
-        "key": write(cache["key"], keys.transpose(0, 2, 3, 1), slot, axis=3),
-        "value": write(cache["value"], values.transpose(0, 2, 1, 3), slot, axis=2),
+        "key": write(cache["key"], _by_head(keys, (0, 2, 3, 1)), slot, axis=2),
+        "value": write(cache["value"], _by_head(values, (0, 2, 1, 3)), slot, axis=1),
     }
+
+
+def _by_head(
+    x: Float[Array, "batch source kv_heads kv"], order: tuple[int, ...]
+) -> Float[Array, "rows left right"]:
+    """Reorder the axes and join the first two, batch and heads."""
+    x = x.transpose(order)
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])

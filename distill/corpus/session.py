@@ -196,7 +196,7 @@ class Session:
         )
 
     def _refusal(self, error: "openai.APIStatusError") -> UserError:
-        reason = _PROMPT_AT_FAULT.get(str(error.code))
+        reason = PROMPT_AT_FAULT.get(str(error.code))
         if reason is not None:
             return PromptRefused(reason)
         self._ended = True
@@ -208,7 +208,7 @@ class Session:
         )
 
 
-_PROMPT_AT_FAULT = {
+PROMPT_AT_FAULT = {
     "content_filter": "content_filter",
     "content_policy_violation": "content_filter",
     "context_length_exceeded": "error",

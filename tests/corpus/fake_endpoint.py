@@ -53,7 +53,8 @@ class Endpoint(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
         self.faults, self.quirks, self.random = faults or {}, quirks, random.Random(seed)
         self.lock, self.seen = threading.Lock(), []
-        self.override = self.tempered = None
+        self.override = self.tempered = self.begun_status = None
+        self.files, self.batches = {}, {}
 
     @property
     def url(self):
@@ -80,8 +81,26 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
+    def do_GET(self):
+        batches, files = self.server.batches, self.server.files
+        parts = self.path.split("?")[0].split("/")[2:]
+        if parts == ["batches"]:
+            page = {"object": "list", "data": list(batches.values()), "has_more": False}
+            return self.reply(200, page)
+        if parts[0] == "batches":
+            return self.reply(200, advanced(self.server, batches[parts[1]]))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(files[parts[1]])))
+        self.end_headers()
+        self.wfile.write(files[parts[1]])
+
     def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        raw = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path == "/v1/files":
+            return self.reply(200, {"id": keep(self.server, raw), "object": "file"})
+        body = json.loads(raw)
+        if self.path == "/v1/batches":
+            return self.reply(200, begun(self.server, body))
         fault = self.server.draw()
         with self.server.lock:
             self.server.seen.append((self.path, body, self.headers["Authorization"], fault))
@@ -115,6 +134,46 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         else:
             self.wfile.write(content)
+
+
+def keep(server, raw):
+    """Keep a file; of a multipart upload the JSON lines."""
+    lines = [line for line in raw.splitlines() if line.startswith(b"{")]
+    name = f"file-{len(server.files)}"
+    server.files[name] = b"".join(line + b"\n" for line in lines)
+    return name
+
+
+def begun(server, body):
+    name = f"batch_{len(server.batches)}"
+    made = {"id": name, "object": "batch", "status": "in_progress", "created_at": 0}
+    if server.begun_status == "failed":
+        made |= {"status": "failed", "errors": {"data": [{"message": "too many"}]}}
+    server.batches[name] = {**made, **body}
+    return server.batches[name]
+
+
+def advanced(server, batch):
+    """Answer a batch at the second look; faults leave requests without an answer."""
+    if batch["status"] == "in_progress" and batch.setdefault("looks", 0):
+        answers, errors = [], []
+        for line in server.files[batch["input_file_id"]].splitlines():
+            asked = json.loads(line)
+            make = chat_choice if "chat" in asked["url"] else completion_choice
+            answer = {"choices": [make(asked["body"], quirks=server.quirks)]}
+            if fault := server.draw():
+                body = {"error": {"message": "busy", "code": fault}}
+                response = {"status_code": 429 if fault == "limit" else 500, "body": body}
+                errors.append({"custom_id": asked["custom_id"], "response": response})
+            else:
+                response = {"status_code": 200, "body": answer}
+                answers.append({"custom_id": asked["custom_id"], "response": response})
+            server.seen.append((asked["url"], asked["body"], None, fault))
+        for name, rows in (("output_file_id", answers[::-1]), ("error_file_id", errors)):
+            batch[name] = keep(server, b"\n".join(json.dumps(row).encode() for row in rows))
+        batch["status"] = "completed"
+    batch["looks"] = batch.get("looks", 0) + 1
+    return batch
 
 
 def heated(body, tokens, tempered):

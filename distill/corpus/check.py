@@ -82,7 +82,7 @@ def _unfinished(trace: Trace) -> tuple[str, None, str] | None:
     return {
         "length": ("truncated", None, f"no end within {len(trace.tokens)} tokens"),
         "content_filter": ("filtered", None, "withheld by the generator's content filter"),
-        "error": ("undecided", None, "the generator's tokens do not spell its text"),
+        "error": ("undecided", None, "the generator failed, or its tokens do not spell its text"),
     }.get(trace.finish_reason)
 
 

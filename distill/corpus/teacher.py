@@ -186,6 +186,8 @@ class OpenAICompatible:
         return await session.answer(creates, body, read, request.seed)
 
     def _all(self, requests: Sequence[Request], ask: Ask) -> Iterator[Finished]:
+        if not requests:
+            return
         key = read_key(self.api_key_variable)
         session = self._session(key)
 

@@ -2,6 +2,7 @@ import json
 
 import pytest
 from fake_endpoint import KEY, endpoint
+from generator_laws import keeps_the_laws
 
 from distill.core.errors import UserError
 from distill.core.ports import Request, Sampling
@@ -27,6 +28,12 @@ def texts(generator, requests=REQUESTS):
     found = dict(generator.generate(requests, SAMPLING))
     assert sorted(found) == list(range(len(requests)))
     return [(found[n].text, found[n].tokens, found[n].finish_reason) for n in sorted(found)]
+
+
+def test_batches_keep_the_laws_of_generators():
+    with endpoint(quirks=True) as server:
+        generator = batches(server)
+        keeps_the_laws(lambda requests: generator.generate(requests, SAMPLING), REQUESTS)
 
 
 @pytest.mark.parametrize("kind", ["chat", "completions"])

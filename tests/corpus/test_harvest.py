@@ -8,6 +8,7 @@ import time
 
 import pytest
 from fake_endpoint import FAULTS, KEY, endpoint
+from generator_laws import keeps_the_laws
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -166,6 +167,14 @@ def test_a_replay_harvests_the_same_again(tmp_path):
         assert replay.model == "echo"
         run(run_dir=second, generator=replay, samples=2, score_chains=scored)
         assert harvested(first) == harvested(second)
+
+
+def test_a_replay_keeps_the_laws_of_generators(tmp_path):
+    ready(tmp_path, problems(3))
+    asked = Echo()
+    run(run_dir=tmp_path, generator=asked, samples=2)
+    replay = Replay(str(tmp_path / "traces"))
+    keeps_the_laws(lambda requests: replay.generate(requests, SAMPLING), asked.asked)
 
 
 def test_a_replay_without_a_request_s_trace_is_refused(tmp_path):

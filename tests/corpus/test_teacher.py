@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 from fake_endpoint import FAULTS, KEY, endpoint, sample
+from generator_laws import keeps_the_laws, value
 
 from distill.core.errors import UserError
 from distill.core.ports import Request, Sampling
@@ -27,30 +28,24 @@ def teacher(server, **settings):
     return OpenAICompatible(model="m", base_url=server.url, **settings)
 
 
-def value(completion):
-    return (
-        completion.text,
-        completion.finish_reason,
-        completion.tokens,
-        repr(completion.logprobs.tolist()),
-        completion.top_tokens,
-        completion.top_ends.tolist(),
-    )
-
-
 def answers(generator, requests=REQUESTS, sampling=SAMPLING):
     found = dict(generator.generate(requests, sampling))
     assert sorted(found) == list(range(len(requests)))
     return [value(found[index]) for index in range(len(requests))]
 
 
+@pytest.mark.parametrize("quirks", [False, True])
 @pytest.mark.parametrize("kind", ["completions", "chat"])
-def test_a_completion_depends_on_its_request_alone(kind):
-    with endpoint() as server:
+def test_an_endpoint_keeps_the_laws_of_generators(kind, quirks):
+    with endpoint(quirks=quirks) as server:
         generator = teacher(server, kind=kind)
-        whole = answers(generator)
-        assert answers(generator, REQUESTS[::-1])[::-1] == whole
-        assert answers(teacher(server, kind=kind, concurrency=1), REQUESTS[:3]) == whole[:3]
+        keeps_the_laws(lambda requests: generator.generate(requests, SAMPLING), REQUESTS[:20])
+
+
+def test_an_endpoint_keeps_the_laws_when_it_scores():
+    requests = [Request("Q: 1 + 1?\n", completion=f"One and one is {n}.") for n in range(5)]
+    with endpoint() as server:
+        keeps_the_laws(teacher(server).score, requests)
 
 
 @pytest.mark.parametrize("kind", ["completions", "chat"])
@@ -219,6 +214,7 @@ def test_a_missing_key_is_asked_for(monkeypatch):
     generator = OpenAICompatible(model="m", base_url="http://127.0.0.1:9/v1")
     with pytest.raises(UserError, match="environment variable OPENAI_API_KEY, got none"):
         next(generator.generate(REQUESTS[:1], SAMPLING))
+    assert list(generator.generate([], SAMPLING)) == []
 
 
 def test_a_key_that_no_header_can_carry_is_refused_unseen(monkeypatch):

@@ -21,6 +21,8 @@ Result = TypeVar("Result")
 Answer = Mapping[str, Any]
 Create = Callable[..., Awaitable[Any]]
 MOST_SECONDS_BETWEEN_TRIES = 60.0
+# A wait of so many seconds is told, once between two answers.
+LONG_WAIT = 30.0
 # A server that changes its fingerprint with every answer must not fill the memory or the log.
 _SHOWN_MODELS = 8
 
@@ -95,7 +97,7 @@ class Session:
         self.answers = self.prompt_tokens = self.completion_tokens = 0
         self.faults: Counter[str] = Counter()
         self.served: set[str] = set()
-        self._ended = False
+        self._ended = self._waiting = False
 
     async def answer(
         self,
@@ -120,7 +122,7 @@ class Session:
 
         drawn = random.Random(seed)
         for tries in range(self._max_retries + 1):
-            await asyncio.sleep(self.pace.reserve())
+            await self._wait(self.pace.reserve())
             self._refuse_overspending()
             try:
                 response = (await creates[tries % len(creates)](**body)).http_response
@@ -144,7 +146,7 @@ class Session:
             if tries < self._max_retries:
                 logger.debug("%s: %s, try %d", self.place, fault, tries + 1)
                 doubled = min(self._backoff * 2**tries, MOST_SECONDS_BETWEEN_TRIES)
-                await asyncio.sleep(max(pause, doubled * drawn.uniform(0.5, 1.0)))
+                await self._wait(max(pause, doubled * drawn.uniform(0.5, 1.0)))
         self._ended = True
         raise UserError(
             f"an answer from {self.place}",
@@ -166,6 +168,12 @@ class Session:
         served = ", ".join(sorted(self.served)) or "none"
         return f"{self.place}: {self.answers} answers by {served}, {tried}, {tokens}{cost}"
 
+    async def _wait(self, seconds: float) -> None:
+        if seconds >= LONG_WAIT and not self._waiting:
+            self._waiting = True
+            logger.info("%s: waiting for %.0f s", self.place, seconds)
+        await asyncio.sleep(seconds)
+
     def _count(self, answer: Answer, headers: Mapping[str, str]) -> None:
         usage = answer.get("usage")
         counts = usage if isinstance(usage, Mapping) else {}
@@ -174,6 +182,7 @@ class Session:
             for what in ("prompt", "completion")
         )
         self.answers += 1
+        self._waiting = False
         if len(self.served) < _SHOWN_MODELS:
             self.served.add(
                 f"{answer.get('model')} {answer.get('system_fingerprint') or ''}".strip()

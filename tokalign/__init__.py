@@ -1,6 +1,7 @@
 """Alignment of tokens and distributions between two tokenizers."""
 
-from tokalign.align import Alignment, align
+from tokalign.align import Alignment, align, align_batch
+from tokalign.apis import from_completions, from_openai_chat, from_pieces
 from tokalign.project import Kind, Projection, project, project_batch
 from tokalign.segmentation import Segmentation
 from tokalign.teacher import TeacherToken, TeacherTrace
@@ -23,6 +24,10 @@ __all__ = [
     "TiktokenTokenizer",
     "Tokenizer",
     "align",
+    "align_batch",
+    "from_completions",
+    "from_openai_chat",
+    "from_pieces",
     "project",
     "project_batch",
 ]

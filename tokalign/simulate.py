@@ -94,17 +94,17 @@ class KnownTeacher:
 def word_problems(size: int = 3) -> dict[str, float]:
     """Return solutions of small word problems with probabilities, a language for KnownTeacher.
 
-    Names, sums, units and line breaks are where two vocabularies part: `$1,200` and `120`, words
-    cut in two, sentences that end in a newline or a space.
+    Names, sums and line breaks are where two vocabularies part: `124` and `127` begin alike for
+    one of them, `Herman` and `Hermione` for the other, sentences end in a newline or a space.
 
     Args:
-        size: alternatives of each slot; the number of texts grows with its fifth power.
+        size: alternatives of each slot; the number of texts grows with its seventh power.
     """
     slots: list[Sequence[str]] = [
         ["Natalia", "She", "Natasha", "Weng", "Mr. Ngata"],
         [" sold", " earned", " babysat", " baby-sits", " had"],
-        [" $12", " 124", " 127", " $1,200", " 120"],
-        [" clips", " clipboards", " kilometres", " kilograms", " hours"],
+        [" 124", " $12", " 127", " 137", " $1,200"],
+        [" clips to Herman", " clipboards", " clips to Hermione", " kilometres", " hours"],
         [".\n", ". ", ".\n\n", "\n", ", so "],
         ["She", "So she", "Altogether, 12", "The", "In all 1248"],
         [" has 12*2=24.", " earns $24.", " answer is 2400", " 1/2 of 48 is 24.", " uses 248."],

@@ -28,9 +28,20 @@ class Tokenizer(Protocol):
     within a character are spelled up to it; None where the bytes are no text.
     """
 
-    vocab_size: int
-    eos_id: int
-    unk_id: int | None
+    @property
+    def vocab_size(self) -> int:
+        """Ids there are, specials included."""
+        ...
+
+    @property
+    def eos_id(self) -> int:
+        """The end of a text."""
+        ...
+
+    @property
+    def unk_id(self) -> int | None:
+        """What stands for text that the vocabulary cannot spell, if anything does."""
+        ...
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes of a token, its `▁` as a blank; empty for a special."""
@@ -344,9 +355,6 @@ class TiktokenTokenizer(_Vocabulary):
         [b'She', b' had']
     """
 
-    unk_id = None
-    pad_id = None
-
     def __init__(
         self,
         name_or_path: str | pathlib.Path,
@@ -361,7 +369,13 @@ class TiktokenTokenizer(_Vocabulary):
             dict(special_tokens) if special_tokens is not None else None,
         )
         if str(name_or_path) in tiktoken.list_encoding_names():
-            self._encoding = tiktoken.get_encoding(str(name_or_path))
+            try:
+                self._encoding = tiktoken.get_encoding(str(name_or_path))
+            except OSError as error:
+                raise FileNotFoundError(
+                    f"expected {name_or_path} in TIKTOKEN_CACHE_DIR or a network, got neither: "
+                    f"{error}; set the variable or give a .tiktoken file"
+                ) from error
         else:
             path = _require_file(
                 pathlib.Path(name_or_path),
@@ -383,7 +397,7 @@ class TiktokenTokenizer(_Vocabulary):
                 f"expected a special token <|endoftext|>, got {sorted(specials)}; "
                 "name it in special_tokens"
             )
-        self.eos_id = specials["<|endoftext|>"]
+        self.eos_id, self.pad_id, self.unk_id = specials["<|endoftext|>"], None, None
         self.drops_blanks = False
         self._bytes = [b""] * self.vocab_size
         for token, rank in self._encoding._mergeable_ranks.items():

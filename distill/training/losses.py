@@ -61,7 +61,8 @@ def _backward(residuals, cotangent):
     vocab = jax.lax.broadcasted_iota(ids.dtype, (1, 1, logits.shape[-1]), 2)
     for j in range(ids.shape[-1]):
         gradient += jnp.where(vocab == ids[..., j : j + 1], cotangent[..., j : j + 1], 0.0)
-    return gradient.astype(logits.dtype), None
+    # Both products that follow read it; without a barrier XLA's CPU computes it for each anew.
+    return jax.lax.optimization_barrier(gradient.astype(logits.dtype)), None
 
 
 candidate_logprobs.defvjp(_forward, _backward)

@@ -1,4 +1,4 @@
-"""AdamW and learning rate schedules as plain values, counted in optimizer steps."""
+"""AdamW, Adafactor and learning rate schedules as plain values, counted in optimizer steps."""
 
 import dataclasses
 from typing import Protocol, runtime_checkable
@@ -149,6 +149,40 @@ class AdamW:
             optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps),
             optax.add_decayed_weights(self.weight_decay, mask=mask),
             optax.scale_by_learning_rate(lambda count: self.schedule(jnp.asarray(count))),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Adafactor:
+    """Adafactor with updates scaled by each parameter's size (Shazeer and Stern 2018), as T5 uses.
+
+    T5 keeps 1 / sqrt(head_dim) in the query's weights, which are therefore small; a step of one
+    size for all parameters, as Adam's, is too long for them. Here the rate is relative: 0.01 moves
+    every parameter block by about a hundredth of its root mean square.
+
+    Attributes:
+        schedule: relative learning rate.
+        decay_rate: exponent of the second moment's decay, 1 - step ** -decay_rate.
+        clipping_threshold: largest root mean square of an update before scaling.
+        clip: largest global norm of the gradient (of the mean loss); 0 does not clip.
+    """
+
+    schedule: Schedule
+    decay_rate: float = 0.8
+    clipping_threshold: float = 1.0
+    clip: float = 0.0
+
+    def transformation(self) -> optax.GradientTransformation:
+        """Return gradients -> updates."""
+        clip = optax.clip_by_global_norm(self.clip) if self.clip else optax.identity()
+        return optax.chain(
+            clip,
+            optax.adafactor(
+                lambda count: self.schedule(jnp.asarray(count)),
+                decay_rate=self.decay_rate,
+                clipping_threshold=self.clipping_threshold,
+                multiply_by_parameter_scale=True,
+            ),
         )
 
 

@@ -169,9 +169,11 @@ def _start(
     transformation = optimizer.transformation()
     of_optimizer = optax.tree.map_params(
         transformation,
-        lambda _, sharding: sharding,
+        # Adafactor's factors have other shapes than their parameter and are small: everywhere.
+        lambda leaf, sharding, param: sharding if leaf.shape == param.shape else everywhere,
         jax.eval_shape(transformation.init, params),
         of_params,
+        params,
         transform_non_params=lambda _: everywhere,
     )
 

@@ -4,15 +4,17 @@ import base64
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.numpy import save_file
 
 from distill.core.errors import UserError
+from distill.core.records import Accuracy
+from distill.core.store import Stage, manifest, read_json
 from distill.models import weights
-from distill.models.layers import Params
+from distill.models.layers import Params, by_path
 from distill.models.t5 import T5Model
 
 logger = logging.getLogger(__name__)
@@ -220,3 +222,89 @@ def _varint(content: bytes, at: int) -> tuple[int, int]:
         at, shift = at + 1, shift + 7
         if byte < 0x80:
             return value, at
+
+
+# --- The stage ---------------------------------------------------------------------------------
+
+
+def model_card(
+    student: str, selection: Mapping[str, Any], accuracy: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Return the card of a distilled student: what it is, how it did, how to ask it.
+
+    Args:
+        student: the start that was trained.
+        selection: `reports/selection.json`.
+        accuracy: {step: {set: {"correct", "n"}}} of the final evaluation, "0" the start.
+    """
+    step = selection["chosen_step"]
+    before, after = accuracy["0"], accuracy[str(step)]
+    rows = [
+        f"| {name} | {Accuracy(**before[name])} | {Accuracy(**after[name])} |"
+        for name in sorted(after)
+    ]
+    return CARD.format(student=student, step=step, rows="\n".join(rows))
+
+
+CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [t5, knowledge-distillation]
+---
+# A distilled student
+
+A T5 that was trained from `{student}` on a teacher's chains of thought and its distributions over
+tokens. Checkpoint {step}, chosen by held-out problems that neither training nor the figures below
+saw.
+
+| set | before | after |
+|---|---|---|
+{rows}
+
+Greedy answers right, with 95 % intervals.
+
+```python
+from transformers import AutoTokenizer, T5ForConditionalGeneration
+
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+model = T5ForConditionalGeneration.from_pretrained("PATH")
+inputs = tokenizer("Q: ...\\nLet's think step by step", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))
+```
+"""
+
+
+def run(*, run_dir: Path, student: str | None = None) -> dict[str, Any]:
+    """Export the chosen checkpoint into RUN_DIR/export.
+
+    Args:
+        run_dir: the run; select and final are complete.
+        student: the directory of the start; where train found it if None.
+
+    Returns:
+        `step`, the checkpoint; `parameters`, their number; `bytes`, of all files.
+
+    Raises:
+        UserError: a stage before is not complete, the start or the checkpoint is damaged, or it has
+            no SentencePiece vocabulary.
+    """
+    from distill.training.checkpoints import load_params
+    from distill.training.train import start_directory
+
+    with Stage.open(run_dir, "export", settings={}, inputs=("train", "select", "final")) as stage:
+        if stage.complete:
+            return stage.summary
+        selection = read_json(run_dir / "reports" / "selection.json")
+        start = student or manifest(run_dir, "train")["settings"]["student"]
+        model, params, vocabulary = weights.load(start_directory(start))
+        if not isinstance(model, T5Model):
+            raise UserError("a student of T5's shape", f"{model}", "train one to export it")
+        if step := selection["chosen_step"]:
+            params = load_params(run_dir / "checkpoints", step, like=params)
+        card = model_card(start, selection, manifest(run_dir, "final")["summary"]["accuracy"])
+        export(run_dir / "export", model, params, vocabulary.path, card=card)
+        size = sum(file.stat().st_size for file in (run_dir / "export").iterdir())
+        count = sum(array.size for array in by_path(params).values())
+        stage.finish(step=step, parameters=count, bytes=size)
+        return stage.summary

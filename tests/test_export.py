@@ -9,9 +9,12 @@ import sentencepiece
 
 from distill.core.errors import UserError
 from distill.core.ports import Request, Sampling
-from distill.export import export, tokenizer_json
+from distill.core.store import Stage, write_json
+from distill.export import export, run, tokenizer_json
+from distill.models import weights
 from distill.models.sampling import LocalGenerator
 from distill.models.t5 import T5Config, T5Model
+from distill.training.checkpoints import Checkpoints
 from tokalign.tokenizers import SentencePieceTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,6 +108,34 @@ def test_transformers_gives_the_same_ids_logits_and_greedy_answers(exported):
     for number, ids in enumerate(greedy.tolist()):
         text = tokenizer.decode(ids, skip_special_tokens=True)
         assert answers[number].text == text
+
+
+def test_the_stage_exports_the_chosen_checkpoint_with_its_figures(tmp_path):
+    model, start, run_dir = (
+        T5Model(T5Config(1152, 16, 2, 8, 24, 1, 1)),
+        tmp_path / "start",
+        tmp_path,
+    )
+    params = model.init(jax.random.key(0))
+    weights.save(start, model, params, STUDENT)
+    trained = jax.tree.map(lambda x: x + 1, params)
+    with Checkpoints(run_dir / "checkpoints") as checkpoints:
+        checkpoints.save(50, trained, {"count": np.zeros(())})
+    write_json(run_dir / "reports" / "selection.json", {"chosen_step": 50})
+    accuracy = {"0": {"svamp": {"correct": 1, "n": 9}}, "50": {"svamp": {"correct": 8, "n": 9}}}
+    with pytest.raises(UserError, match="stage train"):
+        run(run_dir=run_dir)
+    for name, found in (("train", {}), ("select", {}), ("final", {"accuracy": accuracy})):
+        with Stage.open(run_dir, name, settings={"student": str(start)}) as stage:
+            stage.finish(**found)
+
+    summary = run(run_dir=run_dir)
+    assert summary == run(run_dir=run_dir) and summary["step"] == 50
+    assert {path.name for path in (run_dir / "export").iterdir()} == FILES
+    _, params = weights.from_hugging_face(run_dir / "export")
+    jax.tree.map(np.testing.assert_array_equal, params, trained)
+    card = (run_dir / "export" / "README.md").read_text()
+    assert "| svamp | 11.1 % [2.0, 43.5] of 9 | 88.9 % [56.5, 98.0] of 9 |" in card
 
 
 def test_what_transformers_cannot_load_is_refused(tmp_path):

@@ -10,7 +10,11 @@ import numpy as np
 from distill.core.errors import UserError
 from distill.core.ports import Completion
 from distill.corpus.completions import Token, after_bytes, assemble, first_bytes
+from tokalign.apis import END_TEXTS, SENTINEL, token_bytes
+from tokalign.teacher import UNSPELLABLE
 
+# Bytes that are told, and marks for those that are not.
+_PIECES = re.compile(UNSPELLABLE + b"+|[^" + UNSPELLABLE + b"]+")
 _FINISH_REASONS = {
     "stop": "stop",
     "eos": "stop",
@@ -20,15 +24,10 @@ _FINISH_REASONS = {
     "max_tokens": "length",
     "content_filter": "content_filter",
 }
-# What APIs report for a token outside their top k: "very unlikely", not a number.
-_SENTINEL = -9999.0
-# Never in UTF-8, so it can stand for bytes that the API does not tell; as in tokalign.
-_UNTOLD = b"\xff"
 # Ends of a text, which candidates name as if they were text; there they are b"".
 _ENDS = frozenset(
-    b"<|endoftext|> <|im_end|> <|eot_id|> <|end_of_text|> <|end|> </s> <eos> <end_of_turn>".split()
+    text.encode() for text in (*END_TEXTS, "<|end_of_text|>", "<|end|>", "<eos>", "<end_of_turn>")
 )
-_ESCAPE = re.compile(r"\\x([0-9a-fA-F]{2})")
 
 
 class WireError(Exception):
@@ -90,7 +89,11 @@ def read_scored(choice: Mapping[str, Any], prompt: str, completion: str) -> Comp
             "sample instead, or use an endpoint that knows echo",
         )
     tokens = _legacy_tokens(choice, text)
-    if tokens and _UNTOLD not in tokens[0].text and not whole.encode().startswith(tokens[0].text):
+    if (
+        tokens
+        and UNSPELLABLE not in tokens[0].text
+        and not whole.encode().startswith(tokens[0].text)
+    ):
         tokens = tokens[1:]  # A start-of-sequence token is no part of the text.
     placed = _placed(whole, tokens)
     if placed is None:
@@ -187,18 +190,18 @@ def name_bytes(name: str) -> bytes:
         raise UserError(
             "tokens by their text", name, "start the server without return_tokens_as_token_ids"
         )
-    if name.startswith("bytes:") and _ESCAPE.search(name):
-        latin = _ESCAPE.sub(lambda found: chr(int(found[1], 16)), name[len("bytes:") :])
-        return latin.encode("latin-1", "replace")
-    return _UNTOLD.join(part.encode() for part in _whole(name).split("\ufffd"))
+    if name.startswith("bytes:") and "\\x" in name:
+        return token_bytes(name)
+    return UNSPELLABLE.join(part.encode() for part in _whole(name).split("\ufffd"))
 
 
 def _nats(logprob: Any) -> float:
+    """Keep the sentinel for "very unlikely", which the store's floor stands for on disk."""
     if logprob is None:
         return np.nan
     if not isinstance(logprob, int | float) or logprob > 1e-3:
         raise WireError(f"a log-probability of {logprob!r}")
-    return np.nan if logprob <= _SENTINEL else min(float(logprob), 0.0)
+    return max(min(float(logprob), 0.0), SENTINEL)
 
 
 def _top(items: Any) -> tuple[tuple[bytes, float], ...]:
@@ -212,7 +215,7 @@ def _top(items: Any) -> tuple[tuple[bytes, float], ...]:
     known: dict[bytes, float] = {}
     for item in filter(_is_mapping, items):
         name, nats = _bytes(item), _nats(item.get("logprob"))
-        if np.isnan(nats):
+        if not nats > SENTINEL:
             continue
         name = b"" if name in _ENDS else name
         if known.get(name, nats) != nats:
@@ -292,34 +295,53 @@ def _placed(text: str, tokens: Sequence[Reported]) -> list[Token] | None:
     Several in a row become one token of their joint probability without candidates: together they
     spell a character, as the halves of an emoji do.
     """
+    groups = [list(group) for _, group in groupby(tokens, lambda t: UNSPELLABLE in t.text)]
+    if not any(UNSPELLABLE in group[0].text for group in groups):
+        return [Token(*token) for token in tokens]
     spelled = text.encode()
-    groups = [list(group) for _, group in groupby(tokens, lambda token: _UNTOLD in token.text)]
+    pieces = [_PIECES.findall(b"".join(token.text for token in group)) for group in groups]
+    ends = _piece_ends([piece for told in pieces for piece in told], spelled)
+    if ends is None:
+        return None
     placed: list[Token] = []
-    at = 0
-    for n, group in enumerate(groups):
-        told = b"".join(token.text for token in group)
-        if _UNTOLD not in told:
+    at = count = 0
+    for group, told in zip(groups, pieces, strict=True):
+        start, count = at, count + len(told)
+        at = ends[min(count, len(ends)) - 1] if told and ends else at
+        if UNSPELLABLE not in group[0].text:
             placed += [Token(*token) for token in group]
-            at += len(told)
-            continue
-        later = (token.text for group in groups[n + 1 :] for token in group if token.text)
-        after = next(later, None)
-        found = _untold_pattern(told, after).match(spelled, at)
-        if found is None:
-            return None
-        top = group[0].top if len(group) == 1 else ()
-        placed.append(Token(found[0], sum(token.logprob for token in group), top))
-        at = found.end()
+        elif at > start:
+            top = group[0].top if len(group) == 1 else ()
+            nats = sum(token.logprob for token in group)
+            placed.append(Token(spelled[start:at], nats, top))
     return placed
 
 
-def _untold_pattern(told: bytes, after: bytes | None) -> re.Pattern[bytes]:
-    """Match the told bytes, some of no ASCII for each run of untold ones, up to what comes after.
+def _piece_ends(pieces: Sequence[bytes], spelled: bytes) -> list[int] | None:
+    """Return where pieces end that together spell a text, None where they cannot.
 
-    What comes after may be the stop, which is no part of the text. At the end the untold bytes may
-    be missing, as those of a cut-off character are.
+    Depth first, the shortest reading of untold bytes first; no place is tried twice, so the work
+    is bounded by pieces times places. Pieces beyond the text get no end.
     """
-    parts = [re.escape(part) for part in re.split(_UNTOLD + b"+", told)]
-    untold = b"[\x80-\xff]*?" if after is None else b"[\x80-\xff]+?"
-    ahead = b"" if after is None else b"(?=" + re.escape(after) + b")|"
-    return re.compile(untold.join(parts) + b"(?:" + ahead + rb"\Z)", re.DOTALL)
+    tried: set[tuple[int, int]] = set()
+    paths: list[list[int]] = [[]]
+    while paths:
+        ends = paths.pop()
+        n, at = len(ends), ends[-1] if ends else 0
+        if at >= len(spelled):
+            return ends
+        if n < len(pieces) and (n, at) not in tried:
+            tried.add((n, at))
+            paths += [[*ends, end] for end in reversed(_readings(pieces[n], spelled, at))]
+    return None
+
+
+def _readings(piece: bytes, spelled: bytes, at: int) -> list[int]:
+    """Return where a piece may end: an untold mark stands for one to three bytes of no ASCII."""
+    if not piece.startswith(UNSPELLABLE):
+        rest = spelled[at : at + len(piece)]
+        return [at + len(piece)] if piece.startswith(rest) else []
+    most = min(3 * len(piece), len(spelled) - at)
+    stretch = spelled[at : at + most]
+    most = next((n for n, byte in enumerate(stretch) if byte < 0x80), most)
+    return list(range(at + len(piece), at + most + 1))

@@ -128,7 +128,7 @@ def test_a_legacy_answer_by_hand():
     )
     found = read_completion(choice)
     assert found.tokens == (b"4", b"\xf0\x9f", b"\x99\x82") and found.end_logprob == -0.125
-    np.testing.assert_array_equal(found.logprobs, np.array([-0.25, np.nan, np.nan], "f4"))
+    np.testing.assert_array_equal(found.logprobs, np.array([-0.25, -9999.0, np.nan], "f4"))
     assert found.top_tokens == (b"4", b"5", b" w") and found.top_ends.tolist() == [2, 3, 3]
 
 

@@ -199,13 +199,13 @@ class Decoder(nn.Module):
         return self.decoder(self.embed(tokens), positions, mask, deterministic=deterministic)[0]
 
     def start(
-        self, prompts: Int[Array, "batch source"], lengths: Int[Array, "batch"], steps: int
+        self, prompts: Int[Array, "batch source"], lengths: Int[Array, "batch"]
     ) -> DecodingState:
         """Return the state after all of each prompt but its last token."""
         positions = jnp.broadcast_to(jnp.arange(prompts.shape[1]), prompts.shape)
         mask = layers.causal_mask(prompts.shape[1])
         _, kept = self.decoder(self.embed(prompts), positions, mask, deterministic=True)
-        caches = [layers.open_cache(*keys_values, steps) for keys_values in kept]
+        caches = [layers.open_cache(*keys_values) for keys_values in kept]
         source = jnp.asarray(prompts.shape[1])
         return {"caches": caches, "read": lengths - 1, "source": source}
 
@@ -295,10 +295,14 @@ class DecoderModel:
         params: Params,
         prompts: Int[Array, "batch source"],
         lengths: Int[Array, "batch"],
-        steps: int,
     ) -> DecodingState:
-        """Return the state of decoding `steps` tokens after right-padded prompts."""
-        return layers.call(self.network, params, Decoder.start, prompts, lengths, steps)
+        """Return the state after right-padded prompts, with no room for tokens yet."""
+        return layers.call(self.network, params, Decoder.start, prompts, lengths)
+
+    def widen(self, state: DecodingState, source: int, room: int) -> DecodingState:
+        """Return the state with room for as many tokens in all, after prompts of width `source`."""
+        caches = [layers.widen(cache, source + room) for cache in state["caches"]]
+        return {**state, "caches": caches}
 
     def step(
         self,

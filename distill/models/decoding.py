@@ -1,6 +1,7 @@
 """Drawing tokens from any of our models in one compiled loop; knows ids, not text."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -12,6 +13,7 @@ from distill.models.layers import DecodingState, Params
 
 AnyArray = Array | np.ndarray
 _BISECTIONS = 32  # halvings of the range of logits, to below the spacing of float32
+_FIRST_ROOM = 64  # tokens; each room after it is twice as wide
 _BLOCK = 64  # a vocabulary is searched block by block: sorts and long sums are slow on a CPU
 
 
@@ -31,8 +33,12 @@ class Network(Protocol):
         """Return what the first step is fed."""
         ...
 
-    def start(self, params: Params, prompts: Array, lengths: Array, steps: int) -> DecodingState:
-        """Return the state before the first step."""
+    def start(self, params: Params, prompts: Array, lengths: Array) -> DecodingState:
+        """Return the state before the first step, with no room for tokens."""
+        ...
+
+    def widen(self, state: DecodingState, source: int, room: int) -> DecodingState:
+        """Return the state with room for as many tokens in all."""
         ...
 
     def step(
@@ -111,10 +117,10 @@ class Decoded(NamedTuple):
         counts: tokens of each row.
     """
 
-    ids: Int[Array, "steps batch"]
-    behaviour_logprobs: Float[Array, "steps batch"]
+    ids: Int[AnyArray, "steps batch"]
+    behaviour_logprobs: Float[AnyArray, "steps batch"]
     measured: Measured
-    counts: Int[Array, "batch"]
+    counts: Int[AnyArray, "batch"]
 
 
 def _blocks(
@@ -305,31 +311,94 @@ class _Loop(NamedTuple):
     written: Decoded
 
 
-def _empty(batch: int, steps: int, k: int) -> Decoded:
-    nats = jnp.zeros((steps, batch), jnp.float32)
-    ids = jnp.zeros((steps, batch), jnp.int32)
-    top_ids, top_nats = jnp.zeros((steps, batch, k), jnp.int32), jnp.zeros((steps, batch, k))
-    counts = jnp.zeros(batch, jnp.int32)
-    return Decoded(ids, nats, Measured(nats, nats, top_ids, top_nats), counts)
-
-
-@functools.partial(jax.jit, static_argnames=("network", "steps", "k"))
-def decode(
+@functools.partial(jax.jit, static_argnames=("network", "k"))
+def _start(
     network: Network,
     params: Params,
     prompts: Int[Array, "batch source"],
     lengths: Int[Array, "batch"],
+    *,
+    k: int,
+) -> _Loop:
+    """Read the prompts; nothing is written, and there is no room for it."""
+    batch, used = len(prompts), jnp.maximum(lengths, 1)
+    ids, nats = jnp.zeros((0, batch), jnp.int32), jnp.zeros((0, batch))
+    top_ids, top_nats = jnp.zeros((0, batch, k), jnp.int32), jnp.zeros((0, batch, k))
+    nothing = Decoded(ids, nats, Measured(nats, nats, top_ids, top_nats), jnp.zeros_like(lengths))
+    return _Loop(
+        jnp.zeros((), jnp.int32),
+        network.first_tokens(prompts, used).astype(jnp.int32),
+        lengths == 0,
+        network.start(params, prompts, used),
+        nothing,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("network", "source", "room", "k"))
+def _go_on(
+    network: Network,
+    params: Params,
+    loop: _Loop,
     seeds: UInt[Array, "batch 2"],
     settings: Settings,
     vocabulary: Vocabulary,
     limit: Int[Array, ""],
     *,
-    steps: int,
+    source: int,
+    room: int,
+    k: int,
+) -> _Loop:
+    """Write until every row has ended or has `limit` tokens, at most `room`."""
+    keys = jax.random.wrap_key_data(seeds, impl="threefry2x32")
+
+    def unfinished(loop: _Loop) -> Array:
+        return (loop.index < limit) & ~jnp.all(loop.ended)
+
+    def write(loop: _Loop) -> _Loop:
+        index, before = loop.index, loop.written
+        logits, state = network.step(params, loop.state, loop.tokens, index)
+        candidates = top(jnp.where(vocabulary.drawn, logits, -jnp.inf), k)
+        uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, index)))(keys)
+        hot = jax.lax.dynamic_index_in_dim(settings.hot, index, axis=1, keepdims=False)
+        ids, nats = choose(logits, candidates[1][:, 0], uniform, settings, hot, vocabulary)
+        counts = before.counts + ~loop.ended
+        drawn = Decoded(ids, nats, measure(logits, *candidates, ids, vocabulary), counts)
+        written = _by_step(lambda rows, row: rows.at[index].set(row), before, drawn)
+        ended = loop.ended | vocabulary.ends[ids]
+        return _Loop(index + 1, ids, ended, state, written._replace(counts=counts))
+
+    def widen(rows: Array) -> Array:
+        return jnp.pad(rows, ((0, room - len(rows)), *[(0, 0)] * (rows.ndim - 1)))
+
+    wide = loop._replace(
+        state=network.widen(loop.state, source, room), written=_by_step(widen, loop.written)
+    )
+    return jax.lax.while_loop(unfinished, write, wide)
+
+
+def _by_step(change: Callable[..., Array], *decoded: Decoded) -> Decoded:
+    """Apply `change` to what has an axis of steps; the counts are the first's."""
+    stepped = jax.tree.map(change, *(each._replace(counts=()) for each in decoded))
+    return stepped._replace(counts=decoded[0].counts)
+
+
+def decode(
+    network: Network,
+    params: Params,
+    prompts: Int[np.ndarray, "batch source"],
+    lengths: Int[np.ndarray, "batch"],
+    seeds: UInt[np.ndarray, "batch 2"],
+    settings: Settings,
+    vocabulary: Vocabulary,
+    limit: int,
+    *,
     k: int,
 ) -> Decoded:
-    """Write after each prompt until every row has ended or `limit` tokens are written.
+    """Write after each prompt until every row has ended or has `limit` tokens.
 
-    A row is a function of its own prompt, seed and settings, given the shapes.
+    Each room in turn is one compiled loop, since a step costs what the room costs, and few rows
+    write as much as they may. A row is a function of its own prompt, seed and settings, given the
+    batch's shape.
 
     Args:
         network: what to run.
@@ -337,48 +406,29 @@ def decode(
         prompts: right-padded rows of `network.prompt`.
         lengths: of the rows; 0 is a row that only fills the batch.
         seeds: high and low half of each row's seed.
-        settings: how tokens are drawn.
+        settings: how tokens are drawn; steps beyond the width of `hot` are not hot.
         vocabulary: which tokens may be.
-        limit: most tokens of a row, at most `steps`.
-        steps: room for tokens; `settings.hot` has as many.
+        limit: most tokens of a row.
         k: candidates measured for each token, at least 1.
     """
-    batch = len(prompts)
-    keys = jax.random.wrap_key_data(seeds, impl="threefry2x32")
-    used = jnp.maximum(lengths, 1)
-
-    def go_on(loop: _Loop) -> Array:
-        return (loop.index < limit) & ~jnp.all(loop.ended)
-
-    def write(loop: _Loop) -> _Loop:
-        index = loop.index
-        logits, state = network.step(params, loop.state, loop.tokens, index)
-        candidates = top(jnp.where(vocabulary.drawn, logits, -jnp.inf), k)
-        uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, index)))(keys)
-        hot = jax.lax.dynamic_index_in_dim(settings.hot, index, axis=1, keepdims=False)
-        ids, nats = choose(logits, candidates[1][:, 0], uniform, settings, hot, vocabulary)
-        drawn = Decoded(
-            ids,
-            nats,
-            measure(logits, *candidates, ids, vocabulary),
-            loop.written.counts + ~loop.ended,
+    loop, room = _start(network, params, prompts, lengths, k=k), 0
+    while room < limit and not (room and bool(loop.ended.all())):
+        room = 2 * room or _FIRST_ROOM
+        hot = settings.hot[:, :room]
+        hot = np.pad(hot, ((0, 0), (0, room - hot.shape[1])))
+        loop = _go_on(
+            network,
+            params,
+            loop,
+            seeds,
+            settings._replace(hot=hot),
+            vocabulary,
+            np.array(min(limit, room), np.int32),
+            source=prompts.shape[1],
+            room=room,
+            k=k,
         )
-        written = jax.tree.map(
-            lambda room, row: room.at[index].set(row),
-            loop.written._replace(counts=()),
-            drawn._replace(counts=()),
-        )
-        ended = loop.ended | vocabulary.ends[ids]
-        return _Loop(index + 1, ids, ended, state, written._replace(counts=drawn.counts))
-
-    loop = _Loop(
-        jnp.zeros((), jnp.int32),
-        network.first_tokens(prompts, used).astype(jnp.int32),
-        lengths == 0,
-        network.start(params, prompts, used, steps),
-        _empty(batch, steps, k),
-    )
-    return jax.lax.while_loop(go_on, write, loop).written
+    return jax.device_get(loop.written)
 
 
 @functools.partial(jax.jit, static_argnames=("network", "k"))

@@ -356,13 +356,17 @@ class RelativePositionBias(nn.Module):
 def open_cache(
     keys: Float[Array, "batch source kv_heads kv"],
     values: Float[Array, "batch source kv_heads kv"],
-    steps: int = 0,
 ) -> Cache:
-    """Return a cache of these keys and values with `steps` free slots after them."""
-    key, value = _by_head(keys, (0, 2, 3, 1)), _by_head(values, (0, 2, 1, 3))
+    """Return a cache of these keys and values, with no free slot."""
+    return {"key": _by_head(keys, (0, 2, 3, 1)), "value": _by_head(values, (0, 2, 1, 3))}
+
+
+def widen(cache: Cache, slots: int) -> Cache:
+    """Return `cache` with free slots after its own, `slots` in all."""
+    free = slots - cache["key"].shape[2]
     return {
-        "key": jnp.pad(key, ((0, 0), (0, 0), (0, steps))),
-        "value": jnp.pad(value, ((0, 0), (0, steps), (0, 0))),
+        "key": jnp.pad(cache["key"], ((0, 0), (0, 0), (0, free))),
+        "value": jnp.pad(cache["value"], ((0, 0), (0, free), (0, 0))),
     }
 
 

@@ -1,12 +1,13 @@
 """Any of our models as a Generator: texts in, texts with log-probabilities out."""
 
 import collections
+import concurrent.futures
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ from distill.models.decoding import Decoded, Measured, Network, Settings, Vocabu
 from distill.models.layers import Params
 from tokalign.tokenizers import SentencePieceTokenizer, TiktokenTokenizer
 
-_STEP_MULTIPLE = 32  # room for completions grows by this, so that few shapes are compiled
+T = TypeVar("T")
 
 
 class Tokenizer(Protocol):
@@ -92,10 +93,6 @@ def bucket(length: int) -> int:
     return size * 3 // 4 if size >= 256 and length <= size * 3 // 4 else size
 
 
-def _room(tokens: int) -> int:
-    return -(-tokens // _STEP_MULTIPLE) * _STEP_MULTIPLE
-
-
 def _padded(rows: Sequence[Sequence[int]], batch: int, length: int) -> np.ndarray:
     """Return int32 [batch, length], the rows right-padded with 0."""
     out = np.zeros((batch, length), np.int32)
@@ -161,12 +158,12 @@ class LocalGenerator:
     ) -> Iterator[tuple[int, Completion]]:
         """Yield (index into requests, completion), batch by batch."""
         vocabulary = self._vocabulary(sampling.stop)
-        batches = self._batches(requests, [[]] * len(requests), _room(sampling.max_tokens))
-        started = (
-            (batch, self._decode(batch, requests, sampling, vocabulary)) for batch in batches
+        batches = self._batches(requests, [[]] * len(requests))
+        decoded = _one_ahead(
+            lambda batch: self._decode(batch, requests, sampling, vocabulary), batches
         )
-        for batch, decoded in _one_ahead(started):
-            yield from self._generated(batch, jax.device_get(decoded), sampling)
+        for batch, written in decoded:
+            yield from self._generated(batch, written, sampling)
 
     def score(
         self, requests: Sequence[Request], top_logprobs: int = 5
@@ -182,11 +179,11 @@ class LocalGenerator:
         ids = [[*self.tokenizer.encode(r.completion or ""), self._eos] for r in requests]
         vocabulary = self._vocabulary(())
         k = max(top_logprobs, 1)
-        started = (
-            (batch, self._score(batch, vocabulary, k)) for batch in self._batches(requests, ids, 0)
+        measured = _one_ahead(
+            lambda batch: self._score(batch, vocabulary, k), self._batches(requests, ids)
         )
-        for batch, measured in _one_ahead(started):
-            yield from self._scored(batch, jax.device_get(measured), top_logprobs)
+        for batch, of_batch in measured:
+            yield from self._scored(batch, of_batch, top_logprobs)
 
     @property
     def _eos(self) -> int:
@@ -213,26 +210,27 @@ class LocalGenerator:
         )
 
     def _batches(
-        self, requests: Sequence[Request], completions: Sequence[list[int]], room: int
+        self, requests: Sequence[Request], completions: Sequence[list[int]]
     ) -> Iterator[_Batch]:
         """Group the requests by the shapes that they run in, each group in their order."""
         groups: dict[tuple[int, int], list[tuple[int, list[int]]]] = collections.defaultdict(list)
         for number, request in enumerate(requests):
             row = self.network.prompt(self.tokenizer.encode(request.prompt), self._eos)
-            shape = bucket(len(row)), room or bucket(len(completions[number]))
+            shape = bucket(len(row)), bucket(len(completions[number]))
             groups[shape].append((number, row))
         for (source, steps), members in sorted(groups.items()):
             for first in range(0, len(members), self.batch_size):
                 numbers, rows = zip(*members[first : first + self.batch_size], strict=True)
                 yield _Batch(numbers, rows, tuple(completions[n] for n in numbers), source, steps)
 
-    def _settings(self, sampling: Sampling, steps: int) -> Settings:
+    def _settings(self, sampling: Sampling) -> Settings:
         fire, batch = self.fire or Fire(positions=()), self.batch_size
+        hot = np.isin(np.arange(max(fire.positions, default=0) + 1), fire.positions)
         return Settings(
             np.full(batch, sampling.temperature, np.float32),
             np.full(batch, sampling.top_k, np.int32),
             np.full(batch, sampling.top_p, np.float32),
-            np.tile(np.isin(np.arange(steps), fire.positions), (batch, 1)),
+            np.tile(hot, (batch, 1)),
             np.array(fire.temperature, np.float32),
             np.array(fire.top_k, np.int32),
         )
@@ -250,15 +248,14 @@ class LocalGenerator:
             _padded(batch.rows, self.batch_size, batch.source),
             _lengths(batch.rows, self.batch_size),
             _seed_words([requests[n].seed for n in batch.numbers], self.batch_size),
-            self._settings(sampling, batch.steps),
+            self._settings(sampling),
             vocabulary,
-            np.int32(sampling.max_tokens),
-            steps=batch.steps,
+            sampling.max_tokens,
             k=max(sampling.top_logprobs, 1),
         )
 
     def _score(self, batch: _Batch, vocabulary: Vocabulary, k: int) -> Measured:
-        return decoding.score(
+        measured = decoding.score(
             self.network,
             self.params,
             _padded(batch.rows, self.batch_size, batch.source),
@@ -267,6 +264,7 @@ class LocalGenerator:
             vocabulary,
             k=k,
         )
+        return jax.device_get(measured)
 
     def _generated(
         self, batch: _Batch, decoded: Decoded, sampling: Sampling
@@ -325,14 +323,18 @@ def _at(nats: np.ndarray, step: int) -> float:
     return float(nats[step]) if step < len(nats) else float("nan")
 
 
-def _one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
-    """Yield each item after the next has been started, so that the device is never idle."""
-    previous = next(batches, None)
-    for batch in batches:
-        yield previous
-        previous = batch
-    if previous is not None:
-        yield previous
+def _one_ahead(run: Callable[[_Batch], T], batches: Iterable[_Batch]) -> Iterator[tuple[_Batch, T]]:
+    """Yield each batch with what `run` makes of it, while the next one runs."""
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        waiting: collections.deque[tuple[_Batch, concurrent.futures.Future[T]]]
+        waiting = collections.deque()
+        for batch in batches:
+            waiting.append((batch, thread.submit(run, batch)))
+            if len(waiting) > 1:
+                first, made = waiting.popleft()
+                yield first, made.result()
+        for batch, made in waiting:
+            yield batch, made.result()
 
 
 def _with_text(completion: Completion) -> Completion:

@@ -162,14 +162,12 @@ class DecoderLayer(nn.Module):
         y = self.mlp(self.pre_mlp_layer_norm(x), deterministic=deterministic)
         return x + self.dropout(y, deterministic=deterministic)
 
-    def open_caches(
-        self, encoded: Float[Array, "batch source embed"], steps: int
-    ) -> tuple[Cache, Cache]:
-        """Return an empty cache of `steps` positions and that of the encoder's states."""
+    def open_caches(self, encoded: Float[Array, "batch source embed"]) -> tuple[Cache, Cache]:
+        """Return an empty cache and that of the encoder's states."""
         attention = self.encoder_decoder_attention
         empty = jnp.zeros((len(encoded), 0, attention.num_heads, attention.head_dim), encoded.dtype)
         cross = layers.open_cache(*attention.keys_values(encoded))
-        return layers.open_cache(empty, empty, steps), cross
+        return layers.open_cache(empty, empty), cross
 
     def step(
         self,
@@ -247,16 +245,11 @@ class Decoder(nn.Module):
         return self.dropout(self.decoder_norm(x), deterministic=deterministic)
 
     def start(
-        self,
-        encoded: Float[Array, "batch source embed"],
-        visible: Bool[Array, "batch source"],
-        steps: int,
+        self, encoded: Float[Array, "batch source embed"], visible: Bool[Array, "batch source"]
     ) -> DecodingState:
-        """Return the state before the first of `steps` positions."""
-        distances = np.arange(1 - steps, steps)
+        """Return the state before the first position."""
         return {
-            "caches": [layer.open_caches(encoded, steps) for layer in self.layers],
-            "bias_by_distance": self.relpos_bias.by_distance(distances),
+            "caches": [layer.open_caches(encoded) for layer in self.layers],
             "cross_bias": layers.mask_bias(visible)[:, None],
         }
 
@@ -264,10 +257,10 @@ class Decoder(nn.Module):
         self, x: Float[Array, "batch 1 embed"], state: DecodingState, index: Int[Array, ""]
     ) -> tuple[Float[Array, "batch embed"], DecodingState]:
         """Return the normalised state of position `index` and the extended caches."""
-        by_distance = state["bias_by_distance"]
-        steps = (by_distance.shape[1] + 1) // 2
-        bias = jax.lax.dynamic_slice_in_dim(by_distance, steps - 1 - index, steps, axis=1)
-        bias = (bias + layers.mask_bias(jnp.arange(steps) <= index))[None]
+        room = state["caches"][0][0]["key"].shape[2]
+        by_distance = self.relpos_bias.by_distance(np.arange(1 - room, room))
+        bias = jax.lax.dynamic_slice_in_dim(by_distance, room - 1 - index, room, axis=1)
+        bias = (bias + layers.mask_bias(jnp.arange(room) <= index))[None]
         kept = []
         for layer, caches in zip(self.layers, state["caches"], strict=True):
             x, caches = layer.step(x, caches, index, bias, state["cross_bias"])
@@ -323,12 +316,12 @@ class T5(nn.Module):
         return self.encoder(self.token_embedder(sources), mask, deterministic=deterministic)
 
     def start(
-        self, prompts: Int[Array, "batch source"], lengths: Int[Array, "batch"], steps: int
+        self, prompts: Int[Array, "batch source"], lengths: Int[Array, "batch"]
     ) -> DecodingState:
-        """Return the state before the first of `steps` tokens."""
+        """Return the state before the first token."""
         visible = jnp.arange(prompts.shape[1]) < lengths[:, None]
         encoded = self.encode(prompts, visible.astype(jnp.int32))
-        return self.decoder.start(encoded, visible, steps)
+        return self.decoder.start(encoded, visible)
 
     def step(
         self, state: DecodingState, tokens: Int[Array, "batch"], index: Int[Array, ""]
@@ -413,10 +406,15 @@ class T5Model:
         params: Params,
         prompts: Int[Array, "batch source"],
         lengths: Int[Array, "batch"],
-        steps: int,
     ) -> DecodingState:
-        """Return the state of decoding `steps` tokens from right-padded prompts."""
-        return layers.call(self.network, params, T5.start, prompts, lengths, steps)
+        """Return the state after right-padded prompts, with no room for tokens yet."""
+        return layers.call(self.network, params, T5.start, prompts, lengths)
+
+    def widen(self, state: DecodingState, source: int, room: int) -> DecodingState:
+        """Return the state with room for as many tokens in all, after prompts of width `source`."""
+        del source
+        caches = [(layers.widen(cache, room), cross) for cache, cross in state["caches"]]
+        return {**state, "caches": caches}
 
     def step(
         self,

@@ -34,21 +34,21 @@ def seeds(*numbers):
     return np.array([[0, n] for n in numbers], np.uint32)
 
 
-def decode(model, drawn, *, prompts=None, lengths=(9, 5, 1, 7), seed=(1, 2, 3, 4), ends=()):
-    return jax.device_get(
-        decoding.decode(
-            model,
-            params_of(model),
-            tokens(0, BATCH, SOURCE) if prompts is None else prompts,
-            np.array(lengths, np.int32),
-            seeds(*seed),
-            drawn,
-            vocabulary(ends),
-            np.array(STEPS, np.int32),
-            steps=STEPS,
-            k=5,
-        )
+def decode(
+    model, drawn, *, prompts=None, lengths=(9, 5, 1, 7), seed=(1, 2, 3, 4), ends=(), limit=STEPS
+):
+    written = decoding.decode(
+        model,
+        params_of(model),
+        tokens(0, BATCH, SOURCE) if prompts is None else prompts,
+        np.array(lengths, np.int32),
+        seeds(*seed),
+        drawn,
+        vocabulary(ends),
+        limit,
+        k=5,
     )
+    return decoding._by_step(lambda rows: rows[:limit], written)
 
 
 def forced_logits(model, prompts, lengths, row, ids):
@@ -126,6 +126,16 @@ def test_a_row_is_the_same_bits_wherever_it_lies_and_whoever_is_beside(model):
             first._replace(counts=first.ids),
             moved._replace(counts=moved.ids),
         )
+
+
+@pytest.mark.parametrize("model", [TIED, MODELS["t5-v1.1"]], ids=["decoder", "t5"])
+def test_the_room_changes_nothing(model, monkeypatch):
+    wide = decode(model, how(temperature=0.7), limit=20)
+    monkeypatch.setattr(decoding, "_FIRST_ROOM", 8)
+    narrow = decode(model, how(temperature=0.7), limit=20)
+    np.testing.assert_array_equal(wide.ids, narrow.ids)
+    np.testing.assert_array_equal(wide.counts, narrow.counts)
+    np.testing.assert_allclose(wide.measured.logprobs, narrow.measured.logprobs, atol=1e-5)
 
 
 def test_greedy_takes_the_best_text_or_end_and_is_certain():

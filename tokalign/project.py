@@ -432,7 +432,8 @@ def _marginal(
         found = _first_tokens(speller, context[place], teacher.string[number])
         mass = teacher.mass[number]
         agrees = (found != DISAGREES) | teacher.is_own[number]
-        share = np.bincount(place, mass * agrees, len(active)) / (1 - teacher.beyond[token])
+        share = np.bincount(place, mass * agrees, len(active))
+        share /= np.maximum(1 - teacher.beyond[token], 1e-300)
         scale = np.where(consumed, weight / np.maximum(share, 1e-300), weight)
         mass = mass * scale[place]
         exhausted = found == EXHAUSTED
@@ -528,7 +529,10 @@ def _paper(teacher: _Candidates, places: _Places, masses: _Masses, speller: Spel
         if candidate:
             string[n] = speller.numbers[b" " + candidate]  # type: ignore[operator]
     speller.close()
-    masses.give(active[place], speller.single[string], teacher.mass[number])
+    # A pair is one of equal spelling, so the token itself is the student's.
+    own = teacher.is_own[number]
+    single = np.where(own, places.ids[active[place]], speller.single[string])
+    masses.give(active[place], single, teacher.mass[number])
     masses.lose(0, active, teacher.beyond[token])
 
 

@@ -109,18 +109,22 @@ class Speller:
     def spell_after(self, context: Context, string: bytes) -> int:
         """Return the first token of a candidate after a context."""
         if isinstance(context, bytes):
-            found = self.spell(context + string)[0]
-            return self.student.eos_id if found == NOTHING and not string else found
+            return self._spell_on(context, string, start=False)
         kind, before, *path = context
         if path:
             return self._go_on(string, path[0], start=kind == START)
         if kind == START:
-            return self.spell(before + string, start=True)[0]
+            return self._spell_on(before, string, start=True)
         if not string.startswith(before):
             return DISAGREES
         if len(string) == len(before):
             return EXHAUSTED
         return self.spell(string[len(before) :])[0]
+
+    def _spell_on(self, before: bytes, string: bytes, *, start: bool) -> int:
+        """Return the first token of both together; blanks and then the end are the end."""
+        found = self.spell(before + string, start=start)[0]
+        return self.student.eos_id if found == NOTHING and not string else found
 
     def _go_on(self, string: bytes, path: tuple[int, ...], *, start: bool) -> int:
         """Return the token after `path` in the cuts of a candidate."""

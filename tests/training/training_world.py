@@ -119,4 +119,4 @@ class Slow(TinyBatches):
 
 
 if __name__ == "__main__":
-    train_tiny(sys.argv[1], batches=Slow(), course=course(steps=40, workers=int(sys.argv[2])))
+    train_tiny(sys.argv[1], batches=Slow(), course=course(steps=28, workers=int(sys.argv[2])))

@@ -13,6 +13,7 @@ V1_1 = T5Model(T5Config(ROWS, 16, 2, 8, 24, 2, 2))
 V1_0 = T5Model(
     T5Config(ROWS, 16, 2, 8, 24, 1, 2, mlp_activations=("relu",), logits_via_embedding=True)
 )
+SMALL = T5Model(T5Config(ROWS, 8, 1, 8, 8, 1, 1))
 TIED = DecoderModel(DecoderConfig(ROWS, 16, 4, 8, 24, 2))
 UNTIED = DecoderModel(
     DecoderConfig(ROWS, 16, 2, 8, 24, 1, num_kv_heads=2, logits_via_embedding=False)

@@ -9,7 +9,7 @@ from models_world import MODELS, ROWS, TIED, logits_of, params_of, tokens
 from distill.models import decoding
 from distill.models.decoding import Settings, Vocabulary
 
-BATCH, SOURCE, STEPS = 4, 9, 8
+BATCH, SOURCE, STEPS = 4, 64, 8  # the shapes that the generator's tests run in
 
 
 def vocabulary(ends=()):
@@ -128,10 +128,10 @@ def test_a_row_is_the_same_bits_wherever_it_lies_and_whoever_is_beside(model):
         )
 
 
-@pytest.mark.parametrize("model", [TIED, MODELS["t5-v1.1"]], ids=["decoder", "t5"])
+@pytest.mark.parametrize("model", [TIED, MODELS["t5-v1.0"]], ids=["decoder", "t5"])
 def test_the_room_changes_nothing(model, monkeypatch):
     wide = decode(model, how(temperature=0.7), limit=20)
-    monkeypatch.setattr(decoding, "_FIRST_ROOM", 8)
+    monkeypatch.setattr(decoding, "_FIRST_ROOM", 16)
     narrow = decode(model, how(temperature=0.7), limit=20)
     np.testing.assert_array_equal(wide.ids, narrow.ids)
     np.testing.assert_array_equal(wide.counts, narrow.counts)

@@ -19,7 +19,7 @@ def generator(model=TIED, vocabulary=None, **settings):
 
 
 def requests(n):
-    return [Request("abcdef "[: 1 + i % 7] * (1 + 3 * i), seed=i) for i in range(n)]
+    return [Request("abcdef "[: 1 + i % 7] * (1 + i), seed=i) for i in range(n)]
 
 
 def same(first, second):
@@ -33,7 +33,7 @@ def same(first, second):
 
 @pytest.mark.parametrize("model", [TIED, V1_1], ids=["decoder", "t5"])
 def test_a_completion_depends_on_its_request_alone(model):
-    asked = requests(6)
+    asked = [*requests(5), Request("a longer one " * 6, seed=5)]
     together = dict(generator(model).generate(asked, SHORT))
     assert sorted(together) == list(range(6))
     for number in (0, 5):
@@ -163,5 +163,5 @@ def test_what_cannot_be_is_refused(tmp_path):
         list(generator().score([Request("a", completion="b"), Request("c")]))
     with pytest.raises(ValueError, match="temperature > 0, top_k >= 1"):
         Fire(top_k=0)
-    with pytest.raises(UserError, match="the directory of a model, got none at nowhere"):
+    with pytest.raises(UserError, match=r"the directory of a model.* nowhere"):
         list(Shipped("nowhere").generate([Request("a")], SHORT))

@@ -272,15 +272,22 @@ def _nodes(
     a: np.ndarray, b: np.ndarray, regions: list[tuple[int, int, int, int]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the places (in a, in b) outside all differences where a token of both sides ends."""
-    known_a, known_b = {0, *a.tolist()}, {0, *b.tolist()}
-    total = (int(a[-1]) if len(a) else 0, int(b[-1]) if len(b) else 0)
-    nodes = {(0, 0), total}
-    x, y = 0, 0
-    for i0, i1, _, j1 in [*regions, (total[0], total[0], total[1], total[1])]:
-        nodes.update((i, i - x + y) for i in known_a if x <= i <= i0 and i - x + y in known_b)
-        x, y = i1, j1
-    ordered = np.array(sorted(nodes), np.int64)
-    return ordered[:, 0], ordered[:, 1]
+    totals = [int(ends[-1]) if len(ends) else 0 for ends in (a, b)]
+    opens = np.array([(0, 0), *((i1, j1) for _, i1, _, j1 in regions)], np.int64)
+    closes = np.array([*(i0 for i0, _, _, _ in regions), totals[0]], np.int64)
+    places = np.unique(np.append(a, 0))
+    # A place where a difference is empty on this side lies on both of its borders.
+    first = np.maximum(np.searchsorted(closes, places), 0)
+    last = np.searchsorted(opens[:, 0], places, side="right") - 1
+    found = [np.array([(0, 0), totals], np.int64)]
+    for border in (first, last):
+        matched = (opens[border, 0] <= places) & (places <= closes[border])
+        x = places[matched]
+        y = x - opens[border[matched], 0] + opens[border[matched], 1]
+        kept = np.isin(y, np.append(b, 0))
+        found.append(np.stack([x[kept], y[kept]], axis=1))
+    nodes = np.unique(np.concatenate(found), axis=0)
+    return nodes[:, 0], nodes[:, 1]
 
 
 def _cut(a: np.ndarray, b: np.ndarray, x: np.ndarray, y: np.ndarray, cost: float = 0) -> Alignment:

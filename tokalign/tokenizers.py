@@ -604,7 +604,12 @@ class HuggingFaceTokenizer(_Vocabulary):
         if self.byte_level and b"".join(self._bytes[i] for i in found.ids) == raw:
             ends = np.cumsum([len(self._bytes[i]) for i in found.ids], dtype=np.int64)
             return Segmentation(raw, ids, ends.astype(np.int32), np.ones(len(ids), bool))
-        return _from_character_offsets(raw, ids, found.offsets, text)
+        # A word mark put before the text is reported on the character after it.
+        offsets = [
+            (a, a) if text[a:b].strip() and self._bytes[i] == b" " else (a, b)
+            for i, (a, b) in zip(found.ids, found.offsets, strict=True)
+        ]
+        return _from_character_offsets(raw, ids, offsets, text)
 
 
 def _from_character_offsets(

@@ -247,7 +247,7 @@ def test_processes_give_the_traces_in_order(t5, p50k, solutions, processes):
     found = list(tokalign.project_batch(traces, t5, processes=processes))
     for trace, projection in zip(traces, found, strict=True):
         assert projection.ids.tolist() == [*t5.encode(trace.text.decode()), t5.eos_id]
-    with pytest.raises(ValueError, match="log-probabilities of at most 0"):
+    with pytest.raises(ValueError, match=r"log-probabilities of at most 0"):
         list(tokalign.project_batch([[TeacherToken(b"a", 0.5)]], t5, processes=processes))
 
 
@@ -291,13 +291,13 @@ def test_bad_traces_are_refused(token, message):
 
 
 def test_flat_traces_with_other_lengths_are_refused():
-    with pytest.raises(ValueError, match="expected as many tokens as log-probabilities and ends"):
+    with pytest.raises(ValueError, match=r"expected as many tokens as log-probabilities and ends"):
         TeacherTrace((b"a",), np.zeros(2), (), np.zeros(0), np.zeros(1, int))
-    with pytest.raises(ValueError, match="expected 2 candidates, got 1 tokens and 1"):
+    with pytest.raises(ValueError, match=r"expected 2 candidates, got 1 tokens and 1"):
         TeacherTrace((b"a",), np.zeros(1), (b"a",), np.zeros(1), np.array([2]))
-    with pytest.raises(ValueError, match="ends that do not decrease"):
+    with pytest.raises(ValueError, match=r"ends that do not decrease"):
         TeacherTrace((b"a", b"b"), np.zeros(2), (b"a",), np.zeros(1), np.array([2, 1]))
-    with pytest.raises(ValueError, match="expected end_logprob of at most 0"):
+    with pytest.raises(ValueError, match=r"expected end_logprob of at most 0"):
         TeacherTrace((), np.zeros(0), (), np.zeros(0), np.zeros(0, int), end_logprob=1.0)
 
 

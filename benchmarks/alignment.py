@@ -15,8 +15,8 @@ import re
 import time
 
 import tokalign
-from tokalign.align import align_batch
-from tokalign.bench import known_quality, measure, spellings, table
+from tokalign.align import align_batch, align_segmentations
+from tokalign.bench import known_quality, measure, spellings, table, true_pairs
 from tokalign.simulate import NgramTeacher
 
 
@@ -26,6 +26,41 @@ def solutions(path: pathlib.Path, *, raw: bool) -> list[str]:
     if raw:
         return texts
     return [re.sub("<<.*?>>", "", t).replace("\n#### ", "\nThe answer is ") for t in texts]
+
+
+def everywhere(folder: pathlib.Path) -> dict[str, list[str]]:
+    """Read every set that agreement is counted on."""
+
+    def lines(path: str, field: str) -> list[str]:
+        return [json.loads(line)[field] for line in (folder / path).read_text().splitlines()]
+
+    prompts = sorted((folder / "bbh" / "cot-prompts").iterdir())
+    return {
+        "GSM8K solutions, raw": lines("gsm8k/train.jsonl", "answer"),
+        "BBH prompts": [path.read_text() for path in prompts],
+        "MATH-500 problems": lines("math500/math500.jsonl", "prompt"),
+        "MBPP code": lines("mbpp/mbpp.jsonl", "code"),
+    }
+
+
+def agreement(
+    texts: list[str], teacher: tokalign.Tokenizer, student: tokalign.Tokenizer
+) -> dict[str, float]:
+    """Count true pairs, found ones, and those that are both."""
+    counts = [0, 0, 0]
+    for text in texts:
+        segmentation = student.segment(text)
+        ends = teacher.segment(text).byte_ends
+        truth = true_pairs(ends.tolist(), segmentation)
+        found = {*map(tuple, align_segmentations(ends, segmentation).pairs.tolist())}
+        for n, pairs in enumerate((truth, found, truth & found)):
+            counts[n] += len(pairs)
+    return {
+        "texts": len(texts),
+        "true_pairs": counts[0],
+        "recall": counts[2] / counts[0],
+        "precision": counts[2] / counts[1],
+    }
 
 
 def long_trace(
@@ -56,14 +91,24 @@ def long_trace(
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--texts", type=pathlib.Path, required=True)
+    parser.add_argument("--texts", type=pathlib.Path)
     parser.add_argument("--student", required=True)
     parser.add_argument("--teachers", nargs="+", default=["p50k_base", "cl100k_base", "o200k_base"])
     parser.add_argument("--plain", type=int, default=1 << 30, help="texts for the plain DTW")
     parser.add_argument("--raw", action="store_true")
+    parser.add_argument("--datasets", type=pathlib.Path, help="only count agreement on these sets")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     student = tokalign.SentencePieceTokenizer(options.student)
+    if options.datasets:
+        rows = [
+            {"teacher": name, "set": set_name}
+            | agreement(texts, tokalign.TiktokenTokenizer(name), student)
+            for set_name, texts in everywhere(options.datasets).items()
+            for name in options.teachers
+        ]
+        print(json.dumps(rows, indent=1) if options.json else "\n".join(map(str, rows)))
+        return
     texts = solutions(options.texts, raw=options.raw)
     results = []
     for name in options.teachers:

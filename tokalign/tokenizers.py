@@ -5,6 +5,7 @@ import functools
 import itertools
 import json
 import pathlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -538,7 +539,14 @@ class HuggingFaceTokenizer(_Vocabulary):
         try:
             plain = json.loads(document)
             # Special tokens are found in text before anything else; plain text holds none.
+            specials = {t["content"] for t in plain["added_tokens"] if t["special"]}
             plain["added_tokens"] = [t for t in plain["added_tokens"] if not t["special"]]
+            if plain["model"]["type"] == "Unigram":
+                # A unigram model finds any piece in text; U+FDD0 is in no text.
+                plain["model"]["vocab"] = [
+                    [f"\ufdd0{n}" if piece in specials else piece, score]
+                    for n, (piece, score) in enumerate(plain["model"]["vocab"])
+                ]
             plain["post_processor"] = plain["truncation"] = plain["padding"] = None
             self._named = tokenizers.Tokenizer.from_str(document)
             self._plain = tokenizers.Tokenizer.from_str(json.dumps(plain))
@@ -618,6 +626,12 @@ def _from_character_offsets(
     """Tokens that share characters get their common end, and a cut only at the last of them."""
     byte_at = np.cumsum([0, *(len(c.encode()) for c in text)])
     spans = np.array(offsets, np.int64).reshape(-1, 2)
+    # A composed character is reported without the marks that it took in.
+    for n, end in enumerate(spans[:, 1].tolist()):
+        limit = int(spans[n + 1, 0]) if n + 1 < len(spans) else len(text)
+        while end < limit and unicodedata.combining(text[end]):
+            end += 1
+        spans[n, 1] = end
     ends = np.maximum.accumulate(spans[:, 1]) if len(spans) else spans[:, 1]
     cuts = np.ones(len(ids), bool)
     if len(ids) > 1:

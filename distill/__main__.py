@@ -56,7 +56,7 @@ def _command(options: argparse.Namespace, rest: Sequence[str]) -> int:
     try:
         _run(options, _overrides(rest))
     except UserError as error:
-        _complain(str(error))
+        _complain(str(error).partition("\n")[0])  # gin adds a second line: where it called
         return 2
     except OSError as error:
         if error.errno not in DISK_FULL:
@@ -71,20 +71,13 @@ def _run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     whole = options.command in ("run", "quickstart")
     files = options.gin_file or ([QUICKSTART] if options.command == "quickstart" else [])
-    config.load(files, [*_imports(options.command), *overrides], options.gin_search_paths)
+    modules = [STAGES[options.command][0]] if options.command in STAGES else []
+    config.load(files, overrides, options.gin_search_paths, modules)
     config.record(options.run_dir)
     for stage in config.stages(MAIN_JOB) if whole else (options.command,):
         result = config.configured(*STAGES[stage])(run_dir=options.run_dir)
     if options.json:
         _print(json.dumps(result))
-
-
-def _imports(command: str) -> list[str]:
-    """Return the statements that let an override name the command's own stage without a file."""
-    if command not in STAGES:
-        return []
-    package, _, module = STAGES[command][0].rpartition(".")
-    return ["from __gin__ import dynamic_registration", f"from {package} import {module}"]
 
 
 def _overrides(rest: Sequence[str]) -> list[str]:

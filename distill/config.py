@@ -1,6 +1,7 @@
 """Gin configuration: files and overrides in, configured stages out; the only importer of gin."""
 
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,30 +13,47 @@ from distill.core.paths import shipped
 from distill.core.store import atomic_path
 
 
-def load(files: Sequence[str], overrides: Sequence[str], search_paths: Sequence[str] = ()) -> None:
+def load(
+    files: Sequence[str],
+    overrides: Sequence[str],
+    search_paths: Sequence[str] = (),
+    modules: Sequence[str] = (),
+) -> None:
     """Read the files, then the overrides; later ones win.
 
     Args:
         files: gin files, looked up here, in `search_paths` and in the shipped `gin_configs`.
         overrides: statements such as `train.run.steps = 100`.
         search_paths: more folders to look in.
+        modules: what overrides may name besides the modules that the files import.
 
     Raises:
         UserError: a file is missing, a name is unknown or a required value is not given.
     """
     for path in (shipped("gin_configs"), *search_paths):
         gin.add_config_file_search_path(str(path))
+    # gin also looks a path up as a Python package, logs what is none as an error and stumbles over
+    # folders of the same name; files are files here.
+    gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
     try:
-        gin.parse_config_files_and_bindings(
-            list(files), list(overrides), finalize_config=False, print_includes_and_imports=False
-        )
-    except (ValueError, OSError, ImportError, AttributeError, SyntaxError, TypeError) as error:
+        for file in files:
+            gin.parse_config_file(file)
+        gin.parse_config([*_imports(modules), *overrides])
+    except (ValueError, OSError, ImportError, AttributeError, NameError, SyntaxError) as error:
         raise UserError(
             "a configuration that loads",
             " ".join(str(error).split()),
             "compare the name with `distill STAGE --help` and the files in gin_configs",
         ) from error
     _refuse_missing()
+
+
+def _imports(modules: Sequence[str]) -> list[str]:
+    """Return statements after which an override may name what the files import, and `modules`."""
+    names = {statement.module for statement in gin.config._IMPORTS} | set(modules)
+    pairs = [name.rpartition(".") for name in sorted(names) if not name.startswith("__gin__")]
+    imports = [f"from {package} import {module}" for package, _, module in pairs]
+    return ["from __gin__ import dynamic_registration", *imports] if imports else []
 
 
 def _refuse_missing() -> None:

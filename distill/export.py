@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
+from distill.core import paths
 from distill.core.errors import UserError
 from distill.core.records import Accuracy
 from distill.core.store import Stage, manifest, read_json
@@ -290,14 +291,13 @@ def run(*, run_dir: Path, student: str | None = None) -> dict[str, Any]:
             no SentencePiece vocabulary.
     """
     from distill.training.checkpoints import load_params
-    from distill.training.train import start_directory
 
     with Stage.open(run_dir, "export", settings={}, inputs=("train", "select", "final")) as stage:
         if stage.complete:
             return stage.summary
         selection = read_json(run_dir / "reports" / "selection.json")
         start = student or manifest(run_dir, "train")["settings"]["student"]
-        model, params, vocabulary = weights.load(start_directory(start))
+        model, params, vocabulary = weights.load(paths.find(start, "the directory of a start"))
         if not isinstance(model, T5Model):
             raise UserError("a student of T5's shape", f"{model}", "train one to export it")
         if step := selection["chosen_step"]:

@@ -1,10 +1,11 @@
 """Stories of the held-out families `multi`, `asdiv` and `svamp`, and of `single_step`.
 
-The held-out families share words with the others, not stories, wordings or questions. The chains
-here are gold solutions in plain words; nothing is trained on those of the held-out families.
+The held-out families tell other stories than the others. `single_step` knows some of their phrases
+one step at a time, as an instruction-tuned model has met such phrases; putting them together is
+left to what is learned from `gsm`. Nothing is trained on a held-out problem or its chain.
 """
 
-from distill.corpus.storytelling import Part, Story, part
+from distill.corpus.storytelling import fixed, part
 
 SUM = (
     "That is {e} {things}. | Together there were {e} {things}. | In total there were {e} {things}."
@@ -14,15 +15,7 @@ IN_EACH = "Each got {e} {things}. | That is {e} {things} in each. | Dividing giv
 FILLED = "{X} needed {e} {bags}. | That made {e} {bags}. | Dividing gives {e} {bags}."
 PAID = "That is {e} dollars. | {X} got {e} dollars. | In total that was {e} dollars."
 
-
-def _fixed(*tales: Part, things: str, bags: str = "bags boxes", steps: tuple[int, ...]) -> Story:
-    """Make a story whose parts each tell and ask a whole problem."""
-    return Story(tuple(things.split()), tuple(bags.split()), (_NOTHING,), (), tales, steps)
-
-
-_NOTHING = part("", "")
-
-FAIR = _fixed(
+FAIR = fixed(
     part(
         "u=a+b t=u/c",
         "at the fair {X} won {a} {things} in the first game and {b} {things} in the second "
@@ -58,7 +51,7 @@ FAIR = _fixed(
     things="tickets candies cards balls toys stickers",
     steps=(2,),
 )
-TRIP = _fixed(
+TRIP = fixed(
     part(
         "u=a+b t=u/c",
         "for the school trip {a} students and {b} teachers wanted to ride in cars. Only {c} "
@@ -93,7 +86,7 @@ TRIP = _fixed(
     things="students children players visitors",
     steps=(2,),
 )
-ALBUM = _fixed(
+ALBUM = fixed(
     part(
         "u=a+b v=u-c t=v/d",
         "{X} took {a} {things} at home and {b} {things} in the park. {he} lost {c} of them and "
@@ -129,7 +122,7 @@ ALBUM = _fixed(
     things="pictures stamps cards stickers",
     steps=(2, 2, 3),
 )
-HOUSEWORK = _fixed(
+HOUSEWORK = fixed(
     part(
         "u=a+b t=u/c",
         "{X} had to wash {a} red {things} and {b} blue {things}. The machine could take {c} at "
@@ -168,7 +161,7 @@ HOUSEWORK = _fixed(
 )
 MULTI = (FAIR, TRIP, ALBUM, HOUSEWORK)
 
-COMPARE = _fixed(
+COMPARE = fixed(
     part(
         "t=a-b",
         "{X} has {a} {things} and {Y} has {b} {things}",
@@ -207,10 +200,24 @@ COMPARE = _fixed(
         "Together they ate {e} {things}.",
         ask="how many {things} did {X} and {Y} eat together?",
     ),
+    part(
+        "u=a*b t=u-a",
+        "{X} saw {a} {things} and {Y} saw {b} times as many",
+        "{Y} saw {e} {things}.",
+        "The difference is {e}.",
+        ask="how many more {things} did {Y} see than {X}?",
+    ),
+    part(
+        "u=a+b t=u+c",
+        "{X} has {b} more {things} than {Y}, and {Y} has {a}. {Z} gives {c} {things} to {X}",
+        "{X} has {e} {things}.",
+        "Then {X} has {e} {things}.",
+        ask="how many {things} does {X} have then?",
+    ),
     things="apples plums eggs shells birds flowers marbles rolls",
-    steps=(1, 1, 2),
+    steps=(1, 2, 2, 2),
 )
-SHARING = _fixed(
+SHARING = fixed(
     part(
         "t=a/b",
         "{a} {things} are shared equally by {b} children | "
@@ -243,11 +250,26 @@ SHARING = _fixed(
         "Each gets {e} {things}.",
         ask="how many {things} will each person get?",
     ),
+    part(
+        "u=a-b t=u/c",
+        "a farmer had {a} {things}. {b} were bad, and the good ones were shared equally by {c} "
+        "children",
+        "There were {e} good {things}.",
+        "Each got {e} {things}.",
+        ask="how many {things} did each child get?",
+    ),
+    part(
+        "u=a*b t=u+c",
+        "{a} {bags} of {b} {things} and {c} single {things} are on the table",
+        "The {bags} hold {e} {things}.",
+        "There are {e} {things}.",
+        ask="how many {things} are on the table?",
+    ),
     things="carrots peppers candies pears cookies balls tomatoes eggs",
     bags="boxes baskets jars plates",
-    steps=(1, 1, 2),
+    steps=(1, 2, 2, 2),
 )
-CHANGING = _fixed(
+CHANGING = fixed(
     part(
         "t=a-b",
         "{a} {things} were in the park. {b} of them went home",
@@ -279,10 +301,17 @@ CHANGING = _fixed(
         "All together there are {e} {things}.",
         ask="how many {things} came in all?",
     ),
+    part(
+        "u=a-b t=u+c",
+        "{a} {things} were in the park. {b} of them went home, and {c} others came",
+        "That left {e} {things}.",
+        "That makes {e} {things}.",
+        ask="how many {things} were in the park then?",
+    ),
     things="children visitors students players guests people",
-    steps=(1, 1, 2),
+    steps=(1, 2, 2, 2),
 )
-PRICES = _fixed(
+PRICES = fixed(
     part(
         "t=a*b",
         "one of the {things} costs {a} dollars",
@@ -314,12 +343,26 @@ PRICES = _fixed(
         "{X} had {e} dollars left.",
         ask="how much money did {X} have after that?",
     ),
+    part(
+        "u=a*b t=u+c",
+        "{X} bought {a} {things} for {b} dollars each and a lamp for {c} dollars",
+        "The {things} cost {e} dollars.",
+        "{X} spent {e} dollars.",
+        ask="how much did {X} spend?",
+    ),
+    part(
+        "u=a+b t=c-u",
+        "{X} had {c} dollars and spent {a} dollars on {things} and {b} dollars on food",
+        "{X} spent {e} dollars.",
+        "{X} had {e} dollars left.",
+        ask="how much money did {X} have left?",
+    ),
     things="tickets books pens games shirts hats cups dolls",
-    steps=(1, 1, 2),
+    steps=(1, 2, 2, 2),
 )
 ASDIV = (COMPARE, SHARING, CHANGING, PRICES)
 
-LIBRARY = _fixed(
+LIBRARY = fixed(
     part(
         "t=a-b f=c",
         "{X} had {a} {things} and {c} {bags} on {his} desk. {he} gave {b} {things} to {Y}",
@@ -351,11 +394,26 @@ LIBRARY = _fixed(
         "{X} had {e} {things} at first.",
         ask="how many {things} did {X} have at first?",
     ),
+    part(
+        "u=a-b t=u+c f=d",
+        "{X} had {a} {things} and {d} {bags}. {he} gave {b} {things} to {Y} and got {c} {things} "
+        "from {Z}",
+        REST,
+        SUM,
+        ask="how many {things} did {X} have in the end?",
+    ),
+    part(
+        "u=a+b t=u-c f=d",
+        "{X} had {a} old {things}, {b} new {things} and {d} {bags}. {he} sold {c} of the {things}",
+        SUM,
+        REST,
+        ask="how many {things} did {X} keep?",
+    ),
     things="books pens cards stamps stickers",
     bags="games toys dolls coins",
-    steps=(1,),
+    steps=(1, 2, 2, 2),
 )
-BAKERY = _fixed(
+BAKERY = fixed(
     part(
         "t=a-b f=c",
         "{X} made {a} {things}. {he} sold {b} {things} and {c} drinks",
@@ -392,9 +450,9 @@ BAKERY = _fixed(
     ),
     things="cookies cakes muffins pies rolls buns",
     bags="boxes trays plates",
-    steps=(1, 1, 2),
+    steps=(1, 2, 2, 2),
 )
-BUS = _fixed(
+BUS = fixed(
     part(
         "t=a-b f=c",
         "{a} {things} were riding on a bus for {c} hours. At one stop some {things} left, and "
@@ -423,9 +481,9 @@ BUS = _fixed(
         ask="how many {things} were on the bus then?",
     ),
     things="children people students players visitors",
-    steps=(1, 1, 2),
+    steps=(1, 2, 2, 2),
 )
-SPORT = _fixed(
+SPORT = fixed(
     part(
         "t=a-b f=c",
         "{X} ran {a} times around the park on Monday and {b} times on Tuesday. {Y} ran {c} times",
@@ -452,8 +510,16 @@ SPORT = _fixed(
         "They made {e} teams.",
         ask="how many teams were there?",
     ),
+    part(
+        "u=a+b t=u-c f=d",
+        "{X} ran {a} times around the park on Monday and {b} times on Tuesday. {Y} ran {c} times "
+        "in {d} days",
+        "{X} ran {e} times.",
+        "The difference is {e}.",
+        ask="how many more times did {X} run than {Y}?",
+    ),
     things="points",
-    steps=(1, 1, 2),
+    steps=(1, 2, 2, 2),
 )
 SVAMP = (LIBRARY, BAKERY, BUS, SPORT)
 
@@ -468,7 +534,7 @@ ALL_PEOPLE = "people children students guests visitors players girls boys"
 ONE = "That is {e} {things}. | So it is {e} {things}. | This gives {e} {things}."
 ONE_DOLLARS = "That is {e} dollars. | So it is {e} dollars. | This gives {e} dollars."
 
-ONE_THING = _fixed(
+ONE_THING = fixed(
     part(
         "t=a+b",
         "{X} has {a} {things} and gets {b} more | {X} had {a} {things} and found {b} more | "
@@ -546,7 +612,7 @@ ONE_THING = _fixed(
     bags="bags boxes baskets jars packs trays plates crates rows groups",
     steps=(1,),
 )
-ONE_CROWD = _fixed(
+ONE_CROWD = fixed(
     part(
         "t=a+b",
         "{a} {things} are in the park and {b} more come | "
@@ -586,7 +652,7 @@ ONE_CROWD = _fixed(
     things=ALL_PEOPLE,
     steps=(1,),
 )
-ONE_PRICE = _fixed(
+ONE_PRICE = fixed(
     part(
         "t=a*b",
         "{X} buys {a} {things} for {b} dollars each | {X} sold {a} {things} for {b} dollars "
@@ -624,8 +690,136 @@ ONE_PRICE = _fixed(
     things=ALL_THINGS,
     steps=(1,),
 )
+ONE_PHRASE = fixed(
+    part(
+        "t=a+b",
+        "{X} won {a} {things} in the first game and {b} {things} in the second game | "
+        "{X} took {a} {things} at home and {b} {things} in the park | "
+        "{X} had {a} {things} at home and bought {b} {things} | "
+        "{X} and {Y} put their {things} together. {X} had {a} and {Y} had {b} | "
+        "{X} washed {a} small {things} and {b} big {things} | "
+        "every page of a book had {a} big and {b} small {things}",
+        ONE,
+        ask="how many {things} is that in all? | how many {things} were there together?",
+    ),
+    part(
+        "t=a+b",
+        "after {X} sold {b} {things}, {he} had {a} {things} left | "
+        "after {X} gave {b} {things} to {Y}, {a} {things} were still there | "
+        "{X} lost {b} {things} on the way and still had {a} {things}",
+        ONE,
+        ask="how many {things} did {X} have at first? | how many {things} were there before?",
+    ),
+    part(
+        "t=a-b",
+        "{X} had {a} {things}, but only {b} of them were not sold | "
+        "{X} had to clean {a} {things} and forgot {b} of them | "
+        "{X} took {a} {things} and put {b} of them on a wall | "
+        "{X} had {a} {things} for the fair but lost {b} on the way",
+        ONE,
+        ask="how many were the others? | how many {things} is the rest?",
+    ),
+    part(
+        "t=a-b",
+        "{X} had {a} {things}. After {he} gave some {things} to {Y}, {he} had {b} {things} left | "
+        "{X} had {a} {things}. {he} sold some, and {b} {things} stayed on the desk",
+        ONE,
+        ask="how many {things} went away? | how many {things} did {X} lose?",
+    ),
+    part(
+        "t=a-b",
+        "{X} has {a} {things} and {Y} has {b} {things} | "
+        "{X} counted {a} {things} and {Y} counted {b} {things}",
+        "The difference is {e}. | So it is {e} more. | That is {e}.",
+        ask="how many more {things} does {X} have than {Y}? | what is the difference? | "
+        "how many fewer {things} are those of {Y}?",
+    ),
+    part(
+        "t=a*b",
+        "one page holds {a} {things} and {X} filled {b} pages | "
+        "in each of {b} games {X} got {a} {things} | "
+        "{X} put {a} {things} into each of {b} {bags} | "
+        "{b} {bags} could each hold {a} {things}",
+        ONE,
+        ask="how many {things} is that? | how many {things} did {X} have there?",
+    ),
+    part(
+        "t=a/b",
+        "{X} traded every {b} {things} for one toy and had {a} {things} | "
+        "the machine can take {b} {things} at once and {X} has {a} {things} to wash | "
+        "one page of a book can hold {b} {things} and {X} has {a} {things}",
+        "That is {e}. | So it is {e}. | Dividing gives {e}.",
+        ask="how many toys, times or pages is that? | how many does {he} need?",
+    ),
+    part(
+        "t=a/b",
+        "{X} placed {a} {things} on {b} tables, with the same number on each table | "
+        "{X} sorted {a} {things} into {b} books with the same number in each | "
+        "{a} {things} are shared equally by {b} children",
+        ONE,
+        ask="how many {things} were in one of them? | how many {things} did each of them hold?",
+    ),
+    part(
+        "t=a-b f=c",
+        "{X} had {a} {things} and {c} {bags} and gave {b} {things} to {Y} | "
+        "{X} made {a} {things}, and then {he} sold {b} {things} and {c} drinks",
+        ONE,
+        ask="how many {things} did {X} still have? | how many {things} were left?",
+    ),
+    part(
+        "t=a+b f=c",
+        "{X} had {a} {things} and {c} {bags} and bought {b} more {things} | "
+        "{X} got {a} {things} on Monday and {b} {things} on Tuesday, and {Y} got {c} {things}",
+        ONE,
+        ask="how many {things} did {X} have then? | how many {things} did {X} get?",
+    ),
+    things=ALL_THINGS,
+    bags="bags boxes baskets jars trays plates",
+    steps=(1,),
+)
+ONE_RIDE = fixed(
+    part(
+        "t=a+b",
+        "{a} {things} came by bus and {b} by car | {a} {things} and {b} teachers rode in cars | "
+        "there were {a} {things} on a bus, and {b} more came in at a stop | "
+        "after {b} {things} had gone home, {a} {things} were still in the park",
+        "That is {e}. | So it is {e} in all. | This gives {e}.",
+        ask="how many were there in all? | how many is that together?",
+    ),
+    part(
+        "t=a-b",
+        "{a} {things} wanted to play on a team, but {b} of them were not picked | "
+        "a bus could hold {a} {things}, but {b} seats stayed empty | "
+        "{a} {things} were riding on a bus, and at a stop {b} went out | "
+        "after {b} {things} came in, there were {a} {things} in the hall",
+        ONE,
+        ask="how many {things} is the rest? | how many were the others?",
+    ),
+    part(
+        "t=a-b f=c",
+        "{a} {things} were riding on a bus for {c} hours. At a stop {b} of them left | "
+        "{a} {things} and {c} dogs were in the park, and {b} {things} went home",
+        ONE,
+        ask="how many {things} stayed? | how many {things} were left?",
+    ),
+    part(
+        "t=a/b",
+        "{a} {things} wanted to ride in cars. Only {b} people could sit in each car | "
+        "{a} {things} formed teams of {b}",
+        "That is {e}. | So it is {e}. | Dividing gives {e}.",
+        ask="how many did they need? | how many were there?",
+    ),
+    part(
+        "t=a/b",
+        "{a} {things} were put into {b} groups of the same size",
+        ONE,
+        ask="how many {things} were in each group?",
+    ),
+    things=ALL_PEOPLE,
+    steps=(1,),
+)
 _FACT = "{e}. | So {e}. | It is {e}."
-FACTS = _fixed(
+FACTS = fixed(
     part(
         "t=a+b",
         "",
@@ -656,4 +850,4 @@ FACTS = _fixed(
     things="numbers",
     steps=(1,),
 )
-SINGLE = (ONE_THING, ONE_THING, ONE_CROWD, ONE_PRICE, FACTS)
+SINGLE = (ONE_THING, ONE_PHRASE, ONE_PHRASE, ONE_CROWD, ONE_RIDE, ONE_PRICE, FACTS)

@@ -1,6 +1,6 @@
 """Stories of the `gsm` family, in distribution: two to five steps, present or past."""
 
-from distill.corpus.storytelling import Story, part
+from distill.corpus.storytelling import Story, fixed, part
 
 GAIN = (
     "{X} now has {e} {things}. | That makes {e} {things}. | So there are {e} {things}. | "
@@ -752,4 +752,295 @@ FAMILY = Story(
     steps=(2, 3, 3, 4),
 )
 
-GSM = (COLLECTION, KITCHEN, GARDEN, MONEY, PEOPLE, READING, SHOP, FAMILY)
+SUMMED = (
+    "Together that is {e} {things}. | In all there were {e} {things}. | "
+    "Adding gives {e} {things}. | That makes {e} {things}. | So there were {e} {things}."
+)
+RESTED = (
+    "That left {e} {things}. | So {e} {things} were left. | Without those it is {e} {things}. | "
+    "Then {e} {things} remained. | Taking away gives {e} {things}."
+)
+PER = (
+    "Each got {e} {things}. | That is {e} {things} in each. | Dividing gives {e} {things}. | "
+    "So each held {e} {things}."
+)
+NEEDED = (
+    "That made {e} {bags}. | Dividing gives {e} {bags}. | So it was {e} {bags}. | "
+    "{X} needed {e} {bags}."
+)
+MULTIPLIED = (
+    "That is {e} {things}. | Multiplying gives {e} {things}. | So it was {e} {things}. | "
+    "There were {e} {things}."
+)
+BROUGHT = (
+    "That is {e} dollars. | So {he} got {e} dollars. | That brought {e} dollars. | "
+    "Multiplying gives {e} dollars."
+)
+
+# Whole problems of two and three steps; `f=` is a number that the solution does not need.
+TALES = fixed(
+    part(
+        "u=a+b t=u/c",
+        "{X} found {a} {things} in the morning and {b} {things} in the evening. {he} packed all "
+        "of them into {bags}, {c} in each | "
+        "{X} had {a} big {things} and {b} small {things}. One of the {bags} could hold {c} | "
+        "{X} and {Y} brought their {things} together. {X} brought {a} and {Y} brought {b}. They "
+        "put {c} {things} into each of the {bags}",
+        SUMMED,
+        NEEDED,
+        ask="how many {bags} were needed? | how many {bags} were filled? | "
+        "how many {bags} did that make?",
+    ),
+    part(
+        "u=a+b t=u/c",
+        "{X} won {a} {things} on Monday and {b} {things} on Friday. {he} divided them among {c} "
+        "children, the same number for each | "
+        "{X} took {a} {things} at school and {b} {things} at home. {he} laid them on {c} tables, "
+        "with the same number on each table",
+        SUMMED,
+        PER,
+        ask="how many {things} were there for each? | how many {things} was that for one of them?",
+    ),
+    part(
+        "u=a+b t=u-c",
+        "{X} bought {a} {things} and {Y} bought {b}. On the same day they used {c} of them | "
+        "{X} had to finish {a} red {things} and {b} blue {things}. At noon {c} of them were done | "
+        "{X} and {Y} put {a} and {b} {things} into one box. {Z} took {c} out",
+        SUMMED,
+        RESTED,
+        ask="how many {things} were left? | how many {things} remained? | "
+        "how many {things} was the rest?",
+    ),
+    part(
+        "u=a-b t=u/c",
+        "{X} owned {a} {things}, but {b} were broken. {he} divided the others into {c} groups "
+        "with the same number in each | "
+        "{X} had {a} {things}. {he} hung {b} of them on a wall and put the rest equally into {c} "
+        "{bags} | "
+        "{X} lost {b} of {his} {a} {things}. What was left was shared equally by {c} friends",
+        RESTED,
+        PER,
+        ask="how many {things} were in each? | how many {things} was that for each?",
+    ),
+    part(
+        "u=a-b t=u/c",
+        "{a} {things} were made, but {b} of them were bad. The good ones went into {bags} of {c} | "
+        "{X} forgot {b} of the {a} {things}. One of the {bags} could take {c} of the others",
+        RESTED,
+        NEEDED,
+        ask="how many {bags} were needed? | how many {bags} did {he} use?",
+    ),
+    part(
+        "u=a-b t=u*c",
+        "{X} had {a} {things}. {he} kept {b} of them and sold the others for {c} dollars each | "
+        "{X} cleaned {a} {things} but {b} were still not clean. {he} got {c} dollars for every "
+        "clean one | "
+        "{X} brought {a} {things} to the market, and {b} were not sold. Every one that was sold "
+        "brought {c} dollars",
+        RESTED,
+        BROUGHT,
+        ask="how much money did {X} get? | how many dollars did {he} earn?",
+    ),
+    part(
+        "u=a*b t=u+c",
+        "{a} {bags} held {b} {things} each, and {c} {things} lay beside them | "
+        "{X} filled {a} {bags} with {b} {things} in each and had {c} single {things}",
+        MULTIPLIED,
+        SUMMED,
+        ask="how many {things} were there in all? | how many {things} was that in total?",
+    ),
+    part(
+        "u=a*b t=u-c",
+        "{X} bought {a} {bags} that each held {b} {things}. {c} of the {things} were missing | "
+        "{a} {bags} could each hold {b} {things}. {c} places stayed empty",
+        MULTIPLIED,
+        RESTED,
+        ask="how many {things} were really there? | how many {things} was that?",
+    ),
+    part(
+        "u=a+b t=u*c",
+        "each of {c} {bags} held {a} red and {b} blue {things} | "
+        "one page had {a} old and {b} new {things}. {X} filled {c} pages like this",
+        SUMMED,
+        MULTIPLIED,
+        ask="how many {things} were there in all? | how many {things} did that need?",
+    ),
+    part(
+        "u=a*b t=u/c",
+        "{X} emptied {a} {bags} of {b} {things} and shared everything equally among {c} people | "
+        "in each of {a} games {X} got {b} {things}. {he} sorted all of them into {c} equal groups",
+        MULTIPLIED,
+        PER,
+        ask="how many {things} did each get? | how many {things} were in one part?",
+    ),
+    part(
+        "u=a+b v=u-c t=v/d",
+        "{X} had {a} {things} and got {b} more. {he} gave away {c} and put the others equally "
+        "into {d} {bags}",
+        SUMMED,
+        RESTED,
+        PER,
+        ask="how many {things} did one of the {bags} hold? | how many {things} were in each?",
+    ),
+    part(
+        "u=a-b v=u-c t=v*d",
+        "{X} had {a} {things}. {b} were lost, and {Y} took {c}. {X} sold the rest for {d} "
+        "dollars each",
+        RESTED,
+        RESTED,
+        BROUGHT,
+        ask="how much money did {X} get? | how many dollars did that bring?",
+    ),
+    part(
+        "u=a+b t=u*c",
+        "after {X} sold {b} {things}, {he} had {a} {things} left. Each was worth {c} dollars | "
+        "after {b} {things} were gone, {a} {things} were still there. One cost {c} dollars",
+        "At first there were {e} {things}. | Before that it was {e} {things}.",
+        "All were worth {e} dollars. | That is {e} dollars.",
+        ask="how many dollars were all the {things} worth at first?",
+    ),
+    part(
+        "u=a-b t=u*c",
+        "{X} had {a} {things}. After {he} sold some, {b} {things} were left. {X} got {c} dollars "
+        "for each that {he} sold",
+        "{X} sold {e} {things}. | So {e} {things} were sold.",
+        BROUGHT,
+        ask="how much money did {X} get?",
+    ),
+    part(
+        "u=a-b t=u+c",
+        "{X} had {a} {things}. After a walk {he} had {b} {things} left. {Y} lost {c} {things}",
+        "{X} lost {e} {things}. | So {e} {things} were lost by {X}.",
+        "Both lost {e} {things}. | Together that is {e} {things}.",
+        ask="how many {things} did both of them lose?",
+    ),
+    part(
+        "u=a-b t=u-c",
+        "{X} has {a} {things} and {Y} has {b}. {X} gives away {c}",
+        "{X} has {e} more. | The difference is {e}.",
+        "Then the difference is {e}. | Now {X} has {e} more.",
+        ask="how many more {things} does {X} have than {Y} then?",
+    ),
+    part(
+        "u=a*b t=u-a",
+        "{X} counted {a} {things} and {Y} counted {b} times as many",
+        "{Y} counted {e} {things}. | The number of {Y} is {e} {things}.",
+        "The difference is {e}. | That is {e} more.",
+        ask="how many more {things} did {Y} count than {X}?",
+    ),
+    part(
+        "u=a+b t=u-c f=d",
+        "{X} worked {d} hours and made {a} round {things} and {b} square {things}. {Y} took {c} "
+        "of the {things} | "
+        "{X} got {a} {things} from {Y} and {b} {things} from {Z} in {d} days. {he} used {c}",
+        SUMMED,
+        RESTED,
+        ask="how many {things} were left? | how many {things} did {X} have then?",
+    ),
+    part(
+        "u=a-b t=u+c f=d",
+        "{X} had {a} {things} and {d} {bags}. {he} lost {b} {things} and got {c} new {things} | "
+        "{a} {things} and {d} lamps were in a room. {X} took {b} {things} out and {Y} brought {c}",
+        RESTED,
+        SUMMED,
+        ask="how many {things} were there in the end? | how many {things} was that then?",
+    ),
+    part(
+        "u=a*b t=u-c f=d",
+        "in each of {a} weeks {X} made {b} {things} and {d} drinks. {he} gave {c} {things} to {Y}",
+        MULTIPLIED,
+        RESTED,
+        ask="how many {things} did {X} keep? | how many {things} did {X} still have?",
+    ),
+    part(
+        "u=a*b t=c-u",
+        "{X} went to the shop with {c} dollars and paid {b} dollars for each of {a} {things}",
+        "They cost {e} dollars. | That was {e} dollars.",
+        "That left {e} dollars. | {X} had {e} dollars left.",
+        ask="how much money did {X} have after that? | how many dollars were left?",
+    ),
+    part(
+        "u=a*b t=u+c",
+        "{X} paid {b} dollars for each of {a} {things} and {c} dollars for a bag",
+        "The {things} cost {e} dollars. | That was {e} dollars.",
+        "In all {he} paid {e} dollars. | Together that is {e} dollars.",
+        ask="how much did {X} pay? | how much money did {he} spend?",
+    ),
+    part(
+        "u=a+b t=c-u",
+        "{X} had {c} dollars. {he} paid {a} dollars for {things} and {b} dollars for drinks",
+        "{X} paid {e} dollars. | Together that is {e} dollars.",
+        "That left {e} dollars. | {X} had {e} dollars left.",
+        ask="how many dollars did {X} have left? | how much money was left?",
+    ),
+    things="stickers cards marbles coins shells stamps beads toys books shirts hats pens games "
+    "balls cups lamps cookies muffins cakes pies rolls buns candies apples pears carrots tomatoes "
+    "peppers plums flowers eggs pictures plates tickets",
+    bags="bags boxes baskets jars packs trays",
+    steps=(2, 2, 2, 3),
+)
+CROWDS = fixed(
+    part(
+        "u=a+b t=u/c",
+        "{a} {things} and {b} teachers took boats. Each boat could carry {c} people | "
+        "{a} girls and {b} boys made groups of {c} | "
+        "{a} {things} came by bus and {b} by car. They sat down at tables of {c}",
+        "That is {e} people. | Together there were {e}. | Adding gives {e} people.",
+        "That made {e}. | Dividing gives {e}. | So it was {e}.",
+        ask="how many boats, groups or tables was that? | how many did they need?",
+    ),
+    part(
+        "u=a+b t=u-c",
+        "{a} {things} waited in the hall. {b} more came in, and then {c} went out | "
+        "a bus had {a} {things} on it. At a stop {b} {things} came in and {c} left",
+        "Then there were {e} {things}. | Adding gives {e} {things}. | That made {e} {things}.",
+        "That left {e} {things}. | Then {e} {things} remained. | So {e} {things} stayed.",
+        ask="how many {things} were there then? | how many {things} stayed?",
+    ),
+    part(
+        "u=a-b t=u+c",
+        "there were {a} {things} at the camp. {b} of them went home, and {c} others came",
+        "That left {e} {things}. | Then {e} {things} remained.",
+        "That made {e} {things}. | Then there were {e} {things}.",
+        ask="how many {things} were at the camp then?",
+    ),
+    part(
+        "u=a-b t=u/c",
+        "{a} {things} wanted to play, but {b} could not come. The others were put into {c} equal "
+        "teams | "
+        "{a} {things} asked for tickets, but {b} did not get one. The rest sat down in {c} equal "
+        "rows",
+        "That left {e} {things}. | So {e} {things} were left. | Without those it is {e} {things}.",
+        "Each had {e} {things}. | Dividing gives {e} {things}. | That is {e} {things} in each.",
+        ask="how many {things} were in each? | how many {things} was that for one of them?",
+    ),
+    part(
+        "u=a*b t=u-c f=d",
+        "{a} cars with {b} {things} each came to a fair that was {d} hours long. {c} {things} "
+        "went home early",
+        "That is {e} {things}. | Multiplying gives {e} {things}.",
+        "That left {e} {things}. | So {e} {things} stayed.",
+        ask="how many {things} stayed? | how many {things} were left?",
+    ),
+    part(
+        "u=a+b t=u+c",
+        "{a} {things} came on Monday, {b} on Tuesday and {c} on Friday",
+        "The first two days give {e} {things}. | Monday and Tuesday make {e} {things}.",
+        "All days make {e} {things}. | In all that is {e} {things}.",
+        ask="how many {things} came in all?",
+    ),
+    part(
+        "u=a-b t=u+c f=d",
+        "after {b} of {a} {things} left the park, {c} {things} and {d} dogs came",
+        "That left {e} {things}. | Then {e} {things} remained.",
+        "That made {e} {things}. | Then there were {e} {things}.",
+        ask="how many {things} were in the park then?",
+    ),
+    things="people children students guests visitors players",
+    steps=(2,),
+)
+
+GSM = (
+    *(COLLECTION, KITCHEN, GARDEN, MONEY, PEOPLE, READING, SHOP, FAMILY),
+    *(TALES, TALES, TALES, CROWDS),
+)

@@ -145,6 +145,11 @@ def _equation(text: str) -> Equation:
     return body, "", "", result
 
 
+def fixed(*tales: Part, things: str, bags: str = "bags boxes", steps: tuple[int, ...]) -> Story:
+    """Make a story whose parts each tell and ask a whole problem."""
+    return Story(words(things), words(bags), (part("", ""),), (), tales, steps)
+
+
 def tell(story: Story, draw: Draw) -> Told:
     """Draw one problem of a story; parts whose numbers do not work out are drawn again."""
     while True:

@@ -25,28 +25,19 @@ def load(student: Student | str | Path) -> Student:
 
     Args:
         student: a tokalign tokenizer, or the path of a SentencePiece model, also of one that ships
-            below `data/`.
+            as `data/...`.
 
     Raises:
         UserError: there is no such file, or it holds no SentencePiece model.
     """
     if not isinstance(student, str | Path):
         return student
-    path = _found(Path(student))
+    path = paths.find(student, "a SentencePiece model")
     try:
         return tokalign.SentencePieceTokenizer(path)  # pyright: ignore[reportReturnType]
     except ValueError as error:
         raise UserError(
             f"a SentencePiece model at {path}", "another file", "give the student's vocabulary"
-        ) from error
-
-
-def _found(path: Path) -> Path:
-    try:
-        return path if path.exists() else paths.shipped(f"data/{path}")
-    except FileNotFoundError as error:
-        raise UserError(
-            f"a SentencePiece model at {path}", "no such file", "give the student's vocabulary"
         ) from error
 
 

@@ -12,8 +12,8 @@ from typing import NamedTuple, Protocol, TypeVar
 import jax
 import numpy as np
 
+from distill.core import paths
 from distill.core.errors import UserError
-from distill.core.paths import shipped
 from distill.core.ports import Completion, Request, Sampling
 from distill.core.store import read_json
 from distill.models import decoding, weights
@@ -417,8 +417,7 @@ class Shipped:
     @functools.cached_property
     def generator(self) -> LocalGenerator:
         """The loaded model."""
-        here = Path(self.path)
-        loaded = local_generator(here if here.exists() else _shipped(self.path))
+        loaded = local_generator(paths.find(self.path, "the directory of a model"))
         return dataclasses.replace(loaded, batch_size=self.batch_size, fire=self.fire)
 
     def generate(
@@ -432,13 +431,6 @@ class Shipped:
     ) -> Iterator[tuple[int, Completion]]:
         """Yield each request's own completion, as its tokens spell it, measured."""
         return self.generator.score(requests, top_logprobs)
-
-
-def _shipped(path: str) -> Path:
-    try:
-        return shipped(path)
-    except FileNotFoundError as error:
-        raise UserError("the directory of a model", f"none at {path}", "name one") from error
 
 
 def local_generator(directory: Path) -> LocalGenerator:

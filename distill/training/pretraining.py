@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from distill.core import paths
-from distill.core.errors import UserError
 from distill.core.ports import Batches
 from distill.core.records import Problem
 from distill.core.store import Stage
@@ -396,14 +395,7 @@ def vocabulary(*, path: str, extra_ids: int = 100) -> Any:
     """
     from distill.models.sampling import open_vocabulary
 
-    return open_vocabulary(_found(path), extra_ids)
-
-
-def _found(path: str) -> Path:
-    try:
-        return Path(path) if Path(path).exists() else paths.shipped(path)
-    except FileNotFoundError as error:
-        raise UserError("a file of a vocabulary", f"none at {path}", "give its path") from error
+    return open_vocabulary(paths.find(path, "the file of a vocabulary"), extra_ids)
 
 
 def run(
@@ -461,7 +453,7 @@ def run(
 
     from distill.models import weights
     from distill.training.losses import SampleMatching
-    from distill.training.train import Course, fit, start_directory
+    from distill.training.train import Course, fit
 
     course = Course(steps, save_every, log_every, microbatches, steps_per_call, workers)
     loss = loss or SampleMatching()
@@ -474,7 +466,7 @@ def run(
         if start is None:
             params = model.init(jax.random.key(seed))
         else:
-            directory = start_directory(start)
+            directory = paths.find(start, "the directory of a start")
             _, params, _ = weights.load(directory)
             weights.require_shapes(model, params, directory)
         params, summary = fit(
@@ -489,7 +481,7 @@ def run(
             keep_last=keep_last,
             tensorboard=tensorboard,
         )
-        file = _found(vocabulary_path)
+        file = paths.find(vocabulary_path, "the file of a vocabulary")
         weights.save(Path(out_dir), model, params, file, dtype=dtype, extra_ids=extra_ids)
         stage.finish(parameters=sum(leaf.size for leaf in jax.tree.leaves(params)), **summary)
         return stage.summary

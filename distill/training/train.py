@@ -342,7 +342,7 @@ def run(
     with Stage.open(run_dir, "train", settings=settings, inputs=["dataset"]) as stage:
         if stage.complete:
             return stage.summary
-        model, params, _ = weights.load(start_directory(student))
+        model, params, _ = weights.load(paths.find(student, "the directory of a start"))
         rows = Shards(Path(run_dir) / "dataset", PackedExample)
         batches = PackedBatches(rows, batch_size, seed)
         _refuse_other_vocabulary(batches.largest_id, model.config.vocab_size)
@@ -361,18 +361,6 @@ def run(
         )
         stage.finish(**summary)
         return stage.summary
-
-
-def start_directory(path: str) -> Path:
-    """Return the directory of a start: one here, or one that ships, such as data/models/NAME.
-
-    Raises:
-        UserError: there is none.
-    """
-    try:
-        return Path(path) if Path(path).exists() else paths.shipped(path)
-    except FileNotFoundError as error:
-        raise UserError("the directory of a start", f"none at {path}", "give its path") from error
 
 
 def _refuse_other_vocabulary(largest: int, vocab_size: int) -> None:

@@ -5,7 +5,6 @@ import enum
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent import futures
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from tokalign.spelling import (
     Speller,
     speller_of,
 )
-from tokalign.teacher import TeacherToken, TeacherTrace
+from tokalign.teacher import FlatTrace, TeacherToken, TeacherTrace
 from tokalign.tokenizers import Tokenizer, segment_bytes
 
 RULES = ("marginal", "paper")
@@ -69,7 +68,7 @@ class Projection:
 
 
 def project(
-    trace: TeacherTrace | Sequence[TeacherToken],
+    trace: FlatTrace | Sequence[TeacherToken],
     student: Tokenizer,
     *,
     rule: str = "marginal",
@@ -101,7 +100,7 @@ def project(
 
 
 def project_batch(
-    traces: Iterable[TeacherTrace | Sequence[TeacherToken]],
+    traces: Iterable[FlatTrace | Sequence[TeacherToken]],
     student: Tokenizer,
     *,
     rule: str = "marginal",
@@ -113,7 +112,7 @@ def project_batch(
     """Project many traces, in order, several times faster than one by one.
 
     Args:
-        traces: the teacher's tokens of each.
+        traces: the teacher's tokens of each, as a list of TeacherToken or flat.
         student: the student's vocabulary.
         rule: as for `project`.
         rest: as for `project`.
@@ -138,6 +137,8 @@ def project_batch(
         for group in groups:
             yield from _project_group(group, student, rule, rest, cross_blanks, k)
         return
+    from concurrent import futures  # a fifth of the time that the import would take
+
     with futures.ProcessPoolExecutor(processes) as pool:
         # A window of groups in flight, so that a long stream is not read ahead as a whole.
         waiting: list[futures.Future[list[Projection]]] = []
@@ -150,16 +151,14 @@ def project_batch(
 
 
 def _groups(
-    traces: Iterable[TeacherTrace | Sequence[TeacherToken]],
+    traces: Iterable[FlatTrace | Sequence[TeacherToken]],
 ) -> Iterator[list[TeacherTrace]]:
     """Yield traces by a few thousand tokens."""
     group: list[TeacherTrace] = []
     tokens = 0
     for trace in traces:
-        if not isinstance(trace, TeacherTrace):
-            trace = TeacherTrace.from_tokens(trace)
-        group.append(trace)
-        tokens += len(trace.tokens)
+        group.append(TeacherTrace.of(trace))
+        tokens += len(group[-1].tokens)
         if tokens > _GROUP_TOKENS:
             yield group
             group, tokens = [], 0
@@ -217,11 +216,11 @@ class _Candidates:
         speller.close()
         self.own_bytes = own
         token = np.repeat(np.arange(len(own)), counts)
-        mass = np.exp(np.minimum(np.concatenate(nats), 0))
+        mass = np.exp(np.minimum(np.concatenate(nats).astype(np.float64), 0))
         is_own = string == self.own[token]
         # The token itself need not be among its candidates.
         missing = np.flatnonzero(np.bincount(token[is_own], minlength=len(own)) == 0)
-        own_mass = np.exp(np.minimum(np.concatenate(own_nats), 0))
+        own_mass = np.exp(np.minimum(np.concatenate(own_nats).astype(np.float64), 0))
         at = np.cumsum(counts)[missing]
         self.token = np.insert(token, at, missing)
         self.string = np.insert(string, at, self.own[missing])

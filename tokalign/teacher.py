@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -27,6 +28,40 @@ class TeacherToken:
     token: bytes
     logprob: float
     top: tuple[tuple[bytes, float], ...] = ()
+
+
+class FlatTrace(Protocol):
+    """Any record with the fields of a TeacherTrace."""
+
+    @property
+    def tokens(self) -> Sequence[bytes]:
+        """[T] bytes of each token."""
+        ...
+
+    @property
+    def logprobs(self) -> np.ndarray:
+        """[T] nats of each token."""
+        ...
+
+    @property
+    def top_tokens(self) -> Sequence[bytes]:
+        """[C] bytes of all candidates."""
+        ...
+
+    @property
+    def top_logprobs(self) -> np.ndarray:
+        """[C] their nats."""
+        ...
+
+    @property
+    def top_ends(self) -> np.ndarray:
+        """[T] where each token's candidates end."""
+        ...
+
+    @property
+    def end_logprob(self) -> float:
+        """Nats of ending after the last token, NaN where unknown."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,6 +136,22 @@ class TeacherTrace:
             top_logprobs=np.array([p for t in tokens for _, p in t.top], np.float64),
             top_ends=np.cumsum([len(t.top) for t in tokens], dtype=np.int64),
             end_logprob=end_logprob,
+        )
+
+    @classmethod
+    def of(cls, trace: "FlatTrace | Sequence[TeacherToken]") -> "TeacherTrace":
+        """Take a list of TeacherToken, or any record with the fields of a TeacherTrace."""
+        if isinstance(trace, cls):
+            return trace
+        if isinstance(trace, Sequence):
+            return cls.from_tokens(trace)
+        return cls(
+            trace.tokens,
+            trace.logprobs,
+            trace.top_tokens,
+            trace.top_logprobs,
+            trace.top_ends,
+            trace.end_logprob,
         )
 
     @property

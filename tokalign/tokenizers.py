@@ -320,6 +320,10 @@ class SentencePieceTokenizer(_Vocabulary):
         first, spelled = 0, b""
         for t, (piece, (begin, end)) in enumerate(zip(pieces, offsets.tolist(), strict=True)):
             if first == t:
+                bare = piece.removeprefix(MARKER)
+                if bare and text[begin:end].lstrip() == bare:
+                    first = t + 1
+                    continue
                 spelled, opened = b"", begin
             spelled += without_blanks(piece)
             covered = text[opened:end]

@@ -1,6 +1,7 @@
 import math
 import pickle
 import re
+import types
 
 import numpy as np
 import pytest
@@ -308,6 +309,14 @@ def test_impossible_candidates_have_no_mass_and_do_no_harm(t5):
     )
     found = tokalign.project(trace, t5)
     np.testing.assert_allclose(found.top_probs.sum(axis=1) + found.lost.sum(axis=1), 1, atol=1e-5)
+
+
+def test_any_record_with_the_fields_of_a_trace_is_projected(t5):
+    trace = trace_of(("yes", {"yes": 0.5, "no": 0.25}), end=-0.5)
+    fields = {name: getattr(trace, name) for name in trace.__dataclass_fields__}
+    fields["top_logprobs"] = trace.top_logprobs.astype(np.float32)
+    found = tokalign.project(types.SimpleNamespace(**fields, problem_id="p"), t5)
+    np.testing.assert_allclose(found.top_probs, tokalign.project(trace, t5).top_probs, atol=1e-6)
 
 
 def test_projections_travel_between_processes(t5):

@@ -433,7 +433,11 @@ def _marginal(
         agrees = (found != DISAGREES) | teacher.is_own[number]
         share = np.bincount(place, mass * agrees, len(active))
         share /= np.maximum(1 - teacher.beyond[token], 1e-300)
-        scale = np.where(consumed, weight / np.maximum(share, 1e-300), weight)
+        nothing = consumed & (share <= 0)
+        masses.lose(0, active[nothing], (weight * (1 - teacher.beyond[token]))[nothing])
+        agreeing = consumed & ~nothing
+        scale = np.where(agreeing, weight / np.where(agreeing, share, 1), weight)
+        scale[nothing] = 0
         mass = mass * scale[place]
         exhausted = found == EXHAUSTED
         others = agrees & ~teacher.is_own[number]

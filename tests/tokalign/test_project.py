@@ -302,6 +302,34 @@ def test_flat_traces_with_other_lengths_are_refused():
         TeacherTrace((), np.zeros(0), (), np.zeros(0), np.zeros(0, int), end_logprob=1.0)
 
 
+FRAGMENTS = [b" ", b"\n", b"\xf0", b"\x9f", b"\x8e\x89", "½".encode(), "ﬁ".encode(), b"12", b" $"]
+FRAGMENTS += [b"{", b"\x00", b"\xff", b"</s>", "▁".encode(), "\u0301\u200b".encode(), b"She", b"."]
+nats = st.sampled_from([-0.1, -1.0, -3.0, -9999.0, -math.inf, 0.0])
+pieces = st.lists(st.sampled_from(FRAGMENTS), max_size=3).map(b"".join)
+wild_token = st.builds(
+    TeacherToken,
+    pieces.filter(bool),
+    nats,
+    st.lists(st.tuples(pieces, nats), max_size=5).map(tuple),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.lists(wild_token, max_size=10), max_size=3),
+    st.sampled_from(["marginal", "paper"]),
+    st.booleans(),
+    st.sampled_from([math.nan, -math.inf, -0.1, 0.0]),
+)
+def test_any_bytes_and_any_masses_are_accounted_for(t5, p50k, tokens, rule, cross, end):
+    traces = [TeacherTrace.from_tokens(t, end_logprob=end) for t in tokens]
+    for student in (t5, p50k):
+        for found in tokalign.project_batch(traces, student, rule=rule, cross_blanks=cross):
+            total = found.top_probs.sum(axis=1, dtype=np.float64) + found.lost.sum(axis=1)
+            np.testing.assert_allclose(total, 1, atol=1e-5)
+            assert (found.top_probs >= 0).all() and (found.lost > -1e-6).all()
+
+
 def test_impossible_candidates_have_no_mass_and_do_no_harm(t5):
     trace = trace_of(("a", {"a": 1.0}))
     trace = TeacherTrace(

@@ -3,10 +3,11 @@
 import argparse
 import ast
 import errno
+import importlib
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 # Each stage is a function with keyword-only arguments in a module that is imported when it runs.
@@ -22,10 +23,14 @@ STAGES = {
     "final": ("distill.training.evaluate", "final"),
     "export": ("distill.export", "run"),
     "report": ("distill.report", "run"),
+    "initialise": ("distill.training.initialise", "run"),
     "pretrain": ("distill.training.pretraining", "run"),
     "vocabularies": ("distill.corpus.vocabularies", "run"),
 }
 MAIN_JOB = tuple(STAGES)[:11]
+# Tools work on files or sockets instead of a run directory. Each is a module with
+# `main(arguments) -> int` that reads its own flags and imports what is heavy when it runs.
+TOOLS: dict[str, str] = {}
 QUICKSTART = "runs/quickstart.gin"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 EPILOG = """\
@@ -36,37 +41,42 @@ A run directory holds all that a run made; the same command again goes on where 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for a mistake of the user, 130 if stopped."""
-    options, rest = _parser().parse_known_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    if given and given[0] in TOOLS:
+        return _guarded(lambda: _tool(given[0], given[1:]), None)
+    options, rest = _parser().parse_known_args(given)
     if options.help or options.command is None:
         _print(_help(options.command))
         return 0
-    try:
-        return _command(options, rest)
-    except KeyboardInterrupt:
-        _complain("stopped; the same command goes on from here")
-        return 130
+    return _guarded(lambda: _run(options, _overrides(rest)), options.run_dir)
 
 
-def _command(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Run the stages of a command; what the user can mend ends in one line."""
+def _tool(name: str, arguments: Sequence[str]) -> int:
+    return importlib.import_module(TOOLS[name]).main(arguments)
+
+
+def _guarded(call: Callable[[], int], run_dir: Path | None) -> int:
+    """Call; what the user can mend ends in one line and 2."""
     from distill.core.errors import UserError
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("distill").setLevel(logging.INFO)
     try:
-        _run(options, _overrides(rest))
+        return call()
+    except KeyboardInterrupt:
+        _complain("stopped; the same command goes on from here")
+        return 130
     except UserError as error:
         _complain(str(error).partition("\n")[0])  # gin adds a second line: where it called
         return 2
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        _complain(f"expected room in {options.run_dir}, got {error.strerror}; free some disk")
+        _complain(f"expected room in {run_dir}, got {error.strerror}; free some disk")
         return 2
-    return 0
 
 
-def _run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+def _run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from distill import config
 
     whole = options.command in ("run", "quickstart")
@@ -78,6 +88,7 @@ def _run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         result = config.configured(*STAGES[stage])(run_dir=options.run_dir)
     if options.json:
         _print(json.dumps(result))
+    return 0
 
 
 def _overrides(rest: Sequence[str]) -> list[str]:
@@ -104,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "command", nargs="?", choices=["quickstart", "run", *STAGES], metavar="STAGE"
+        "command", nargs="?", choices=["quickstart", "run", *STAGES, *TOOLS], metavar="STAGE"
     )
     parser.add_argument("--help", "-h", action="store_true", help="show this help, or the stage's")
     parser.add_argument("--run_dir", type=Path, default=Path("runs/quickstart"), help="%(default)s")
@@ -118,6 +129,7 @@ def _help(command: str | None) -> str:
     if command not in STAGES:
         lines = [f"  {name:<13} {_docstring(name)[0].partition(chr(10))[0]}" for name in STAGES]
         whole = "  quickstart    run the main job on the built-in world\n  run           run a file"
+        lines += ["tools:", *(f"  {name:<13} {_summary(TOOLS[name])}" for name in TOOLS)]
         return f"{_parser().format_help()}\nstages:\n{whole}\n" + "\n".join(lines)
     docstring, arguments = _docstring(command)
     bound = "\n".join(f"  --gin.{argument}" for argument in arguments)
@@ -128,10 +140,9 @@ def _help(command: str | None) -> str:
 def _docstring(command: str) -> tuple[str, list[str]]:
     """Return a stage's docstring and arguments from its source; importing it takes seconds."""
     module, function = STAGES[command]
-    path = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
     found = [
         node
-        for node in ast.parse(path.read_text()).body
+        for node in _parsed(module).body
         if isinstance(node, ast.FunctionDef) and node.name == function
     ]
     if not found:
@@ -142,6 +153,15 @@ def _docstring(command: str) -> tuple[str, list[str]]:
     prefix = f"{module.rpartition('.')[2]}.{function}"
     names = [f"{prefix}.{a.arg}{default}" for a, default in pairs if a.arg != "run_dir"]
     return ast.get_docstring(node) or "", names
+
+
+def _summary(module: str) -> str:
+    return (ast.get_docstring(_parsed(module)) or "").partition("\n")[0]
+
+
+def _parsed(module: str) -> ast.Module:
+    path = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    return ast.parse(path.read_text())
 
 
 def _print(text: str) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -61,6 +61,7 @@ class Completion:
     finish_reason: str
 
 
+@runtime_checkable
 class Generator(Protocol):
     """Anything that completes prompts: a teacher behind an API, our own models, a replay."""
 
@@ -89,6 +90,7 @@ class Generator(Protocol):
         ...
 
 
+@runtime_checkable
 class Batches(Protocol):
     """A trainer's input, addressed by step, so that a resumed run sees the same batches."""
 

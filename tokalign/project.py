@@ -118,7 +118,8 @@ def project_batch(
         rest: as for `project`.
         cross_blanks: as for `project`.
         k: as for `project`.
-        processes: over how many processes to spread; 1 stays in this one.
+        processes: over how many processes to spread; 1 stays in this one. They are spawned, so a
+            script that asks for more keeps its own code under `if __name__ == "__main__"`.
 
     Yields:
         The projection of each trace.
@@ -137,9 +138,13 @@ def project_batch(
         for group in groups:
             yield from _project_group(group, student, rule, rest, cross_blanks, k)
         return
-    from concurrent import futures  # a fifth of the time that the import would take
+    # A fifth of the time that the import would take.
+    import multiprocessing
+    from concurrent import futures
 
-    with futures.ProcessPoolExecutor(processes) as pool:
+    # The caller may have threads (JAX has), which a fork would copy in whatever state they are.
+    context = multiprocessing.get_context("spawn")
+    with futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
         # A window of groups in flight, so that a long stream is not read ahead as a whole.
         waiting: list[futures.Future[list[Projection]]] = []
         for group in groups:

@@ -10,7 +10,6 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
-from distill.core import paths
 from distill.core.errors import UserError
 from distill.core.records import Accuracy
 from distill.core.store import Stage, manifest, read_json
@@ -234,7 +233,7 @@ def model_card(
     """Return the card of a distilled student: what it is, how it did, how to ask it.
 
     Args:
-        student: the start that was trained.
+        student: the start that was trained, in words of Markdown.
         selection: `reports/selection.json`.
         accuracy: {step: {set: {"correct", "n"}}} of the final evaluation, "0" the start.
     """
@@ -255,9 +254,9 @@ tags: [t5, knowledge-distillation]
 ---
 # A distilled student
 
-A T5 that was trained from `{student}` on a teacher's chains of thought and its distributions over
-tokens. Checkpoint {step}, chosen by held-out problems that neither training nor the figures below
-saw.
+A T5 that was trained from {student} on a teacher's chains of thought and its
+distributions over tokens. Checkpoint {step}, chosen by held-out problems that neither training nor
+the figures below saw.
 
 | set | before | after |
 |---|---|---|
@@ -290,6 +289,7 @@ def run(*, run_dir: Path, student: str | None = None) -> dict[str, Any]:
         UserError: a stage before is not complete, the start or the checkpoint is damaged, or it has
             no SentencePiece vocabulary.
     """
+    from distill.training import initialise
     from distill.training.checkpoints import load_params
 
     with Stage.open(run_dir, "export", settings={}, inputs=("train", "select", "final")) as stage:
@@ -297,12 +297,14 @@ def run(*, run_dir: Path, student: str | None = None) -> dict[str, Any]:
             return stage.summary
         selection = read_json(run_dir / "reports" / "selection.json")
         start = student or manifest(run_dir, "train")["settings"]["student"]
-        model, params, vocabulary = weights.load(paths.find(start, "the directory of a start"))
+        model, params, vocabulary = weights.load(initialise.directory(run_dir, start))
         if not isinstance(model, T5Model):
             raise UserError("a student of T5's shape", f"{model}", "train one to export it")
         if step := selection["chosen_step"]:
             params = load_params(run_dir / "checkpoints", step, like=params)
-        card = model_card(start, selection, manifest(run_dir, "final")["summary"]["accuracy"])
+        origin = f"`{start}`" if start else "a random start"
+        accuracy = manifest(run_dir, "final")["summary"]["accuracy"]
+        card = model_card(origin, selection, accuracy)
         export(run_dir / "export", model, params, vocabulary.path, card=card)
         size = sum(file.stat().st_size for file in (run_dir / "export").iterdir())
         count = sum(array.size for array in by_path(params).values())

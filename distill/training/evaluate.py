@@ -170,10 +170,12 @@ def students(
     import jax
 
     from distill.models.sampling import Shipped
+    from distill.training import initialise
     from distill.training.checkpoints import load_params
 
-    directory = start or manifest(run_dir, "train")["settings"]["student"]
-    loaded = Shipped(directory, batch_size=batch_size).generator
+    name = start or manifest(run_dir, "train")["settings"]["student"]
+    directory = initialise.directory(run_dir, name)
+    loaded = Shipped(str(directory), batch_size=batch_size).generator
     # Committed to a device as restored ones are: else the start has a program of its own.
     params = jax.device_put(loaded.params, jax.local_devices()[0])
     first = dataclasses.replace(loaded, params=params)

@@ -17,14 +17,13 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from distill.core import paths
 from distill.core.errors import UserError
 from distill.core.ports import Batches
 from distill.core.records import PackedExample
 from distill.core.store import Shards, Stage
 from distill.models import partitioning, weights
 from distill.models.partitioning import batch_sharding, param_shardings
-from distill.training import metrics
+from distill.training import initialise, metrics
 from distill.training.checkpoints import Checkpoints
 from distill.training.feed import PackedBatches, ahead, in_order
 from distill.training.losses import DistributionMatching, Loss
@@ -293,9 +292,9 @@ def _mean_loss(lines: Sequence[Mapping[str, float]]) -> float:
 def run(
     *,
     run_dir: Path,
-    student: str,
     steps: int,
     save_every: int,
+    student: str | None = None,
     batch_size: int = 32,
     loss: Loss = PAPER_LOSS,
     optimizer: Optimizer = PAPER_OPTIMIZER,
@@ -312,9 +311,10 @@ def run(
 
     Args:
         run_dir: the run; its stage `dataset` is complete.
-        student: directory of the start, as `distill.models.weights.save` writes it.
         steps: optimizer steps in all.
         save_every: steps between checkpoints; the start is step 0.
+        student: directory of the start, as `distill.models.weights.save` writes it; what stage
+            `initialise` left in the run if None.
         batch_size: packed rows of an optimizer step, over all devices.
         loss: distribution matching by default; see `distill.training.losses`.
         optimizer: AdamW at 5e-4 by default, as Fu et al. 2023.
@@ -339,10 +339,11 @@ def run(
     settings = {"student": student, "steps": steps, "save_every": save_every, "seed": seed}
     settings |= {"batch_size": batch_size, "microbatches": microbatches}
     settings |= {"loss": loss, "optimizer": optimizer}
-    with Stage.open(run_dir, "train", settings=settings, inputs=["dataset"]) as stage:
+    inputs = ["dataset"] if student else ["initialise", "dataset"]
+    with Stage.open(run_dir, "train", settings=settings, inputs=inputs) as stage:
         if stage.complete:
             return stage.summary
-        model, params, _ = weights.load(paths.find(student, "the directory of a start"))
+        model, params, _ = weights.load(initialise.directory(run_dir, student))
         rows = Shards(Path(run_dir) / "dataset", PackedExample)
         batches = PackedBatches(rows, batch_size, seed)
         _refuse_other_vocabulary(batches.largest_id, model.config.vocab_size)

@@ -6,6 +6,8 @@ import errno
 import importlib
 import json
 import logging
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,7 +32,7 @@ STAGES = {
 MAIN_JOB = tuple(STAGES)[:11]
 # Tools work on files or sockets instead of a run directory. Each is a module with
 # `main(arguments) -> int` that reads its own flags and imports what is heavy when it runs.
-TOOLS: dict[str, str] = {}
+TOOLS = {"verify": "distill.verify"}
 QUICKSTART = "runs/quickstart.gin"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 EPILOG = """\
@@ -69,10 +71,19 @@ def _guarded(call: Callable[[], int], run_dir: Path | None) -> int:
     except UserError as error:
         _complain(str(error).partition("\n")[0])  # gin adds a second line: where it called
         return 2
+    except (TypeError, ValueError) as error:
+        name = re.search(r"In call to configurable '(\w+)'", str(error))
+        if not name or name[1] in {function for _, function in STAGES.values()}:
+            raise  # a fault of the program, not of a value that gin made
+        what = f"a {name[1]} that can be made of its bindings"
+        _complain(f"expected {what}, got: {str(error).splitlines()[0]}; correct the gin file")
+        return 2
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        found = re.search(r"\[[Ee]rrno (\d+)\]", str(error))  # gin's copies lose the attribute
+        number = error.errno or (int(found[1]) if found else 0)
+        if number not in DISK_FULL:
             raise
-        _complain(f"expected room in {run_dir}, got {error.strerror}; free some disk")
+        _complain(f"expected room in {run_dir}, got: {os.strerror(number)}; free some disk")
         return 2
 
 

@@ -122,6 +122,20 @@ def test_a_required_value_that_is_not_given_is_one_line(tmp_path):
     refused(distill("problems", file, "--run_dir=out", cwd=tmp_path), "problems.run.sources")
 
 
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("harvest.run.generator = @ports.Request()\n", "prompt"),
+        ("harvest.run.sampling = @ports.Sampling()\nports.Sampling.temperature = -1.0\n", "-1.0"),
+    ],
+)
+def test_a_configured_value_that_is_refused_is_one_line(tmp_path, questions, line, part):
+    imports = "from distill.corpus import harvest\nfrom distill.core import ports\n"
+    file = gin_file(tmp_path, imports + sources(questions) + line)
+    assert distill("problems", file, "--run_dir=out", cwd=tmp_path).returncode == 0
+    refused(distill("harvest", file, "--run_dir=out", cwd=tmp_path), part)
+
+
 def test_an_unknown_flag_is_one_line(tmp_path):
     refused(distill("problems", "--gin_fil=x", "--run_dir=out", cwd=tmp_path), "--gin_fil")
 
@@ -136,7 +150,7 @@ def test_the_run_directory_of_another_run_is_one_line(tmp_path, questions):
 
 
 def test_a_stage_without_its_input_is_one_line(tmp_path):
-    refused(distill("check", "--run_dir=out", cwd=tmp_path), "harvest", "first")
+    refused(distill("check", "--run_dir=out", cwd=tmp_path), "distill problems", "first")
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path, questions):

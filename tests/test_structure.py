@@ -19,7 +19,8 @@ def test_nothing_unpickles_evaluates_or_swallows(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom | ast.Import):
             names = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]
-            assert not {"pickle", "cPickle", "dill", "cloudpickle", "shelve"} & set(names), path
+            unsafe = {"pickle", "cPickle", "dill", "cloudpickle", "shelve"} & set(names)
+            assert not unsafe or path.is_relative_to(ROOT / "tests"), path
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in ("eval", "exec"), path
         if isinstance(node, ast.ExceptHandler):

@@ -82,7 +82,7 @@ class JsonLines:
     """
 
     path: str | Path
-    split: str
+    split: str = "train"
     name: str | None = None
     n: int | None = None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gin
+from gin import config as gin_config
 
 from distill.core.errors import UserError
 from distill.core.paths import shipped
@@ -34,7 +35,7 @@ def load(
         gin.add_config_file_search_path(str(path))
     # gin also looks a path up as a Python package, logs what is none as an error and stumbles over
     # folders of the same name; files are files here.
-    gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
+    gin_config._FILE_READERS[:] = [(open, os.path.isfile)]
     try:
         for file in files:
             gin.parse_config_file(file)
@@ -50,7 +51,7 @@ def load(
 
 def _imports(modules: Sequence[str]) -> list[str]:
     """Return statements after which an override may name what the files import, and `modules`."""
-    names = {statement.module for statement in gin.config._IMPORTS} | set(modules)
+    names = {statement.module for statement in gin_config._IMPORTS} | set(modules)
     pairs = [name.rpartition(".") for name in sorted(names) if not name.startswith("__gin__")]
     imports = [f"from {package} import {module}" for package, _, module in pairs]
     return ["from __gin__ import dynamic_registration", *imports] if imports else []

@@ -29,6 +29,19 @@ _NATS_PER_STEP = 0.0005
 _ABSENT = np.iinfo(np.uint16).max
 
 
+# What each stage fills with shards, as a folder of the run directory.
+DIRECTORIES = {
+    "problems": "problems",
+    "harvest": "traces",
+    "check": "verdicts",
+    "align": "aligned",
+    "dataset": "dataset",
+    "evaluate": "predictions",
+    "final": "final",
+    "diversity": "diversity",
+}
+
+
 # --- Files -------------------------------------------------------------------------------------
 
 
@@ -53,6 +66,12 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, value: object) -> None:
@@ -241,7 +260,7 @@ class Shards(Generic[Record]):
 
     def __iter__(self) -> Iterator[Record]:
         for path in self.files():
-            yield from self._read(path)
+            yield from self.read(path)
 
     def keys(self, *names: str) -> set[tuple[Any, ...]]:
         """Return the values of some columns over all records, without reading the others."""
@@ -254,7 +273,12 @@ class Shards(Generic[Record]):
         for path in self.files():
             path.unlink()
 
-    def _read(self, path: Path) -> Iterator[Record]:
+    def read(self, path: Path) -> Iterator[Record]:
+        """Yield the records of one of the shards.
+
+        Raises:
+            UserError: it is damaged or holds records of another kind.
+        """
         for batch in self._open(path).iter_batches(batch_size=1024):
             columns = [column.decode(batch[name]) for name, column in self._schema.items()]
             for values in zip(*columns, strict=True):
@@ -267,10 +291,11 @@ class Shards(Generic[Record]):
             raise UserError(
                 f"a Parquet file at {path}", "a damaged one", "remove it and run the stage again"
             ) from error
-        if set(file.schema_arrow.names) != set(self._schema):
+        types = {name: column.arrow for name, column in self._schema.items()}
+        if {field.name: field.type for field in file.schema_arrow} != types:
             raise UserError(
                 f"columns of {self.record.__name__} in {path}",
-                ", ".join(file.schema_arrow.names),
+                ", ".join(f"{field.name} {field.type}" for field in file.schema_arrow),
                 "use a run directory of this version",
             )
         return file
@@ -319,8 +344,9 @@ def _differences(expected: Any, got: Any, path: str = "") -> Iterator[str]:
 class Stage:
     """One stage of a run directory: who it is, whether it is done, what it found.
 
-    `RUN_DIR/manifests/NAME.json` holds the settings, the digest of settings and inputs, the seconds
-    spent over all starts, and, once complete, the counts that the stage reports.
+    `RUN_DIR/manifests/NAME.json` holds the settings, the inputs' digests, the digest of both, the
+    seconds spent over all starts, and, once complete, the counts that the stage reports and the
+    SHA-256 of every shard in the folder that DIRECTORIES gives the stage.
     """
 
     def __init__(self, run_dir: Path, name: str, settings: Mapping[str, Any]) -> None:
@@ -390,6 +416,11 @@ class Stage:
     def finish(self, **summary: Any) -> None:
         """Mark the stage complete with its counts; numbers keep their unit in the name."""
         self._manifest["summary"] = summary
+        if self.name in DIRECTORIES:
+            self._manifest["shards"] = {
+                path.relative_to(self.run_dir).as_posix(): sha256(path)
+                for path in sorted((self.run_dir / DIRECTORIES[self.name]).rglob("part-*.parquet"))
+            }
         self._manifest["complete"] = True
 
     def _write(self) -> None:
@@ -413,6 +444,7 @@ class Stage:
         digests = {name: manifest(self.run_dir, name)["digest"] for name in inputs}
         text = json.dumps([self.name, self._manifest["settings"], digests], sort_keys=True)
         self._manifest["digest"] = hashlib.sha256(text.encode()).hexdigest()
+        self._manifest["inputs"] = digests
         if self._path.exists():
             earlier = read_json(self._path)
             self._refuse_other(earlier)

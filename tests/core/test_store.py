@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import signal
@@ -6,6 +7,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -181,3 +184,26 @@ def test_descriptions_are_json_and_stable():
         "call": "distill.core.store.describe",
         "list": [1, 2.5, None, True],
     }
+
+
+def test_a_complete_stage_knows_the_checksum_of_each_of_its_shards(tmp_path):
+    with Stage.open(tmp_path, "check", settings={}) as stage:
+        shards = Shards(tmp_path / "verdicts", Verdict)
+        for sample in range(2):
+            shards.append([Verdict("a", sample, "right", "1", "equal")])
+        assert "shards" not in json.loads((tmp_path / "manifests" / "check.json").read_text())
+        stage.finish()
+    found = manifest(tmp_path, "check")["shards"]
+    assert found == {
+        f"verdicts/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in shards.files()
+    }
+
+
+def test_a_column_of_another_type_is_refused(tmp_path):
+    table = pa.table(
+        {name: [1] for name in ("problem_id", "sample", "outcome", "answer", "reason")}
+    )
+    pq.write_table(table, tmp_path / "part-000000.parquet")
+    with pytest.raises(UserError, match=r"expected columns of Verdict in .*problem_id int64"):
+        list(Shards(tmp_path, Verdict))

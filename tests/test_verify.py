@@ -1,0 +1,219 @@
+"""`distill verify`: a sound run has no fault, and every kind of damage is named."""
+
+import json
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from distill import soundness
+from distill.__main__ import main
+from distill.core.records import AlignedTrace, Prediction, Problem, Trace, Verdict
+from distill.core.store import Shards, Stage
+from distill.training.checkpoints import Checkpoints
+
+SAMPLES = 3
+
+
+def trace(problem_id, sample):
+    none, ends = np.empty(0, np.float32), np.empty(0, np.int32)
+    text = "The answer is 8"
+    return Trace(problem_id, sample, "", text, (), none, (), none, ends, 0.0, "stop", "m", 0)
+
+
+def aligned(problem_id, sample):
+    return AlignedTrace(
+        problem_id,
+        sample,
+        np.ones(2, np.int32),
+        np.ones((2, 3), np.int32),
+        np.ones((2, 3), np.float32),
+        np.zeros(2, np.uint8),
+        np.zeros((2, 2), np.float32),
+    )
+
+
+def stage(run_dir, name, folder, rows, *, settings=None, inputs=(), **summary):
+    """Write a complete stage with its rows in shards of four."""
+    with Stage.open(run_dir, name, settings=settings or {}, inputs=inputs) as opened:
+        if rows:
+            shards = Shards(run_dir / folder, type(rows[0]))
+            for start in range(0, len(rows), 4):
+                shards.append(rows[start : start + 4])
+        opened.finish(**summary)
+
+
+def checkpoint(run_dir, value=1.0):
+    with Checkpoints(run_dir / "checkpoints") as checkpoints:
+        checkpoints.save(5, {"w": jnp.full(3, value)}, {"m": jnp.zeros(3)})
+
+
+def export(run_dir, value=1.0):
+    (run_dir / "export").mkdir(exist_ok=True)
+    save_file({"w": np.full(3, value, np.float32)}, run_dir / "export" / "model.safetensors")
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """A whole run in miniature: two problems to harvest, two to steer with."""
+    taught = [Problem(f"a/train/{n}", "a", "train", "What is 4 + 4?", "8") for n in range(2)]
+    steering = [Problem(f"b/selection/{n}", "b", "selection", "4 + 4?", "8") for n in range(2)]
+    keys = [(problem.problem_id, n) for problem in taught for n in range(SAMPLES)]
+    outcomes = ["right", "wrong", "right"] * 2
+    verdicts = [
+        Verdict(*key, outcome, "8", "") for key, outcome in zip(keys, outcomes, strict=True)
+    ]
+    right = [(v.problem_id, v.sample) for v in verdicts if v.outcome == "right"]
+    asked = {"split": "train", "samples": SAMPLES}
+    stage(tmp_path, "problems", "problems", taught + steering)
+    stage(tmp_path, "harvest", "traces", [trace(*key) for key in keys], settings=asked)
+    stage(tmp_path, "check", "verdicts", verdicts, inputs=["problems", "harvest"])
+    stage(tmp_path, "align", "aligned", [aligned(*key) for key in right], inputs=["check"])
+    stage(tmp_path, "train", "", [], inputs=["align"], steps=5)
+    checkpoint(tmp_path)
+    answers = [
+        Prediction(step, p.problem_id, "b", "selection", "8", "right", "8")
+        for step in (0, 5)
+        for p in steering
+    ]
+    counted = {str(step): {"b": {"correct": 2, "n": 2}} for step in (0, 5)}
+    stage(tmp_path, "evaluate", "predictions", answers, inputs=["train"], accuracy=counted)
+    export(tmp_path)
+    stage(tmp_path, "export", "", [], inputs=["train"])
+    return tmp_path
+
+
+def test_a_sound_run_has_no_fault_and_is_counted(run_dir, capsys):
+    assert main(["verify", str(run_dir), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["sound"] and found["faults"] == found["notes"] == []
+    assert set(found["stages"].values()) == {True}
+    assert found["records"]["traces"] == 2 * SAMPLES and found["records"]["aligned"] == 4
+
+
+def test_a_check_changes_nothing(run_dir):
+    def state():
+        return {p: p.stat().st_mtime_ns for p in run_dir.rglob("*") if p.is_file()}
+
+    before = state()
+    soundness.check(run_dir)
+    assert state() == before
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    path.write_bytes(bytes(content))
+
+
+def rewrite(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def copy(run_dir, folder):
+    first, *_, last = sorted((run_dir / folder).glob("*.parquet"))
+    last.with_name("part-000009.parquet").write_bytes(first.read_bytes())
+
+
+def drop_last(run_dir, folder):
+    sorted((run_dir / folder).glob("*.parquet"))[-1].unlink()
+
+
+def another_kind(run_dir):
+    (run_dir / "verdicts" / "part-000000.parquet").write_bytes(
+        (run_dir / "traces" / "part-000000.parquet").read_bytes()
+    )
+
+
+def damage_checkpoint(run_dir):
+    for path in (run_dir / "checkpoints" / "params" / "5").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"rubbish")
+
+
+DAMAGES = {
+    "flipped": (lambda d: flip(d / "traces" / "part-000000.parquet"), "traces/part-000000.*SHA"),
+    "cut short": (
+        lambda d: (d / "traces" / "part-000001.parquet").write_bytes(b"PAR1"),
+        "traces/part-000001.*expected a Parquet file",
+    ),
+    "hole in traces": (lambda d: drop_last(d, "traces"), "traces: 2 keys, .* missing"),
+    "lost shard": (lambda d: drop_last(d, "traces"), "traces/part-000001.parquet: it is missing"),
+    "verdict without a trace": (lambda d: drop_last(d, "traces"), "verdicts: 2 .* without a trace"),
+    "hole in verdicts": (lambda d: drop_last(d, "verdicts"), "verdicts: 2 keys, .* missing"),
+    "aligned of no verdict": (lambda d: drop_last(d, "verdicts"), "aligned: .*right verdict"),
+    "hole in aligned": (lambda d: drop_last(d, "aligned"), "aligned: 4 keys, .* missing"),
+    "hole in predictions": (
+        lambda d: drop_last(d, "predictions"),
+        "predictions: 4 keys, .*missing",
+    ),
+    "twice": (lambda d: copy(d, "traces"), "traces: 4 keys, .* more than once"),
+    "not of the run": (lambda d: copy(d, "traces"), "part-000009.parquet: it is not of the run"),
+    "another kind": (another_kind, "verdicts/part-000000.*expected columns of Verdict"),
+    "no JSON": (lambda d: (d / "manifests" / "check.json").write_text("{"), "manifests/check.json"),
+    "no field": (
+        lambda d: rewrite(d / "manifests" / "check.json", complete="yes"),
+        "manifests/check.json: expected complete of type bool",
+    ),
+    "other settings": (
+        lambda d: rewrite(d / "manifests" / "harvest.json", settings={"samples": 9}),
+        "harvest: its digest is not of the settings",
+    ),
+    "other input": (
+        lambda d: rewrite(d / "manifests" / "harvest.json", digest="0"),
+        "check: it was made from another harvest",
+    ),
+    "input not complete": (
+        lambda d: rewrite(d / "manifests" / "harvest.json", complete=False),
+        "check: its input harvest is not complete",
+    ),
+    "damaged checkpoint": (damage_checkpoint, "checkpoints/params/5"),
+    "damaged export": (
+        lambda d: (d / "export" / "model.safetensors").write_bytes(b"x"),
+        "export/model.safetensors",
+    ),
+    "export not finite": (lambda d: export(d, np.nan), "model.safetensors: w is not finite"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_named_and_ends_in_2(run_dir, name, capsys):
+    damage, line = DAMAGES[name]
+    damage(run_dir)
+    assert main(["verify", str(run_dir)]) == 2
+    faults = [x for x in capsys.readouterr().out.splitlines() if x.startswith("fault: ")]
+    assert any(re.search(line, fault) for fault in faults), faults
+
+
+def test_a_checkpoint_that_is_not_finite_is_a_fault(tmp_path):
+    stage(tmp_path, "train", "", [], steps=5)
+    checkpoint(tmp_path, np.inf)
+    assert soundness.check(tmp_path).faults == ["checkpoints/params/5: a tensor is not finite"]
+
+
+def test_a_run_that_stopped_half_way_is_said_and_sound(tmp_path):
+    problems = [Problem("a/train/0", "a", "train", "What is 4 + 4?", "8")]
+    stage(tmp_path, "problems", "problems", problems)
+    with Stage.open(tmp_path, "harvest", settings={"split": "train", "samples": 4}):
+        Shards(tmp_path / "traces", Trace).append([trace("a/train/0", 1)])
+    (tmp_path / "traces" / ".part.1.tmp").write_bytes(b"half")
+    found = soundness.check(tmp_path)
+    assert found.sound and found.stages == {"problems": True, "harvest": False}
+    assert "harvest: not complete" in found.lines()
+    assert found.notes == ["traces/.part.1.tmp is left of a start that was stopped"]
+
+
+def test_an_older_run_without_checksums_is_sound_and_noted(run_dir):
+    path = run_dir / "manifests" / "harvest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["shards"], manifest["inputs"]
+    path.write_text(json.dumps(manifest))
+    found = soundness.check(run_dir)
+    assert found.sound and len(found.notes) == 2
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
+    assert main(["verify", str(tmp_path)]) == 2
+    assert "expected a run directory" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import time
 import types
 import typing
@@ -49,7 +50,7 @@ DIRECTORIES = {
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` that takes its place, synced, when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         yield temporary
         sync(temporary)
@@ -57,6 +58,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return a hidden name beside `path` that no process has; a PID may come again after a kill."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
 def sync(path: Path) -> None:
@@ -232,7 +238,7 @@ class Shards(Generic[Record]):
             }
         )
         self.directory.mkdir(parents=True, exist_ok=True)
-        temporary = self.directory / f".part.{os.getpid()}.tmp"
+        temporary = temporary_beside(self.directory / "part")
         try:
             pq.write_table(table, temporary, compression="zstd")
             sync(temporary)
@@ -367,6 +373,9 @@ class Stage:
     ) -> Iterator["Stage"]:
         """Open a stage for one process; its seconds are kept however the block ends.
 
+        A first start that a UserError ends before it has written anything leaves no manifest, so
+        that the corrected command is not taken for another run.
+
         Args:
             run_dir: the run directory, made where there is none.
             name: the stage's name.
@@ -381,13 +390,18 @@ class Stage:
         stage._path.parent.mkdir(parents=True, exist_ok=True)
         with stage._lock():
             stage._join(inputs)
-            start = time.monotonic()
+            start, outputs, refused = time.monotonic(), stage._outputs(), False
             if not stage.complete:
                 logger.info("%s: start", name)
             try:
                 yield stage
+            except UserError:
+                refused = stage._is_new and stage._outputs() == outputs
+                raise
             finally:
-                if not stage._was_complete:
+                if refused:
+                    stage._path.unlink()
+                elif not stage._was_complete:
                     stage._manifest["seconds"] += time.monotonic() - start
                     stage._write()
             if stage.complete and not stage._was_complete:
@@ -426,6 +440,11 @@ class Stage:
     def _write(self) -> None:
         write_json(self._path, self._manifest)
 
+    def _outputs(self) -> set[Path]:
+        """What lies in the run directory and in its folders, apart from the manifests."""
+        found = (path for pattern in ("*", "*/*") for path in self.run_dir.glob(pattern))
+        return {path for path in found if self._path.parent not in (path, path.parent)}
+
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
         with self._path.with_suffix(".lock").open("w") as file:
@@ -445,7 +464,8 @@ class Stage:
         text = json.dumps([self.name, self._manifest["settings"], digests], sort_keys=True)
         self._manifest["digest"] = hashlib.sha256(text.encode()).hexdigest()
         self._manifest["inputs"] = digests
-        if self._path.exists():
+        self._is_new = not self._path.exists()
+        if not self._is_new:
             earlier = read_json(self._path)
             self._refuse_other(earlier)
             self._manifest = earlier

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.flax import save_file
 
 from distill.core.errors import UserError
-from distill.core.store import read_json, sync
+from distill.core.store import read_json, sync, temporary_beside
 from distill.models.decoder import DecoderConfig, DecoderModel
 from distill.models.layers import Params, by_path
 from distill.models.t5 import T5Config, T5Model
@@ -48,7 +47,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
     Where `path` exists its files of the same names are replaced one by one, others are left alone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     temporary.mkdir()
     try:
         yield temporary

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from distill.core.errors import UserError
 from distill.core.records import AlignedTrace, PackedExample, Problem, Trace, Verdict
-from distill.core.store import Shards, Stage, describe, manifest
+from distill.core.store import Shards, Stage, describe, manifest, temporary_beside
 
 
 @st.composite
@@ -175,6 +175,36 @@ def test_a_stage_that_fails_is_not_complete(tmp_path):
     with pytest.raises(KeyError), Stage.open(tmp_path, "check", settings={}):
         raise KeyError("x")
     assert not json.loads((tmp_path / "manifests" / "check.json").read_text())["complete"]
+
+
+def test_a_first_start_that_is_refused_before_it_wrote_pins_no_settings(tmp_path):
+    refusal = UserError("a batch of 8", "9", "correct it")
+    with pytest.raises(UserError, match="got 9"), Stage.open(tmp_path, "train", settings={"n": 9}):
+        raise refusal
+    with Stage.open(tmp_path, "train", settings={"n": 8}) as stage:
+        stage.finish()
+    assert manifest(tmp_path, "train")["settings"] == {"n": 8}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_a_refused_start_wrote_keeps_its_settings(tmp_path, first):
+    verdicts = Shards(tmp_path / "verdicts", Verdict)
+    if not first:
+        with Stage.open(tmp_path, "check", settings={"n": 9}):
+            pass
+    with pytest.raises(UserError, match="got 9"), Stage.open(tmp_path, "check", settings={"n": 9}):
+        if first:
+            verdicts.append([Verdict("a", 0, "right", "1", "equal")])
+        raise UserError("a batch of 8", "9", "correct it")
+    with (
+        pytest.raises(UserError, match="n=8 where the run has 9"),
+        Stage.open(tmp_path, "check", settings={"n": 8}),
+    ):
+        pass
+
+
+def test_temporary_names_never_come_again(tmp_path):
+    assert len({temporary_beside(tmp_path / "export") for _ in range(100)}) == 100
 
 
 def test_descriptions_are_json_and_stable():

@@ -203,7 +203,7 @@ def _tiles(report: Mapping[str, Any]) -> str:
     if "selection" in report:
         tiles.append((f"step {report['selection']['chosen_step']}", "chosen checkpoint"))
     if "yield" in report.get("harvest", {}):
-        rate = Accuracy(**report["harvest"]["yield"])
+        rate = Accuracy(**report["harvest"]["yield_of"])
         tiles.append((f"{100 * rate.value:.1f} %", f"yield of {rate.n:,} traces"))
     tiles.append((_duration(sum(report["seconds"].values())), "in all stages"))
     cells = "".join(f"<div><b>{value}</b><span>{label}</span></div>" for value, label in tiles)
@@ -299,7 +299,8 @@ def _training(report: Mapping[str, Any]) -> str:
 
 def _harvest(report: Mapping[str, Any]) -> str:
     harvest = dict(report["harvest"])
-    rate, verdicts = harvest.pop("yield", None), harvest.pop("verdicts", {})
+    harvest.pop("yield", None)
+    rate, verdicts = harvest.pop("yield_of", None), harvest.pop("verdicts", {})
     words = f"<p>Right: {_percent(rate)} of {rate['n']:,} traces.</p>" if rate else ""
     shown = {name: f"{count:,}" for name, count in verdicts.items()}
     bars = _bars(verdicts, shown, ("verdict", "traces")) if verdicts else ""
@@ -308,6 +309,7 @@ def _harvest(report: Mapping[str, Any]) -> str:
 
 def _alignment(report: Mapping[str, Any]) -> str:
     alignment = dict(report["alignment"])
+    alignment.pop("coverage", None)
     kinds = alignment.pop("kinds", {})
     shown = {name: f"{count:,}" for name, count in kinds.items()}
     bars = _bars(kinds, shown, ("kind of position", "tokens")) if kinds else ""

@@ -86,11 +86,27 @@ def _summary(stage: str) -> Part:
 
 
 def _harvest(run_dir: Path, summaries: Summaries) -> dict[str, Any]:
-    """Return the teacher's traces and, where they are checked, the yield and the verdicts."""
+    """Return the teacher's traces and, where they are checked, the yield and the verdicts.
+
+    `yield` is a share, `yield_of` the same as counts.
+    """
     checked = summaries.get("check", {})
-    names = {"yield": "yield", "outcomes": "verdicts"}
+    names = {"yield": "yield_of", "outcomes": "verdicts"}
     found = {new: checked[old] for old, new in names.items() if old in checked}
+    if found.get("yield_of", {}).get("n"):
+        found["yield"] = found["yield_of"]["correct"] / found["yield_of"]["n"]
     return {**summaries["harvest"], **found}
+
+
+def _alignment(run_dir: Path, summaries: Summaries) -> dict[str, Any]:
+    """Return the alignment's counts; `coverage` is a share, `coverage_of` the same as a pair."""
+    found = dict(summaries["align"])
+    pair = found.pop("coverage", {})
+    if pair:
+        found["coverage_of"] = pair
+    if pair.get("count"):
+        found["coverage"] = pair["sum"] / pair["count"]
+    return found
 
 
 def _training(run_dir: Path, summaries: Summaries) -> dict[str, Any] | None:
@@ -254,7 +270,7 @@ def _first(traces: Iterable[Trace]) -> Iterator[Trace]:
 _PARTS: dict[str, tuple[str, Part]] = {
     "problems": ("problems", _summary("problems")),
     "harvest": ("harvest", _harvest),
-    "alignment": ("align", _summary("align")),
+    "alignment": ("align", _alignment),
     "dataset": ("dataset", _summary("dataset")),
     "training": ("train", _training),
     "checkpoints": ("evaluate", _checkpoints),

@@ -152,8 +152,10 @@ def test_the_keys_of_a_whole_run(whole):
     assert found["accuracy"]["before"] == {name: {"correct": 1, "n": 10} for name in SETS}
     assert found["accuracy"]["after"] == {name: {"correct": 6, "n": 10} for name in SETS}
     assert found["selection"]["chosen_step"] == 5
-    assert found["alignment"]["coverage"] == {"sum": 40.0, "count": 50}
-    assert found["harvest"]["yield"] == {"correct": 3, "n": 4}
+    assert found["alignment"]["coverage"] == 0.8
+    assert found["alignment"]["coverage_of"] == {"sum": 40.0, "count": 50}
+    assert found["harvest"]["yield"] == 0.75
+    assert found["harvest"]["yield_of"] == {"correct": 3, "n": 4}
     assert found["harvest"]["verdicts"] == {"right": 3, "unparsed": 1}
     assert found["training"]["curve"]["loss"] == [3 - n / 4 for n in range(9)]
     assert found["checkpoints"]["9"]["gsm"] == {"correct": 3, "n": 10}
@@ -221,7 +223,7 @@ def test_a_run_that_only_harvested_says_what_is_absent(tmp_path):
     found = run(run_dir=tmp_path)
     assert "accuracy" not in found
     assert found["absent"]["accuracy"] == "stage final is not complete"
-    assert found["harvest"]["yield"]["n"] == 4
+    assert found["harvest"]["yield_of"]["n"] == 4
     text = (tmp_path / "report.html").read_text()
     assert "Not known: stage final is not complete." in text
     assert "Not known: stage train is not complete." in text

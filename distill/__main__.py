@@ -94,7 +94,8 @@ def _run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     files = options.gin_file or ([QUICKSTART] if options.command == "quickstart" else [])
     modules = [STAGES[options.command][0]] if options.command in STAGES else []
     config.load(files, overrides, options.gin_search_paths, modules)
-    config.record(options.run_dir)
+    if files or overrides:  # `distill report --run_dir=…` alone must not forget what the run was
+        config.record(options.run_dir)
     for stage in config.stages(MAIN_JOB) if whole else (options.command,):
         result = config.configured(*STAGES[stage])(run_dir=options.run_dir)
     if options.json:

@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: temperature, then top-k, then top-p.
+    """How tokens are drawn: temperature, then top-k, then top-p, then min-p.
 
     Attributes:
         temperature: 0 is greedy.
@@ -18,6 +18,8 @@ class Sampling:
         top_p: nucleus mass kept, 1 keeps all.
         stop: texts that end a completion; not part of it.
         top_logprobs: candidates reported for each token.
+        min_p: least probability of a candidate as a share of the likeliest one's, at the
+            temperature of the draw; 0 keeps all, 1 the likeliest alone.
     """
 
     temperature: float = 1.0
@@ -26,12 +28,15 @@ class Sampling:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     top_logprobs: int = 5
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.max_tokens < 1 or self.top_k < 0:
             raise ValueError(f"expected temperature, top_k >= 0 and max_tokens >= 1, got {self}")
         if not 0 < self.top_p <= 1 or self.top_logprobs < 0:
             raise ValueError(f"expected 0 < top_p <= 1 and top_logprobs >= 0, got {self}")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"expected 0 <= min_p <= 1, got {self}")
 
 
 @dataclasses.dataclass(frozen=True)

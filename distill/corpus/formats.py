@@ -43,8 +43,9 @@ def _sampled(request: Request, sampling: Sampling) -> dict[str, Any]:
     }
     if sampling.stop:
         body["stop"] = list(sampling.stop)
-    if sampling.top_k:
-        body["extra_body"] = {"top_k": sampling.top_k}
+    extra = {"top_k": sampling.top_k, "min_p": sampling.min_p}
+    if asked := {name: value for name, value in extra.items() if value}:
+        body["extra_body"] = asked
     return body
 
 

@@ -78,13 +78,28 @@ class Vocabulary(NamedTuple):
     eos_id: Int[AnyArray, ""]
 
 
+class Kept(NamedTuple):
+    """Which candidates of each row are kept: top-k, of those top-p, of those min-p.
+
+    Attributes:
+        top_k: candidates kept, 0 keeps all.
+        top_p: nucleus mass kept, 1 keeps all; the nucleus is the fewest with at least this mass.
+        min_p: least weight as a share of the largest, 0 keeps all.
+    """
+
+    top_k: Int[AnyArray, "batch"]
+    top_p: Float[AnyArray, "batch"]
+    min_p: Float[AnyArray, "batch"]
+
+
 class Settings(NamedTuple):
-    """How each row is drawn: temperature, then top-k, then top-p. Traced, so none recompiles.
+    """How each row is drawn: temperature, then what is kept. Traced, so none recompiles.
 
     Attributes:
         temperature: 0 is greedy.
-        top_k: candidates kept, 0 keeps all.
-        top_p: nucleus mass kept, 1 keeps all.
+        top_k: as of Kept.
+        top_p: as of Kept.
+        min_p: as of Kept.
         hot: steps drawn hot (FIRE); all false for none.
         hot_temperature: of the hot steps.
         hot_top_k: candidates of the hot steps, 0 keeps all.
@@ -93,6 +108,7 @@ class Settings(NamedTuple):
     temperature: Float[AnyArray, "batch"]
     top_k: Int[AnyArray, "batch"]
     top_p: Float[AnyArray, "batch"]
+    min_p: Float[AnyArray, "batch"]
     hot: Bool[AnyArray, "batch steps"]
     hot_temperature: Float[AnyArray, ""]
     hot_top_k: Int[AnyArray, ""]
@@ -201,38 +217,38 @@ def _threshold(
 def truncate(
     logits: Float[Array, "batch vocab"],
     weights: Float[Array, "batch vocab"],
-    top_k: Int[Array, "batch"],
-    top_p: Float[Array, "batch"],
+    kept: Kept,
 ) -> Float[Array, "batch vocab"]:
-    """Return `weights` with 0 outside of the top k and, of those, outside of the nucleus.
+    """Return `weights` with 0 for what is not kept.
 
     Candidates that tie with the last kept one are kept.
 
     Args:
         logits: minus infinity where nothing may be drawn.
         weights: proportional to the probabilities at the temperature of the draw.
-        top_k: candidates kept, 0 keeps all.
-        top_p: the nucleus is the fewest candidates with at least this mass; 1 keeps all.
+        kept: which candidates are kept.
     """
+    top_k, top_p, min_p = (jnp.asarray(each) for each in kept)
 
     def keep_k(weights: Array) -> Array:
-        kept = logits >= _threshold(logits, jnp.ones_like(weights), top_k.astype(jnp.float32))
-        return jnp.where(kept | (top_k == 0)[:, None], weights, 0)
+        best = logits >= _threshold(logits, jnp.ones_like(weights), top_k.astype(jnp.float32))
+        return jnp.where(best | (top_k == 0)[:, None], weights, 0)
 
     def keep_p(weights: Array) -> Array:
-        kept = logits >= _threshold(logits, weights, top_p * weights.sum(-1))
-        return jnp.where(kept | (top_p >= 1)[:, None], weights, 0)
+        nucleus = logits >= _threshold(logits, weights, top_p * weights.sum(-1))
+        return jnp.where(nucleus | (top_p >= 1)[:, None], weights, 0)
 
     weights = jax.lax.cond(jnp.any(top_k > 0), keep_k, lambda same: same, weights)
-    return jax.lax.cond(jnp.any(top_p < 1), keep_p, lambda same: same, weights)
+    weights = jax.lax.cond(jnp.any(top_p < 1), keep_p, lambda same: same, weights)
+    least = min_p[:, None] * jnp.max(weights, -1, keepdims=True)
+    return jnp.where(weights >= least, weights, 0)
 
 
 def draw(
     logits: Float[Array, "batch vocab"],
     uniform: Float[Array, "batch"],
     temperature: Float[Array, "batch"],
-    top_k: Int[Array, "batch"],
-    top_p: Float[Array, "batch"],
+    kept: Kept,
 ) -> tuple[Int[Array, "batch"], Float[Array, "batch"]]:
     """Draw one token a row by inverting its distribution function.
 
@@ -240,14 +256,13 @@ def draw(
         logits: minus infinity where nothing may be drawn.
         uniform: in [0, 1), the only randomness.
         temperature: above 0.
-        top_k: candidates kept, 0 keeps all.
-        top_p: nucleus mass kept, 1 keeps all.
+        kept: which candidates are kept.
 
     Returns:
         The ids, and their nats under the distribution that was drawn from.
     """
     best = jnp.max(logits, -1, keepdims=True)
-    weights = truncate(logits, jnp.exp((logits - best) / temperature[:, None]), top_k, top_p)
+    weights = truncate(logits, jnp.exp((logits - best) / temperature[:, None]), kept)
     blocks = _blocks(weights, 0.0)
     sums = jnp.cumsum(blocks.sum(-1), -1)
     total = sums[:, -1]
@@ -283,7 +298,7 @@ def choose(
     """Draw one token a row as its settings say, hot or not.
 
     A hot row is drawn at `hot_temperature` among the `hot_top_k` likeliest texts, whatever its
-    temperature is elsewhere; EOS, padding and sentinels cannot be drawn hot.
+    temperature, top-p and min-p are elsewhere; EOS, padding and sentinels cannot be drawn hot.
 
     Source:
         Chen et al. 2024 (FIRE), algorithm 1; the masking is ours.
@@ -295,8 +310,11 @@ def choose(
         jnp.where(allowed, logits, -jnp.inf),
         uniform,
         jnp.where(greedy, 1.0, temperature),
-        jnp.where(hot, settings.hot_top_k, settings.top_k),
-        jnp.where(hot, 1.0, settings.top_p),
+        Kept(
+            jnp.where(hot, settings.hot_top_k, settings.top_k),
+            jnp.where(hot, 1.0, settings.top_p),
+            jnp.where(hot, 0.0, settings.min_p),
+        ),
     )
     return jnp.where(greedy, greedy_ids, ids), jnp.where(greedy, 0.0, logprobs)
 

@@ -230,6 +230,7 @@ class LocalGenerator:
             np.full(batch, sampling.temperature, np.float32),
             np.full(batch, sampling.top_k, np.int32),
             np.full(batch, sampling.top_p, np.float32),
+            np.full(batch, sampling.min_p, np.float32),
             np.tile(hot, (batch, 1)),
             np.array(fire.temperature, np.float32),
             np.array(fire.top_k, np.int32),

@@ -90,12 +90,13 @@ def test_a_completion_that_ran_into_its_length_says_so():
 
 
 def test_the_sampling_reaches_the_endpoint():
-    sampling = Sampling(0.5, 99, top_k=16, top_p=0.9, stop=("\n\n",), top_logprobs=3)
+    sampling = Sampling(0.5, 99, top_k=16, top_p=0.9, stop=("\n\n",), top_logprobs=3, min_p=0.01)
     with endpoint() as server:
         list(teacher(server).generate(REQUESTS[:1], sampling))
         list(teacher(server, kind="chat").generate(REQUESTS[:1], sampling))
         legacy, chat = (body for _, body, *_ in server.seen)
     common = {"temperature": 0.5, "max_tokens": 99, "top_k": 16, "top_p": 0.9, "stop": ["\n\n"]}
+    common["min_p"] = 0.01
     prompt = REQUESTS[0].prompt
     assert legacy == {**common, "model": "m", "prompt": prompt, "seed": 0, "logprobs": 3}
     messages = [{"role": "user", "content": prompt}]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from models_world import MODELS, ROWS, TIED, logits_of, params_of, tokens
 
 from distill.models import decoding
-from distill.models.decoding import Settings, Vocabulary
+from distill.models.decoding import Kept, Settings, Vocabulary
 
 BATCH, SOURCE, STEPS = 4, 64, 8  # the shapes that the generator's tests run in
 
@@ -19,14 +19,23 @@ def vocabulary(ends=()):
     return Vocabulary(exists, text | eos, text, eos | np.isin(np.arange(ROWS), ends), np.array(1))
 
 
-def how(temperature=1.0, top_k=0, top_p=1.0, hot=(), hot_top_k=3, hot_temperature=30.0):
+def how(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, hot=(), hot_top_k=3, hot_temperature=30.0):
     return Settings(
         np.full(BATCH, temperature, np.float32),
         np.full(BATCH, top_k, np.int32),
         np.full(BATCH, top_p, np.float32),
+        np.full(BATCH, min_p, np.float32),
         np.tile(np.isin(np.arange(STEPS), hot), (BATCH, 1)),
         np.array(hot_temperature, np.float32),
         np.array(hot_top_k, np.int32),
+    )
+
+
+def keeping(top_k=0, top_p=1.0, min_p=0.0, rows=1):
+    return Kept(
+        jnp.full(rows, top_k),
+        jnp.full(rows, top_p, jnp.float32),
+        jnp.full(rows, min_p, jnp.float32),
     )
 
 
@@ -183,21 +192,28 @@ def test_no_hot_step_is_plain_sampling_whatever_its_settings():
     np.testing.assert_array_equal(plain.ids, same.ids)
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(0, 70), st.floats(0.05, 1.0))
-@settings(max_examples=40, deadline=None)
-def test_truncation_equals_sorting(seed, k, p):
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 70),
+    st.floats(0.05, 1.0),
+    st.one_of(st.just(0.0), st.floats(0.001, 1.0)),
+)
+@settings(max_examples=60, deadline=None)
+def test_truncation_equals_sorting(seed, k, p, least):
     logits = np.random.default_rng(seed).normal(size=(1, 70)).astype(np.float32) * 4
     logits[0, ::9] = -np.inf
     weights = np.exp(logits)
-    kept = jax.jit(decoding.truncate)(
-        jnp.array(logits), jnp.array(weights), jnp.array([k]), jnp.array([p], jnp.float32)
-    )
+    kept = jax.jit(decoding.truncate)(jnp.array(logits), jnp.array(weights), keeping(k, p, least))
     order = [i for i in np.argsort(-logits[0], kind="stable") if np.isfinite(logits[0, i])]
     order = order[:k] if k else order
     mass = np.cumsum(weights[0, order], dtype=np.float64)
     before = np.concatenate([[0], mass[:-1]])
-    wanted = {i for i, m in zip(order, before, strict=True) if m < p * mass[-1] * (1 - 1e-5)}
-    allowed = {i for i, m in zip(order, before, strict=True) if m < p * mass[-1] * (1 + 1e-5)}
+    pairs = list(zip(order, before, strict=True))
+    floor = least * weights[0, order[0]]
+    wanted = {i for i, m in pairs if m < p * mass[-1] * (1 - 1e-5)}
+    wanted = {i for i in wanted if weights[0, i] >= floor * (1 + 1e-5)} | {order[0]}
+    allowed = {i for i, m in pairs if m < p * mass[-1] * (1 + 1e-5)}
+    allowed = {i for i in allowed if weights[0, i] >= floor * (1 - 1e-5)}
     assert wanted <= set(np.flatnonzero(kept[0]).tolist()) <= allowed
 
 
@@ -216,8 +232,7 @@ def test_draws_follow_the_distribution():
         jnp.tile(logits, (count, 1)),
         jnp.array(uniform),
         jnp.full(count, 0.5),
-        jnp.full(count, 3),
-        jnp.ones(count),
+        keeping(3, rows=count),
     )
     wanted = np.exp(logits / 0.5) * (logits >= 0)
     wanted /= wanted.sum()
@@ -228,7 +243,44 @@ def test_draws_follow_the_distribution():
 def test_the_ends_of_the_unit_interval_draw_what_has_weight():
     logits = jnp.array([[-jnp.inf, 1.0, 2.0, -jnp.inf]] * 2)
     one = np.nextafter(np.float32(1), np.float32(0))
-    ids, _ = jax.jit(decoding.draw)(
-        logits, jnp.array([0.0, one]), jnp.ones(2), jnp.zeros(2, int), jnp.ones(2)
-    )
+    ids, _ = jax.jit(decoding.draw)(logits, jnp.array([0.0, one]), jnp.ones(2), keeping(rows=2))
     assert ids.tolist() == [1, 2]
+
+
+def test_candidates_are_cut_by_top_k_then_top_p_then_min_p():
+    probs = np.array([[0.4, 0.3, 0.15, 0.1, 0.05]], np.float32)
+
+    def kept(**how):
+        cut = decoding.truncate(jnp.log(probs), jnp.array(probs), keeping(**how))
+        return np.flatnonzero(cut[0]).tolist()
+
+    assert kept(min_p=0.3) == [0, 1, 2]  # at least 0.12, whatever the rest weighs
+    assert kept(top_p=0.75) == [0, 1, 2] and kept(top_k=3, top_p=0.75) == [0, 1]
+    assert kept(top_k=3, top_p=0.75, min_p=0.8) == [0]
+    assert kept(min_p=1.0) == [0] and kept(min_p=0.0) == [0, 1, 2, 3, 4]
+
+
+def test_min_p_is_of_the_probabilities_at_the_temperature_of_the_draw():
+    logits = np.log(np.array([[0.5, 0.25, 0.2, 0.05]], np.float32))
+    uniform = jnp.linspace(0, 0.999, 64)
+    for temperature, drawn in ((1.0, {0, 1}), (2.0, {0, 1, 2}), (0.5, {0})):
+        ids, _ = decoding.draw(
+            jnp.tile(logits, (64, 1)),
+            uniform,
+            jnp.full(64, temperature),
+            keeping(min_p=0.45, rows=64),
+        )
+        assert set(ids.tolist()) == drawn
+
+
+def test_another_min_p_recompiles_nothing_and_min_p_1_is_greedy():
+    greedy = decode(TIED, how(temperature=0.0))
+    before = decoding._go_on._cache_size()
+    np.testing.assert_array_equal(decode(TIED, how(min_p=1.0)).ids, greedy.ids)
+    decode(TIED, how(min_p=0.2))
+    assert decoding._go_on._cache_size() == before
+
+
+def test_min_p_leaves_hot_tokens_alone():
+    hot, cut = (decode(TIED, how(hot=(0,), min_p=least), limit=1) for least in (0.0, 1.0))
+    np.testing.assert_array_equal(hot.ids, cut.ids)

@@ -161,6 +161,8 @@ def test_what_cannot_be_is_refused(tmp_path):
         generator(vocabulary=many())
     with pytest.raises(UserError, match="a completion to score, got request 1 without one"):
         list(generator().score([Request("a", completion="b"), Request("c")]))
+    with pytest.raises(ValueError, match="0 <= min_p <= 1"):
+        Sampling(min_p=1.5)
     with pytest.raises(ValueError, match="temperature > 0, top_k >= 1"):
         Fire(top_k=0)
     with pytest.raises(UserError, match=r"the directory of a model.* nowhere"):

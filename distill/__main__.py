@@ -27,7 +27,6 @@ STAGES = {
     "report": ("distill.report", "run"),
     "initialise": ("distill.training.initialise", "run"),
     "pretrain": ("distill.training.pretraining", "run"),
-    "vocabularies": ("distill.corpus.vocabularies", "run"),
 }
 MAIN_JOB = tuple(STAGES)[:11]
 # Tools work on files or sockets instead of a run directory. Each is a module with
@@ -63,6 +62,7 @@ def _guarded(call: Callable[[], int], run_dir: Path | None) -> int:
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("distill").setLevel(logging.INFO)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it when it is imported
     try:
         return call()
     except KeyboardInterrupt:

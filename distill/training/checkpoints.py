@@ -37,8 +37,11 @@ class Checkpoints:
         self, directory: Path, *, keep_last: int | None = None, keep_every: int | None = None
     ) -> None:
         self.directory = Path(directory).absolute()
-        self._params = _manager(self.directory / "params", _options(keep_last, keep_every))
-        self._optimizer = _manager(self.directory / "optimizer", _options(OPTIMIZER_STATES, None))
+        kept = {"max_to_keep": keep_last, "keep_period": keep_every}
+        self._params = _manager(self.directory / "params", create=True, **kept)
+        self._optimizer = _manager(
+            self.directory / "optimizer", create=True, max_to_keep=OPTIMIZER_STATES
+        )
 
     def save(self, step: int, params: PyTree, optimizer: PyTree) -> None:
         """Save both in the background; their buffers may be reused once this returns."""
@@ -132,7 +135,7 @@ def load_params(directory: Path, step: int, *, like: PyTree | None = None) -> Py
             f"a checkpoint in {directory}", f"none of step {step}", f"use one of {steps(directory)}"
         )
     path = Path(directory).absolute() / "params"
-    manager = _manager(path, ocp.CheckpointManagerOptions(read_only=True))
+    manager = _manager(path, read_only=True)
     try:
         return _restore(manager, step, _saved_shapes(manager, step) if like is None else like)
     except DAMAGE as error:
@@ -142,14 +145,10 @@ def load_params(directory: Path, step: int, *, like: PyTree | None = None) -> Py
         manager.close()
 
 
-def _options(keep_last: int | None, keep_every: int | None) -> ocp.CheckpointManagerOptions:
-    return ocp.CheckpointManagerOptions(
-        max_to_keep=keep_last, keep_period=keep_every, create=True, cleanup_tmp_directories=True
-    )
-
-
-def _manager(path: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each file it touches
+def _manager(path: Path, **how: Any) -> ocp.CheckpointManager:
+    # Orbax reports each file that it touches, and what it makes of its options.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, **how)
     return ocp.CheckpointManager(
         path, options=options, item_handlers=ocp.StandardCheckpointHandler()
     )

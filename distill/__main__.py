@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import contextlib
 import errno
 import importlib
 import json
@@ -27,6 +28,7 @@ STAGES = {
     "report": ("distill.report", "run"),
     "initialise": ("distill.training.initialise", "run"),
     "pretrain": ("distill.training.pretraining", "run"),
+    "diversity": ("distill.scaling.diversity", "run"),
 }
 MAIN_JOB = tuple(STAGES)[:11]
 # Tools work on files or sockets instead of a run directory. Each is a module with
@@ -94,10 +96,10 @@ def _run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     files = options.gin_file or ([QUICKSTART] if options.command == "quickstart" else [])
     modules = [STAGES[options.command][0]] if options.command in STAGES else []
     config.load(files, overrides, options.gin_search_paths, modules)
-    if files or overrides:  # `distill report --run_dir=…` alone must not forget what the run was
-        config.record(options.run_dir)
-    for stage in config.stages(MAIN_JOB) if whole else (options.command,):
-        result = config.configured(*STAGES[stage])(run_dir=options.run_dir)
+    told = files or overrides  # `distill report --run_dir=…` alone must not forget what the run was
+    with config.recorded(options.run_dir) if told else contextlib.nullcontext():
+        for stage in config.stages(MAIN_JOB) if whole else (options.command,):
+            result = config.configured(*STAGES[stage])(run_dir=options.run_dir)
     if options.json:
         _print(json.dumps(result))
     return 0

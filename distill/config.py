@@ -1,8 +1,9 @@
 """Gin configuration: files and overrides in, configured stages out; the only importer of gin."""
 
+import contextlib
 import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,24 @@ def configured(module: str, function: str) -> Callable[..., Any]:
         return plain
 
 
-def record(run_dir: Path) -> None:
-    """Write the whole configuration beside the outputs, what was called and what was not."""
-    with atomic_path(Path(run_dir) / "config.gin") as temporary:
-        temporary.write_text(gin.config_str())
+@contextlib.contextmanager
+def recorded(run_dir: Path) -> Iterator[None]:
+    """Write the whole configuration beside the outputs, what was called and what was not.
+
+    Where a UserError ends the block, an earlier start's configuration stays: a command that is
+    refused as another run does not describe the one that is there.
+    """
+    path = Path(run_dir) / "config.gin"
+    earlier = path.read_text() if path.exists() else None
+    _write(path, gin.config_str())
+    try:
+        yield
+    except UserError:
+        if earlier is not None:
+            _write(path, earlier)
+        raise
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)

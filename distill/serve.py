@@ -61,6 +61,8 @@ def main(arguments: Sequence[str]) -> int:
         logger.info("serving %s at %s, %s", served.name, running.url, guard)
         stop.wait()
         logger.info("shutting down")
+    statuses = ", ".join(f"{count} x {status}" for status, count in sorted(door.answers.items()))
+    logger.info("answered %d requests: %s", door.answers.total(), statuses or "none")
     return 0 if running.answered_all else 1
 
 
@@ -86,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         ("max_wait_ms", 5, "milliseconds that a request waits for others to run with"),
         ("max_queue", 1024, "requests that wait; more are refused with 429"),
         ("max_tokens", 1024, "tokens of a completion, at most"),
-        ("max_prompt_tokens", 4096, "tokens of a prompt, at most"),
+        ("max_prompt_tokens", 2048, "tokens of a prompt, at most"),
         ("shutdown_seconds", 120, "how long requests in flight may take to finish"),
     ):
         parser.add_argument(

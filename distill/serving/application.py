@@ -1,6 +1,7 @@
 """The HTTP application: keys, limits, routes, errors; it knows no model and opens no socket."""
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -18,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from distill.core.ports import Completion, Generator, Request
 from distill.serving import answered, asked
@@ -260,7 +261,8 @@ async def _unless_gone(
         return every.result() if every.done() else None
     finally:
         gone.cancel()
-        every.cancel()
+        for answer in answers:
+            answer.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await gone
 
@@ -279,10 +281,14 @@ class Door:
     Args:
         inner: the application behind.
         key: the bearer token of all routes under /v1; None where none is needed.
+
+    Attributes:
+        answers: how many requests got each status.
     """
 
     def __init__(self, inner: ASGIApp, key: str | None) -> None:
         self._inner, self._key = inner, key
+        self.answers: collections.Counter[int] = collections.Counter()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
         self._inside = 0
@@ -293,13 +299,19 @@ class Door:
         if scope["type"] != "http":
             await self._inner(scope, receive, send)
             return
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.answers[message["status"]] += 1
+            await send(message)
+
         refused = self._refusal(scope)
         if refused is not None:
-            await _error(refused)(scope, receive, send)
+            await _error(refused)(scope, receive, counted)
             return
         self._inside += 1
         try:
-            await self._inner(scope, receive, send)
+            await self._inner(scope, receive, counted)
         finally:
             self._inside -= 1
 

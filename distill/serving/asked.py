@@ -19,7 +19,6 @@ SEEDS = 2**63
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # What changes nothing at these values, and cannot be had at others.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "min_p": (0,),
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "repetition_penalty": (1,),
@@ -73,7 +72,7 @@ class Limits:
     """
 
     max_tokens: int = 1024
-    prompt_tokens: int = 4096
+    prompt_tokens: int = 2048
     choices: int = 128
     body_bytes: int = 1 << 20
     body_seconds: float = 30.0
@@ -142,8 +141,8 @@ def read_completion(body: Mapping[str, Any], limits: Limits) -> Asked:
     fields = _Fields(body)
     given = fields.take("prompt")
     prompts = [given] if isinstance(given, str) else given
-    if not isinstance(prompts, list) or not prompts:
-        raise _odd("prompt", "a text or a list of texts", given)
+    if not isinstance(prompts, list) or not 0 < len(prompts) <= limits.choices:
+        raise _odd("prompt", f"a text or a list of 1 to {limits.choices} texts", given)
     echo = fields.flag("echo")
     max_tokens = fields.integer("max_tokens", 16, 0 if echo else 1, limits.max_tokens)
     top_logprobs = fields.integer("logprobs", None, 0, MOST_CANDIDATES)
@@ -187,6 +186,7 @@ def _common(
         max_tokens=max_tokens,
         top_k=max(fields.integer("top_k", 0, -1, MOST_TOP_K) or 0, 0),
         top_p=fields.number("top_p", 1.0, LEAST_MASS, 1.0),
+        min_p=fields.number("min_p", 0.0, 0.0, 1.0),
         stop=_stop(fields.take("stop")),
         top_logprobs=next(k for k in CANDIDATES if k >= (top_logprobs or 0)),
     )

@@ -33,7 +33,11 @@ STAGES = {
 MAIN_JOB = tuple(STAGES)[:11]
 # Tools work on files or sockets instead of a run directory. Each is a module with
 # `main(arguments) -> int` that reads its own flags and imports what is heavy when it runs.
-TOOLS = {"verify": "distill.verify", "serve": "distill.serve"}
+TOOLS = {
+    "verify": "distill.verify",
+    "serve": "distill.serve",
+    "grade": "distill.corpus.grade",
+}
 QUICKSTART = "runs/quickstart.gin"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 EPILOG = """\

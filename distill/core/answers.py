@@ -55,11 +55,26 @@ def extract(text: str) -> str | None:
         >>> extract("I do not know.")
     """
     marks = list(_MARKER.finditer(text))
-    if not marks:
-        numbers = _LAST_NUMBER.findall(text)
-        return numbers[-1] if numbers else None
-    rest = text[marks[-1].end() :]
-    if marks[-1][0].startswith("\\"):
+    if marks:
+        return _after(text, marks[-1])
+    numbers = _LAST_NUMBER.findall(text)
+    return numbers[-1] if numbers else None
+
+
+def marked(gold: str) -> str | None:
+    r"""Return the answer that a gold text marks, the text itself where it has no mark.
+
+    Example:
+        >>> [marked(text) for text in ("5 + 7 = 12\n#### 12", "9 (apples)", "####")]
+        ['12', '9 (apples)', None]
+    """
+    marks = list(_MARKER.finditer(gold))
+    return _after(gold, marks[-1]) if marks else gold.strip() or None
+
+
+def _after(text: str, mark: re.Match[str]) -> str | None:
+    rest = text[mark.end() :]
+    if mark[0].startswith("\\"):
         return _braced(rest).strip() or None
     lines = rest.strip().splitlines()
     if not lines:

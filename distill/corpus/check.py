@@ -22,10 +22,12 @@ class Grader:
     Attributes:
         extract: a text's final answer, None where there is none.
         equal: whether an answer equals the gold one, None where that cannot be decided.
+        key: what the answers have in common that one vote counts together.
     """
 
     extract: Callable[[str], str | None]
     equal: Callable[[str, str], bool | None]
+    key: Callable[[str], str] = answers.canonical
 
 
 def _same_last_number(answer: str, gold: str) -> bool:
@@ -35,7 +37,7 @@ def _same_last_number(answer: str, gold: str) -> bool:
 # `fu2023` is the paper's own, for parity: no sign, no thousands comma, no fraction.
 GRADERS = {
     "default": Grader(answers.extract, answers.equal),
-    "fu2023": Grader(answers.fu2023, _same_last_number),
+    "fu2023": Grader(answers.fu2023, _same_last_number, str),
 }
 
 
@@ -72,7 +74,7 @@ def check(
                 f"a trace of {trace.problem_id}",
                 "check with the problems that were harvested",
             )
-        outcome, answer, reason = _unfinished(trace) or _judged(
+        outcome, answer, reason = _unfinished(trace) or judge(
             trace.text, golds[trace.problem_id], grader
         )
         yield Verdict(trace.problem_id, trace.sample, outcome, answer, reason)
@@ -86,7 +88,13 @@ def _unfinished(trace: Trace) -> tuple[str, None, str] | None:
     }.get(trace.finish_reason)
 
 
-def _judged(text: str, gold: str, grader: Grader) -> tuple[str, str | None, str]:
+def judge(text: str, gold: str, grader: Grader) -> tuple[str, str | None, str]:
+    """Return the outcome of a finished text, its answer (None where it has none) and the reason.
+
+    Example:
+        >>> judge("The answer is 6.", "7", GRADERS["default"])
+        ('wrong', '6', 'gold is 7')
+    """
     answer = grader.extract(text)
     if answer is None:
         return "unparsed", None, "no final answer in the text"

@@ -37,6 +37,7 @@ TOOLS = {
     "verify": "distill.verify",
     "serve": "distill.serve",
     "grade": "distill.corpus.grade",
+    "vote": "distill.scaling.vote",
 }
 QUICKSTART = "runs/quickstart.gin"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = options.output or options.file.with_suffix(".graded.jsonl")
     if output.is_dir():
         raise UserError("a file as --output", f"the directory {output}", "name a file in it")
-    counts = Counter(dict.fromkeys(VERDICTS, 0))
+    counts: Counter[str] = Counter(dict.fromkeys(VERDICTS, 0))
     named_rows = rows(options.file)
     grader = named_grader(options.grader)
     with atomic_path(output) as temporary, temporary.open("w") as file:

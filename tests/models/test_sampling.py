@@ -128,6 +128,16 @@ def test_hot_first_tokens_make_samples_more_diverse():
     assert len(hot) > len(plain)
 
 
+def test_min_p_reaches_the_draw_and_1_is_greedy():
+    asked = [Request("abc", seed=n) for n in range(3)]
+    drawn, cut, greedy = (
+        dict(generator().generate(asked, dataclasses.replace(SHORT, **how)))
+        for how in ({}, {"min_p": 1.0}, {"temperature": 0.0})
+    )
+    assert [cut[n].text for n in range(3)] == [greedy[n].text for n in range(3)]
+    assert [cut[n].text for n in range(3)] != [drawn[n].text for n in range(3)]
+
+
 def test_a_sentencepiece_text_begins_without_the_prefix_blank(tmp_path, student_vocabulary):
     tokenizer = SentencePieceTokenizer(student_vocabulary, 100)
     model = dataclasses.replace(V1_1, config=dataclasses.replace(V1_1.config, vocab_size=1152))

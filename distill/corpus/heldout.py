@@ -166,8 +166,8 @@ COMPARE = fixed(
         "t=a-b",
         "{X} has {a} {things} and {Y} has {b} {things}",
         "The difference is {e}. | {a} is more by {e}.",
-        ask="how many more {things} does {X} have than {Y}? | "
-        "how many fewer {things} does {Y} have than {X}?",
+        ask="how many {things} must {Y} get to have as many as {X}? | "
+        "how many {things} must {X} give away to have as many as {Y}?",
     ),
     part(
         "t=a+b",

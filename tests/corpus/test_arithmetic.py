@@ -184,14 +184,10 @@ def wordings(family: str, n: int) -> tuple[str, ...]:
     )
 
 
-def test_no_held_out_story_is_told_whole_in_training_but_one_comparison():
+def test_no_held_out_story_is_told_whole_in_training():
     seen = {*wordings("gsm", 6000), *wordings(arithmetic.SINGLE_STEP, 10_000)}
-    comparison = r"_ has 0 (\w+) and _ has 0 \1. How many more \1 does _ have than _\?"
     for family in arithmetic.HELD_OUT:
-        told = [text for text in wordings(family, 2000) if text in seen]
-        assert len(told) <= 0.01 * 2000
-        for text in told:
-            assert family == "asdiv" and re.fullmatch(comparison, text), text
+        assert [text for text in wordings(family, 2000) if text in seen] == []
 
 
 def test_gsm_shares_few_sentences_with_held_out_stories_and_single_steps_some():

@@ -6,7 +6,8 @@ and is a little wider. The rules of a key:
 - A number is exact: `1,200`, `$1200.00`, `+1200` and `2400/2` are one key, `1/3` and `0.33` two.
   Commas must stand where thousands end. `10%` is a tenth; `1 1/2`, `\frac{3}{2}` and `1.5` are one.
 - A unit after a number is dropped and not compared: `9 (apples)`, `9 apples` and `9`. What changes
-  the number (`2 dozen`, `5:45`, `6th`, `12 pm`, `52_8`) stays text.
+  the number (`2 dozen`, `5:45`, `6th`, `12 pm`, `52_8`, `8 \pi`) stays text.
+- A word from `zero` to `ninety-nine` is its number.
 - Several values, cut by `;` or by a comma and a blank, are compared in their order.
 - Text is folded in case; blanks, commas, marks at the ends and a leading `the` do not count.
 """
@@ -20,14 +21,51 @@ _UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
 _NUMBER = re.compile(
     rf"(?P<sign>[-+]?)\s?[$€£]?\s?(?P<inner>-?)\(?(?:(?P<whole>\d+)\s+(?=\d+/))?"
     rf"(?P<value>{_UNSIGNED})(?:\s?/\s?(?P<under>\d+))?\.?\)?"
-    r"(?P<percent>\s?%|\s[Pp]er\s?cent)?(?:\s*\([^()0-9]*\)|(?P<unit>\s+[^\d()=;:,_]+))?"
+    r"(?P<percent>\s?%|\s[Pp]er\s?cent)?(?:\s*\([^()0-9]*\)|\s?°|(?P<unit>\s+[^\W\d_][^\d()=;:,_+*^<>{{}}|\\]*)(?:\^[23])?)?"
 )
-_FRACTION = re.compile(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
-_WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|boxed)\{([^{}]*)\}")
+# A fraction alone is a number; within an expression it stays as it is.
+_FRACTION = re.compile(
+    r"(?P<lead>[-+]?\s?\d*)\s?\\[dt]?frac\s?(?:\{(?P<over>-?\d+)\}|(?P<digit>\d))\s?"
+    r"(?:\{(?P<under>\d+)\}|(?P<last>\d))(?P<rest>[^\\{}^_]*)"
+)
+_WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mbox|boxed)\{([^{}]*)\}")
+_SPACING = re.compile(r"\\(?:left|right)(?![A-Za-z])|\\[!,;: ]|\^\{?\\circ\}?|\\[()\[\]]")
 _NAMED = re.compile(r"[A-Za-z]\s?=\s?(?=\S)")
+# What only algebra can compare: LaTeX, powers, and operators or variables beside digits.
+_EXPRESSION = re.compile(
+    r"\\|\^|[√π]|\d\s?[-+*/=]|[-+*/=<>]\s?\d|\d[a-z]\b|\b[a-z]\s?[-+*/=]|\b(?:sqrt|pi)\b"
+)
+_BASED = re.compile(r"\d+_\{?\d+\}?")
+_VARIABLE = re.compile(r"\d[A-Za-z]\b|\b[A-Za-z]\s?[-+*/^]|[-+*/^]\s?[A-Za-z]\b")
+_SMALL = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_WORDS = {word: value for value, word in enumerate(_SMALL)}
+_WORDS |= {word: 10 * value for value, word in enumerate(_TENS, 2)}
+_WORDS |= {f"{ten}-{one}": _WORDS[ten] + _WORDS[one] for ten in _TENS for one in _SMALL[1:10]}
 # Words after a number that make another one of it.
 _SCALES = re.compile(
-    r"\b(?:dozen|hundred|thousand|million|billion|trillion|and|or|to|plus|minus)s?\b|"
+    r"\b(?:dozen|hundred|thousand|million|billion|trillion|and|or|to|plus|minus)s?\b|\b(?:pi|sqrt|squared|cubed|mod)\b|\s-\s|^\s(?:[abd-fijknopqrtu-z])\b|"
     r"\b[ap]\.?m\b|o'clock",
     re.IGNORECASE,
 )
@@ -79,8 +117,12 @@ def _after(text: str, mark: re.Match[str]) -> str | None:
     lines = rest.strip().splitlines()
     if not lines:
         return None
-    said = _SENTENCE_END.split(lines[0], maxsplit=1)[0].rpartition("=")[2]
-    return said.strip(_EDGES.replace("$", "")) or None
+    sentence = _SENTENCE_END.split(lines[0], maxsplit=1)[0]
+    before, _, said = sentence.rpartition("=")
+    if _VARIABLE.search(before.rpartition("=")[2]):
+        said = sentence  # an equation that is itself the answer
+    edges = _EDGES.replace("$", "")
+    return said.rstrip(edges).lstrip(edges.replace(".", "")).removeprefix(". ") or None
 
 
 def _braced(text: str) -> str:
@@ -110,19 +152,31 @@ def canonical(answer: str) -> str:
     return key
 
 
-def equal(prediction: str, gold: str) -> bool:
-    """Return whether an answer is right: equal keys, or a percent sign that the gold leaves out.
+def equal(prediction: str, gold: str) -> bool | None:
+    r"""Return whether an answer is right: equal keys, or a percent sign that the gold leaves out.
 
-    So `10%` is accepted for the gold `10`, whose unit is percent, but `10` is not for `10%`.
+    So `10%` is accepted for the gold `10`, whose unit is percent, but `10` is not for `10%`: both
+    ways round, equal answers are those of one key. None where only algebra could tell, as between
+    `2\sqrt{3}` and `\sqrt{12}`: keys that differ, one of them an expression.
 
     Example:
         >>> equal("$1,200", "1200"), equal("10%", "10"), equal("10", "10%"), equal("52_8", "52")
         (True, True, False, False)
     """
-    if canonical(prediction) == canonical(gold):
+    key, wanted = canonical(prediction), canonical(gold)
+    if key == wanted:
         return True
     bare = _PERCENT.sub("", prediction)
-    return bare != prediction and not _PERCENT.search(gold) and canonical(bare) == canonical(gold)
+    if bare != prediction and not _PERCENT.search(gold) and canonical(bare) == wanted:
+        return True
+    return None if _undecidable(key) or _undecidable(wanted) else False
+
+
+def _undecidable(key: str) -> bool:
+    """Return whether a key is an expression whose value is not known."""
+    if _BASED.fullmatch(key) or all(_number(value) is not None for value in key.split(";")):
+        return False
+    return len(key) <= 4 * _DIGITS and _EXPRESSION.search(key) is not None
 
 
 def fu2023(text: str) -> str | None:
@@ -151,13 +205,22 @@ def _bare(answer: str) -> str:
     text = answer.replace("\u2212", "-").replace("\\$", "$").replace("\\%", "%")
     if "\\" in text:
         text = _WRAPPER.sub(r"\1", text)
-        text = _FRACTION.sub(r"\1/\2", text)
+        text = _SPACING.sub("", text.replace(",\\! ", ",").replace("\\!", ""))
     text = _NAMED.sub("", text.strip(_EDGES), count=1) if "=" in text else text
     return text.strip()
 
 
 def _number(text: str) -> Fraction | int | None:
     text = text.strip().strip("$*").strip()
+    if "frac" in text and (fraction := _FRACTION.fullmatch(text)):
+        over, under = (
+            fraction[a] or fraction[b] for a, b in (("over", "digit"), ("under", "last"))
+        )
+        text = f"{fraction['lead']} {over}/{under}{fraction['rest']}".strip()
+    elif text[:1].isalpha():
+        word, blank, rest = text.casefold().partition(" ")
+        if word in _WORDS and not rest.startswith("of "):
+            text = f"{_WORDS[word]}{blank}{rest}"
     found = _NUMBER.fullmatch(text)
     if (
         found is None

@@ -1,5 +1,6 @@
 """Laws of the answer key, goldens of finding answers, and the public sets' gold against itself."""
 
+import itertools
 import json
 import time
 from fractions import Fraction
@@ -72,6 +73,14 @@ def test_the_last_mark_is_found_after_any_text(before: str, number: int):
         ("(A)", "A"),
         ("cat, dog, hen", "cat dog hen"),
         ("The pink cup", "the pink cup"),
+        (r"1\frac{4}{5}", "1.8"),
+        (r"-\frac38", "-0.375"),
+        (r"\dfrac{17}{50}", "0.34"),
+        (r"10,\!080", "10080"),
+        (r"90^\circ", "90 degrees"),
+        (r"864 \mbox{ inches}^2", "864"),
+        ("twenty-one", "21"),
+        ("Seven apples", "7"),
     ],
 )
 def test_accepted(prediction: str, gold: str):
@@ -96,6 +105,11 @@ def test_accepted(prediction: str, gold: str):
         ("5", "-5"),
         ("dog cat", "cat dog"),
         ("", "0"),
+        (r"8 \pi", "8"),
+        ("5 x", "5"),
+        ("5 - x", "5"),
+        ("2k", "2"),
+        (r"1\frac{4}{5}", "14/5"),
     ],
 )
 def test_rejected(prediction: str, gold: str):
@@ -130,6 +144,60 @@ def test_extract(text: str, answer: str | None):
 )
 def test_the_papers_grader(text: str, answer: str | None):
     assert answers.fu2023(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold"), [(r"2\sqrt{3}", r"\sqrt{12}"), ("x + 1", "1+x"), (r"8 \pi", "8")]
+)
+def test_what_only_algebra_can_tell_is_undecided(prediction: str, gold: str):
+    assert answers.equal(prediction, gold) is None
+    assert answers.equal(gold, prediction) is None
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold"), [("52_8", "52"), ("10", "10%"), ("0.33", "1/3"), ("cat", "dog")]
+)
+def test_what_is_known_to_differ_is_wrong(prediction: str, gold: str):
+    assert answers.equal(prediction, gold) is False
+
+
+@given(texts, texts)
+def test_answers_equal_both_ways_are_those_of_one_key(one: str, other: str):
+    both = answers.equal(one, other) is True and answers.equal(other, one) is True
+    assert both == (answers.canonical(one) == answers.canonical(other))
+
+
+def test_an_equation_can_be_the_answer():
+    assert answers.extract("The answer is 5x - 7y + 4 = 0.") == "5x - 7y + 4 = 0"
+    assert answers.extract("The answer is .35625.") == ".35625"
+
+
+def _wrong(gold: Fraction) -> set[str]:
+    digits = str(gold)
+    wrong = {gold + 1, gold - 1, -gold, 10 * gold, gold / 10, gold + 10, gold / 100}
+    wrong |= {1 / gold} if gold else set()
+    texts = {str(value) for value in wrong if value != gold} | {f"{digits}_8"}
+    return texts | ({digits[:-1]} if len(digits.strip("-")) > 1 and "/" not in digits else set())
+
+
+@pytest.mark.skipif(not DATASETS.is_dir(), reason="the public sets are not here")
+def test_ten_thousand_wrong_answers_are_refused():
+    rows = [json.loads(x) for x in (DATASETS / "gsm8k/test.jsonl").read_text().splitlines()]
+    golds = [Fraction(row["answer"].split("####")[1].replace(",", "").strip()) for row in rows]
+    pairs = [(str(b), a) for a, b in itertools.pairwise(golds) if a != b]
+    pairs += [(x, gold) for gold in golds for x in _wrong(gold)]
+    assert len(pairs) >= 10_000
+    assert [(x, gold) for x, gold in pairs if answers.equal(x, str(gold))] == []
+    assert not any(answers.equal(str(gold), f"{gold}%") for gold in golds if gold)
+
+
+@pytest.mark.skipif(not DATASETS.is_dir(), reason="the public sets are not here")
+def test_every_gold_of_math_500_is_found_and_accepted():
+    lines = (DATASETS / "math500/math500.jsonl").read_text().splitlines()
+    golds = [json.loads(line)["answer"] for line in lines]
+    for form in ("The answer is {}.", r"so $\boxed{{{}}}$.", "#### {}"):
+        found = [(answers.extract(form.format(gold)), gold) for gold in golds]
+        assert [pair for pair in found if not answers.equal(pair[0] or "", pair[1])] == []
 
 
 def _golds() -> list[str]:

@@ -35,6 +35,8 @@ _NAMED = re.compile(r"[A-Za-z]\s?=\s?(?=\S)")
 _EXPRESSION = re.compile(
     r"\\|\^|[√π]|\d\s?[-+*/=]|[-+*/=<>]\s?\d|\d[a-z]\b|\b[a-z]\s?[-+*/=]|\b(?:sqrt|pi)\b"
 )
+# A key that no reading changes.
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,39}")
 _BASED = re.compile(r"\d+_\{?\d+\}?")
 _VARIABLE = re.compile(r"\d[A-Za-z]\b|\b[A-Za-z]\s?[-+*/^]|[-+*/^]\s?[A-Za-z]\b")
 _SMALL = [
@@ -147,7 +149,7 @@ def canonical(answer: str) -> str:
     if answer.isascii() and answer.isdigit() and len(answer) <= _DIGITS:
         return str(int(answer))
     key, before = _key(answer), answer
-    while key != before:
+    while key != before and not _INTEGER.fullmatch(key):
         key, before = _key(key), key
     return key
 
@@ -174,7 +176,11 @@ def equal(prediction: str, gold: str) -> bool | None:
 
 def _undecidable(key: str) -> bool:
     """Return whether a key is an expression whose value is not known."""
-    if _BASED.fullmatch(key) or all(_number(value) is not None for value in key.split(";")):
+    if (
+        _INTEGER.fullmatch(key)
+        or _BASED.fullmatch(key)
+        or all(_number(value) is not None for value in key.split(";"))
+    ):
         return False
     return len(key) <= 4 * _DIGITS and _EXPRESSION.search(key) is not None
 

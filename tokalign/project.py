@@ -391,14 +391,14 @@ class _Masses:
         place, token, mass = (np.concatenate(column) for column in zip(*terms, strict=True))
         mass *= scale[place]
         key = place * vocab_size + token
-        order = np.argsort(key)
+        order = np.argsort(key, kind="stable")
         key, mass = key[order], mass[order]
         first = np.flatnonzero(np.diff(key, prepend=-1))
         if not len(first):
             return place, token, mass
         mass = np.add.reduceat(mass, first)
         place, token = np.divmod(key[first], vocab_size)
-        order = np.argsort(2.0 * place - mass)
+        order = np.lexsort((-mass, place))
         return place[order], token[order], mass[order]
 
 

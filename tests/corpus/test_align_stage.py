@@ -139,7 +139,7 @@ def test_a_student_is_described_by_its_content(tmp_path):
     other.write_bytes(b"no model")
     with pytest.raises(UserError, match=r"expected a SentencePiece model at .*other"):
         student.load(other)
-    with pytest.raises(UserError, match="got no such file"):
+    with pytest.raises(UserError, match="got no such path"):
         student.load(tmp_path / "none.model")
     assert student.load("vocabularies/student.model").vocab_size > 0
 
@@ -159,5 +159,8 @@ def test_what_a_user_can_mend_is_refused_in_one_line(tmp_path):
     fill(tmp_path / "unchecked", asked, traces, [right])
     with pytest.raises(UserError, match="a verdict for every trace, got none for"):
         align.run(run_dir=tmp_path / "unchecked", student=STUDENT, processes=1)
+    rights = [Verdict(t.problem_id, 0, "right", "1", "made up") for t in traces]
+    fill(tmp_path / "done", asked, traces, rights)
+    align.run(run_dir=tmp_path / "done", student=STUDENT, processes=1)
     with pytest.raises(UserError, match="align with"):
-        align.run(run_dir=tmp_path / "unchecked", student=STUDENT, k=4)
+        align.run(run_dir=tmp_path / "done", student=STUDENT, k=4, processes=1)

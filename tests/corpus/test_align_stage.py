@@ -141,7 +141,7 @@ def test_a_student_is_described_by_its_content(tmp_path):
         student.load(other)
     with pytest.raises(UserError, match="got no such path"):
         student.load(tmp_path / "none.model")
-    assert student.load("vocabularies/student.model").vocab_size > 0
+    assert student.load("data/vocabularies/student.model").vocab_size > 0
 
 
 def test_what_a_user_can_mend_is_refused_in_one_line(tmp_path):

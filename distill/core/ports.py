@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,8 @@ class Sampling:
         top_logprobs: candidates reported for each token.
         min_p: least probability of a candidate as a share of the likeliest one's, at the
             temperature of the draw; 0 keeps all, 1 the likeliest alone.
+        include_stop: whether the stop text that ended a completion is its last part, so that one
+            that was stopped can be told from one that ended by itself.
     """
 
     temperature: float = 1.0
@@ -29,6 +31,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     top_logprobs: int = 5
     min_p: float = 0.0
+    include_stop: bool = False
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.max_tokens < 1 or self.top_k < 0:
@@ -41,11 +44,19 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One prompt with the seed of its completion; `completion` is the text to score, if any."""
+    """One prompt with the seed of its completion.
+
+    Attributes:
+        prompt: what is completed.
+        seed: of the completion's draws.
+        completion: the text to score, if any.
+        prefix: how the completion begins; the generator goes on from there and does not repeat it.
+    """
 
     prompt: str
     seed: int = 0
     completion: str | None = None
+    prefix: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,6 +65,11 @@ class Completion:
 
     Log-probabilities are the model's own, in nats at temperature 1 and before any truncation,
     where the generator can tell; candidates are sorted from the likeliest.
+
+    Attributes:
+        prompt_tokens: tokens that the generator read, prefix included; None where it does not tell.
+        completion_tokens: tokens that it drew, with the one that ended the completion and those cut
+            off after a stop text; None where it does not tell.
     """
 
     text: str
@@ -64,6 +80,40 @@ class Completion:
     top_ends: np.ndarray
     end_logprob: float
     finish_reason: str
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+    def traced(self) -> dict[str, Any]:
+        """Return the fields that a `records.Trace` has too."""
+        counts = ("prompt_tokens", "completion_tokens")
+        return {name: value for name, value in vars(self).items() if name not in counts}
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution:
+    """A solution, or its beginning, to be scored.
+
+    Attributes:
+        prompt: what the generator was asked.
+        steps: the text in pieces, as `steps.split` cuts it; joined they are the text.
+    """
+
+    prompt: str
+    steps: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scores:
+    """How a scorer sees a solution.
+
+    Attributes:
+        values: float32 [steps] probability that the solution is, or can still become, right after
+            each step.
+        tokens: tokens that the scorer read.
+    """
+
+    values: np.ndarray
+    tokens: int
 
 
 @runtime_checkable
@@ -91,6 +141,23 @@ class Generator(Protocol):
 
         Raises:
             UserError: the generator cannot score a given text.
+        """
+        ...
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Anything that tells how likely solutions are right: a trained verifier, an endpoint."""
+
+    @property
+    def model(self) -> str:
+        """What the scorer calls itself, for manifests."""
+        ...
+
+    def score(self, solutions: Sequence[Solution]) -> Iterator[tuple[int, Scores]]:
+        """Yield (index into solutions, scores), each solution's steps in one forward pass.
+
+        Scores depend on the solution alone, never on its neighbours.
         """
         ...
 

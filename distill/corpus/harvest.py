@@ -132,7 +132,7 @@ def _traces(
             prompt=request.prompt,
             model=model,
             seed=request.seed,
-            **vars(completion),
+            **completion.traced(),
         )
 
 

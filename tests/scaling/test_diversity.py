@@ -66,7 +66,9 @@ def problem(number, split="selection"):
 def traces(texts, number=0):
     for sample, text in enumerate(texts):
         completion = assemble([Token(text.encode(), -1.0)])
-        yield Trace(f"made/selection/{number}", sample, "", **vars(completion), model="m", seed=0)
+        yield Trace(
+            f"made/selection/{number}", sample, "", **completion.traced(), model="m", seed=0
+        )
 
 
 def test_measures_by_hand():

@@ -43,6 +43,28 @@ class Sampling:
 
 
 @dataclasses.dataclass(frozen=True)
+class Fire:
+    """Hot tokens that make a set of samples diverse; not for single answers, which get worse.
+
+    Attributes:
+        temperature: of the hot tokens.
+        top_k: candidates of the hot tokens; this, and not the temperature, keeps them sensible.
+        positions: which tokens of a completion are hot, the first by default.
+
+    Source:
+        Chen et al. 2024, arXiv 2410.21236.
+    """
+
+    temperature: float = 30.0
+    top_k: int = 16
+    positions: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0 or self.top_k < 1 or min(self.positions, default=0) < 0:
+            raise ValueError(f"expected temperature > 0, top_k >= 1, positions >= 0, got {self}")
+
+
+@dataclasses.dataclass(frozen=True)
 class Request:
     """One prompt with the seed of its completion.
 
@@ -70,6 +92,8 @@ class Completion:
         prompt_tokens: tokens that the generator read, prefix included; None where it does not tell.
         completion_tokens: tokens that it drew, with the one that ended the completion and those cut
             off after a stop text; None where it does not tell.
+        behaviour_logprobs: float32 [tokens] nats under the distribution that each token was drawn
+            from, NaN where the generator does not tell; empty where it tells none.
     """
 
     text: str
@@ -82,6 +106,9 @@ class Completion:
     finish_reason: str
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    behaviour_logprobs: np.ndarray = dataclasses.field(
+        default_factory=lambda: np.zeros(0, np.float32)
+    )
 
     def traced(self) -> dict[str, Any]:
         """Return the fields that a `records.Trace` has too."""

@@ -67,6 +67,8 @@ class Trace:
         finish_reason: one of FINISH_REASONS.
         model: what the generator calls itself.
         seed: the sample's own seed.
+        behaviour_logprobs: [T] nats of each token under the distribution that it was drawn from,
+            NaN where the generator does not tell; empty where it tells none.
     """
 
     problem_id: str
@@ -82,10 +84,18 @@ class Trace:
     finish_reason: str
     model: str
     seed: int
+    behaviour_logprobs: LogprobVector = dataclasses.field(
+        default_factory=lambda: np.zeros(0, np.float32)
+    )
 
     def __post_init__(self) -> None:
         if self.finish_reason not in FINISH_REASONS:
             raise ValueError(f"expected a reason of {FINISH_REASONS}, got {self.finish_reason!r}")
+        if len(self.behaviour_logprobs) not in (0, len(self.tokens)):
+            raise ValueError(
+                f"expected behaviour of none or {len(self.tokens)} tokens, got "
+                f"{len(self.behaviour_logprobs)} in {self.problem_id}"
+            )
         if not len(self.tokens) == len(self.logprobs) == len(self.top_ends):
             raise ValueError(
                 f"expected as many tokens as log-probabilities and ends, got {len(self.tokens)}, "

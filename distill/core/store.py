@@ -199,6 +199,16 @@ def _columns(record: type) -> dict[str, _Column]:
     return {name: _COLUMNS[key] for name, key in keys.items()}
 
 
+def _with_default(record: Any) -> set[str]:
+    """Return the fields that a record can do without, as one of an earlier version does."""
+    missing = dataclasses.MISSING
+    return {
+        field.name
+        for field in dataclasses.fields(record)
+        if field.default is not missing or field.default_factory is not missing
+    }
+
+
 # --- Shards ------------------------------------------------------------------------------------
 
 
@@ -285,10 +295,12 @@ class Shards(Generic[Record]):
         Raises:
             UserError: it is damaged or holds records of another kind.
         """
-        for batch in self._open(path).iter_batches(batch_size=1024):
-            columns = [column.decode(batch[name]) for name, column in self._schema.items()]
+        file = self._open(path)
+        present = [name for name in self._schema if name in file.schema_arrow.names]
+        for batch in file.iter_batches(batch_size=1024):
+            columns = [self._schema[name].decode(batch[name]) for name in present]
             for values in zip(*columns, strict=True):
-                yield self.record(*values)
+                yield self.record(**dict(zip(present, values, strict=True)))
 
     def _open(self, path: Path) -> pq.ParquetFile:
         try:
@@ -298,7 +310,9 @@ class Shards(Generic[Record]):
                 f"a Parquet file at {path}", "a damaged one", "remove it and run the stage again"
             ) from error
         types = {name: column.arrow for name, column in self._schema.items()}
-        if {field.name: field.type for field in file.schema_arrow} != types:
+        found = {field.name: field.type for field in file.schema_arrow}
+        later = {name: types[name] for name in _with_default(self.record) - found.keys()}
+        if {**found, **later} != types:
             raise UserError(
                 f"columns of {self.record.__name__} in {path}",
                 ", ".join(f"{field.name} {field.type}" for field in file.schema_arrow),

@@ -87,7 +87,14 @@ def shorten(completion: Completion, end: int) -> Completion:
     text = completion.text.encode()[:end].decode()
     kept = first_bytes(tokens_of(completion), end)
     short = assemble(kept, finish_reason=completion.finish_reason)
-    return dataclasses.replace(short, text=text, end_logprob=completion.end_logprob)
+    return dataclasses.replace(
+        short,
+        text=text,
+        end_logprob=completion.end_logprob,
+        prompt_tokens=completion.prompt_tokens,
+        completion_tokens=completion.completion_tokens,
+        behaviour_logprobs=completion.behaviour_logprobs[: len(kept)],
+    )
 
 
 def first_bytes(tokens: Sequence[Token], end: int) -> list[Token]:

@@ -84,6 +84,21 @@ def test_an_absent_logprob_stays_absent(tmp_path):
     assert np.isnan(back.logprobs[0]) and back.logprobs[1] == pytest.approx(-1.0, abs=3e-4)
 
 
+def test_shards_of_a_version_without_a_later_field_are_read(tmp_path):
+    nats = np.array([-1.0], np.float32)
+    ends = np.array([0], np.int32)
+    trace = Trace("p", 0, "", "a", (b"a",), nats, (), nats[:0], ends, 0.0, "stop", "m", 0, nats)
+    shards = Shards(tmp_path, Trace)
+    shards.append([trace])
+    (path,) = shards.files()
+    assert [back.behaviour_logprobs.tolist() for back in shards] == [[-1.0]]
+    pq.write_table(pq.read_table(path).drop(["behaviour_logprobs"]), path)
+    assert [back.behaviour_logprobs.tolist() for back in shards] == [[]]
+    pq.write_table(pq.read_table(path).drop(["seed"]), path)
+    with pytest.raises(UserError, match="columns of Trace in"):
+        list(shards)
+
+
 def test_more_rows_than_one_read_batch_come_back_in_order(tmp_path):
     shards = Shards(tmp_path, PackedExample)
     zeros = np.zeros(4, np.int32)

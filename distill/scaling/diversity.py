@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from distill.corpus.check import GRADERS, Grader, check
 from distill.corpus.harvest import harvest
 from distill.corpus.prompts import TeacherPrompt
 from distill.models.sampling import Fire
+from distill.scaling.vote import some_right
 
 logger = logging.getLogger(__name__)
 
@@ -52,28 +52,6 @@ class Setting:
     def name(self) -> str:
         """The setting's name in folders and tables."""
         return f"p{self.top_p:g}-k{self.top_k}-m{self.min_p:g}"
-
-
-def pass_at(k: int, n: int, right: int) -> float:
-    """Return the chance that k of n samples, drawn without replacement, hold a right one.
-
-    Args:
-        k: samples drawn, at most n.
-        n: samples made.
-        right: how many of them are right.
-
-    Raises:
-        ValueError: there are fewer than k samples, or more right ones than samples.
-
-    Example:
-        >>> pass_at(1, 4, 1), pass_at(2, 4, 1), pass_at(4, 4, 1), pass_at(4, 4, 0)
-        (0.25, 0.5, 1.0, 0.0)
-
-    Source: the unbiased estimator of Chen et al. 2021, arXiv 2107.03374, section 2.1.
-    """
-    if not 1 <= k <= n or not 0 <= right <= n:
-        raise ValueError(f"expected 1 <= k <= n and 0 <= right <= n, got {k}, {n} and {right}")
-    return 1.0 - math.comb(n - right, k) / math.comb(n, k)
 
 
 def measures(samples: int) -> list[str]:
@@ -110,7 +88,7 @@ def measure(
             texts[trace.problem_id].add(trace.text)
     passes = [k for k in PASSES if k <= samples]
     rows = [
-        [*(pass_at(k, samples, right[name]) for k in passes), len(keys[name]), len(texts[name])]
+        [*(some_right(right[name], samples, k) for k in passes), len(keys[name]), len(texts[name])]
         for name in keys
     ]
     return np.array(rows, float)

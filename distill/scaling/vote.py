@@ -88,16 +88,53 @@ def pass_at(samples: Samples, k: int) -> float:
     Example:
         >>> pass_at(Samples(("7", "6", "6"), (True, False, False)), 2)
         0.6666666666666667
-
-    Source: Chen et al. 2021, equation 1.
     """
-    _check(samples, k)
-    return 1 - _none_of(sum(samples.right), len(samples), k)
+    return some_right(sum(samples.right), len(samples), k)
+
+
+def some_right(right: int, n: int, k: int) -> float:
+    """Return the probability that k of n samples, of which so many are right, hold a right one.
+
+    Raises:
+        ValueError: there are fewer than k samples, or more right ones than samples.
+
+    Example:
+        >>> some_right(1, 4, 1), some_right(1, 4, 2), some_right(1, 4, 4), some_right(0, 4, 4)
+        (0.25, 0.5, 1.0, 0.0)
+
+    Source: the unbiased estimator of Chen et al. 2021, arXiv 2107.03374, equation 1.
+    """
+    if not 0 <= right <= n:
+        raise ValueError(f"expected 0 to {n} right samples, got {right}")
+    _check(n, k)
+    return 1 - _none_of(right, n, k)
 
 
 def _none_of(of: int, n: int, k: int) -> float:
     """Return the probability that k of n hold none of some, C(n - of, k) / C(n, k)."""
     return math.comb(n - of, k) / math.comb(n, k)
+
+
+def elected(keys: Sequence[str | None], weights: Sequence[float]) -> str | None:
+    """Return the answer with the highest sum of weights, the first given of those that tie.
+
+    Args:
+        keys: what each sample votes for, None where it has no answer.
+        weights: of each vote.
+
+    Returns:
+        None where no sample has an answer.
+
+    Example:
+        >>> elected(["7", None, "6", "7"], [0.3, 0.9, 0.5, 0.4])
+        '7'
+    """
+    sums: dict[str, float] = {}
+    for key, weight in zip(keys, weights, strict=True):
+        if key is not None:
+            sums[key] = sums.get(key, 0.0) + weight
+    top = max(sums.values(), default=0.0)
+    return next((key for key, each in sums.items() if each >= top - _TIE * abs(top)), None)
 
 
 def best(samples: Samples, k: int) -> float:
@@ -113,7 +150,7 @@ def best(samples: Samples, k: int) -> float:
         >>> best(Samples(("7", "6", "5"), (True, False, False), (0.9, 0.8, 0.1)), 2)
         0.6666666666666667
     """
-    _check(samples, k)
+    _check(len(samples), k)
     if samples.scores is None:
         raise ValueError("expected a score for every sample, got none")
     rows = zip(samples.scores, samples.keys, samples.right, strict=True)
@@ -145,7 +182,7 @@ def majority(samples: Samples, k: int) -> float:
         >>> round(majority(samples, 2), 6), round(majority(samples, 3), 6)
         (0.75, 0.875)
     """
-    _check(samples, k)
+    _check(len(samples), k)
     groups, n = samples.groups(), len(samples)
     silent = n - sum(map(len, groups))
     rate = k / n
@@ -214,7 +251,7 @@ def weighted(samples: Samples, k: int, random: "np.random.Generator") -> tuple[f
     """
     import numpy as np
 
-    _check(samples, k)
+    _check(len(samples), k)
     if samples.scores is None or min(samples.scores) < 0:
         raise ValueError(f"expected a score of at least 0 each, got {samples.scores}")
     n, groups = len(samples), samples.groups()
@@ -240,9 +277,9 @@ def weighted(samples: Samples, k: int, random: "np.random.Generator") -> tuple[f
     return float(chances.mean()), 0 if exact else DRAWS
 
 
-def _check(samples: Samples, k: int) -> None:
-    if not 1 <= k <= len(samples):
-        raise ValueError(f"expected k of 1 to {len(samples)} samples, got {k}")
+def _check(n: int, k: int) -> None:
+    if not 1 <= k <= n:
+        raise ValueError(f"expected k of 1 to {n} samples, got {k}")
 
 
 def read(row: dict[str, Any], name: str, grader: "Grader") -> Samples:

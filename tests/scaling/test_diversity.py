@@ -20,7 +20,7 @@ from distill.corpus.check import GRADERS
 from distill.corpus.completions import Token, assemble
 from distill.models.sampling import Fire, Shipped
 from distill.scaling import diversity
-from distill.scaling.diversity import pass_at
+from distill.scaling.vote import some_right
 
 
 @st.composite
@@ -33,12 +33,14 @@ def counts(draw):
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(drawn):
     k, n, right = drawn
     subsets = list(itertools.combinations([True] * right + [False] * (n - right), k))
-    assert pass_at(k, n, right) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+    assert some_right(right, n, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
 
 
 def test_pass_at_refuses_more_than_there_is():
-    with pytest.raises(ValueError, match="expected 1 <= k <= n"):
-        pass_at(5, 4, 1)
+    with pytest.raises(ValueError, match="expected k of 1 to 4 samples, got 5"):
+        some_right(1, 4, 5)
+    with pytest.raises(ValueError, match="expected 0 to 4 right samples, got 5"):
+        some_right(5, 4, 1)
 
 
 def test_the_interval_of_many_questions_is_the_normal_one():

@@ -30,6 +30,8 @@ class Problem:
         question: the text that is asked.
         answer: the gold final answer, as text.
         chain: a gold chain of thought ending in the answer, where the source has one.
+        tests: Python asserts that decide of a program, after what sets them up, where the answer is
+            code.
     """
 
     problem_id: str
@@ -38,6 +40,7 @@ class Problem:
     question: str
     answer: str
     chain: str | None = None
+    tests: str | None = None
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -207,6 +210,29 @@ class Prediction:
     text: str
     outcome: str
     answer: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollouts:
+    """How often the continuations of a solution's beginning end right; `right` of `n`.
+
+    Attributes:
+        problem_id: the problem that is solved.
+        prefix: the beginning, whole steps as `steps.split` cuts them.
+        right: how many of the roll-outs end in the gold answer.
+        n: roll-outs made.
+        tokens: drawn for them.
+    """
+
+    problem_id: str
+    prefix: str
+    right: int
+    n: int
+    tokens: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.right <= self.n or self.n == 0:
+            raise ValueError(f"expected 0 <= right <= n and n > 0, got {self.right} of {self.n}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from distill.core import paths
 from distill.core.errors import UserError
 from distill.core.records import Problem
 from distill.core.store import Shards
-from distill.corpus import download, problems
+from distill.corpus import bbh, benchmarks, download, problems, sandbox
 
 DATASETS = Path(__file__).parents[3] / "shared" / "datasets"
 needs_datasets = pytest.mark.skipif(not DATASETS.is_dir(), reason="the public sets are not here")
@@ -116,6 +116,119 @@ def test_svamp_and_asdiv(tmp_path):
     assert other.problem_id == f"asdiv/{other.split}/nluds-0001"
 
 
+MATH = [
+    {"problem": "What is\n$1 + 1$?", "answer": "2", "solution": "So 2."},
+    {"prompt": f"Why?\n{'Please reason step by step, and put your final answer within '}"
+     "\\boxed{}.", "answer": r"\frac{1}{2}"},
+]  # fmt: skip
+MBPP = {
+    "text": "Write a function to add.",
+    "code": "def add(a, b):\r\n  return a + b\r\n",
+    "task_id": 11,
+    "test_setup_code": "",
+    "test_list": ["assert add(1, 2) == 3", "assert add(one, 2) == 3 "],
+    "challenge_test_list": [],
+}
+
+
+def test_math_500_keeps_its_lines_and_asks_the_problem_alone(tmp_path):
+    read = list(problems.Math500(written(tmp_path / "m.jsonl", *MATH)).problems())
+    assert [(p.question, p.answer) for p in read] == [
+        ("What is\n$1 + 1$?", "2"),
+        ("Why?", r"\frac{1}{2}"),
+    ]
+    assert [p.problem_id.rpartition("/")[2] for p in read] == ["1", "2"]
+
+
+def test_mbpp_shows_its_asserts_and_keeps_them_to_grade_with(tmp_path):
+    tasks = [{**MBPP, "task_id": task} for task in (1, 10, 11, 510, 511, 600, 601, 974)]
+    tasks[2]["test_setup_code"] = "one = 1\r\n"
+    path = written(tmp_path / "m.jsonl", *tasks)
+    found = {s: list(problems.Mbpp(s, path).problems()) for s in ("train", "validation", "test")}
+    ids = {split: [p.problem_id.split("/")[2] for p in read] for split, read in found.items()}
+    assert ids == {"train": ["601", "974"], "validation": ["511", "600"], "test": ["11", "510"]}
+    (first,) = problems.Mbpp("test", path, n=1).problems()
+    asserts = "assert add(1, 2) == 3\nassert add(one, 2) == 3"
+    assert first.question == (
+        f"Write a function to add. Your code should pass these tests:\n\n{asserts}"
+    )
+    assert first.answer == "def add(a, b):\n  return a + b"
+    assert first.tests == f"one = 1\n{asserts}"
+
+
+BOOLEAN = {
+    "canary": "x",
+    "examples": [{"input": f"not {i} is", "target": "True"} for i in range(9)],
+}
+PROMPT = """A warning.
+-----
+Evaluate.
+
+Q: not True is
+A: Let's think step by step.
+It is not. So the answer is False.
+
+Q: Options:
+(A) 1
+
+is
+A: Let's think step by step. So the answer is (A)."""
+
+
+@pytest.fixture
+def bbh_folder(tmp_path):
+    (tmp_path / "cot-prompts").mkdir()
+    (tmp_path / "navigate.json").write_text(json.dumps(BOOLEAN))
+    (tmp_path / "cot-prompts/navigate.txt").write_text(PROMPT)
+    return tmp_path
+
+
+def test_bbh_is_read_by_subtask_and_asked_with_its_published_prompt(bbh_folder):
+    read = list(problems.BigBenchHard(bbh_folder, tasks=["navigate"]).problems())
+    assert {problem.question for problem in read} == {f"not {i} is" for i in range(9)}
+    few = list(problems.BigBenchHard(bbh_folder, n=2, tasks=["navigate"]).problems())
+    assert collections.Counter(p.split for p in few) == {"selection": 2, "report": 2}
+    (asked,) = (p for p in read if p.problem_id.endswith("navigate/4"))
+    published = PROMPT.partition("-----\n")[2]
+    step = "Let's think step by step."
+    shown = bbh.PublishedPrompt(True, bbh_folder)
+    assert shown(asked) == f"{published}\n\nQ: not 3 is\nA: {step}"
+    renamed = next(
+        problems.Named(problems.BigBenchHard(bbh_folder, tasks=["navigate"]), "x").problems()
+    )
+    assert renamed.source == "x" and shown(renamed).startswith("Evaluate.")
+    assert bbh.PublishedPrompt(False, bbh_folder)(asked) == (
+        "Evaluate.\n\nQ: not True is\nA: False\n\nQ: Options:\n(A) 1\n\nis\nA: (A)\n\n"
+        "Q: not 3 is\nA:"
+    )
+
+
+def test_what_is_not_of_bbh_is_refused(bbh_folder):
+    with pytest.raises(UserError, match=r"a subtask of boolean_expressions, .*got juggling"):
+        problems.BigBenchHard(bbh_folder, tasks=["juggling"])
+    other = Problem("svamp/report/1", "svamp", "report", "Why?", "8")
+    with pytest.raises(UserError, match="a subtask of boolean_expressions"):
+        bbh.PublishedPrompt(True, bbh_folder)(other)
+    (bbh_folder / "cot-prompts/navigate.txt").write_text(PROMPT.replace("answer is (A)", ""))
+    bbh.examples_of.cache_clear()
+    with pytest.raises(UserError, match=r"a prompt of BBH in .*; use the public file"):
+        bbh.examples_of(bbh_folder / "cot-prompts/navigate.txt")
+
+
+@needs_datasets
+def test_every_published_prompt_comes_back_as_it_is():
+    for problem in problems.BigBenchHard(DATASETS / "bbh", n=1).problems():
+        task = problem.problem_id.split("/")[2]
+        text = (DATASETS / f"bbh/cot-prompts/{task}.txt").read_text().partition("-----\n")[2]
+        assert bbh.PublishedPrompt(True, DATASETS / "bbh")(problem).startswith(text.strip())
+
+
+@needs_datasets
+def test_every_assert_of_mbpp_can_be_read():
+    read = problems.Mbpp("test", DATASETS / "mbpp/mbpp.jsonl").problems()
+    assert all(sandbox.split_asserts(problem.tests) for problem in read)
+
+
 @needs_datasets
 def test_the_public_sets_are_read_whole():
     sources = [
@@ -124,11 +237,15 @@ def test_the_public_sets_are_read_whole():
         problems.MultiArith(DATASETS / "multiarith/MultiArith.json"),
         problems.AsDiv(DATASETS / "asdiv/ASDiv.xml"),
         problems.Svamp(DATASETS / "svamp/SVAMP.json"),
+        problems.Math500(DATASETS / "math500/math500.jsonl"),
+        problems.BigBenchHard(DATASETS / "bbh"),
+        *(problems.Mbpp(s, DATASETS / "mbpp/mbpp.jsonl") for s in ("train", "validation", "test")),
     ]
     read = list(problems.distinct(p for source in sources for p in source.problems()))
     counts = collections.Counter(problem.source for problem in read)
-    assert counts == {"gsm8k": 7473 + 1319, "multiarith": 600, "asdiv": 2305, "svamp": 1000}
-    halves = collections.Counter((p.source, p.split) for p in read if p.split in problems.HALVES)
+    word_problems = {"gsm8k": 7473 + 1319, "multiarith": 600, "asdiv": 2305, "svamp": 1000}
+    assert counts == {**word_problems, "math500": 500, "bbh": 6511, "mbpp": 964}
+    halves = collections.Counter((p.source, p.split) for p in read if p.split in benchmarks.HALVES)
     assert all(0.45 < n / counts[source] < 0.55 for (source, _), n in halves.items())
     assert not any("<<" in problem.chain for problem in read if problem.chain)
 
@@ -142,6 +259,9 @@ def test_the_public_sets_are_read_whole():
         ("multiarith.json", "multiarith/MultiArith.json"),
         ("asdiv.xml", "asdiv/ASDiv.xml"),
         ("svamp.json", "svamp/SVAMP.json"),
+        ("mbpp.jsonl", "mbpp/mbpp.jsonl"),
+        *((f"bbh/{task}.json",) * 2 for task in bbh.TASKS),
+        *((f"bbh/cot-prompts/{task}.txt",) * 2 for task in bbh.TASKS),
     ],
 )
 def test_the_source_list_has_the_digests_of_the_public_files(name: str, file: str):
@@ -246,6 +366,7 @@ def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path):
     [
         (problems.MultiArith, "[{}]", "the file of multiarith, got a row .*iIndex"),
         (problems.MultiArith, "{}", "a list in .*got dict"),
+        (problems.Math500, '{"problem": "Why?"}', "got a row .*answer"),
         (problems.Svamp, "[", "JSON in .*use the public file"),
         (problems.Svamp, '[{"ID": "1", "Body": "B", "Question": "Q"}]', "got a row .*Answer"),
         (problems.AsDiv, "<a>", "expected XML in .*use the public file"),
@@ -272,6 +393,7 @@ def test_a_gsm8k_row_without_its_mark_is_refused(tmp_path):
         (lambda: problems.BuiltIn("gsmm", "train", 1), "a family of gsm, .*got gsmm"),
         (lambda: problems.BuiltIn("svamp", "train", 1), "a split of selection, report, got train"),
         (lambda: problems.JsonLines("x", "dev"), "a split of train, .*got dev"),
+        (lambda: problems.Mbpp("report"), "a split of test, validation, train, got report"),
         (lambda: problems.Gsm8k("report"), "a split of train, validation, test, got report"),
     ],
 )

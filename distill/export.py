@@ -3,30 +3,37 @@
 import base64
 import json
 import logging
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import save_file
-
 from distill.core.errors import UserError
 from distill.core.records import Accuracy
 from distill.core.store import Stage, manifest, read_json
-from distill.models import weights
+from distill.models import hugging_face, tensors, weights
 from distill.models.layers import Params, by_path
 from distill.models.t5 import T5Model
+from distill.models.tensors import Tensor, Tensors
 
 logger = logging.getLogger(__name__)
 
 SENTINELS = 100
+SENTINEL = re.compile(r"▁?<extra_id_\d+>")  # mT5's stand among its pieces, behind a blank
 MAX_NEW_TOKENS = 256
 _NORMALIZER = 3  # field of SentencePiece's ModelProto
 _CHARSMAP = 2  # field of its NormalizerSpec
 
 
 def export(
-    directory: Path, model: T5Model, params: Params, sentencepiece_path: Path, *, card: str
+    directory: Path,
+    model: T5Model,
+    params: Params,
+    sentencepiece_path: Path,
+    *,
+    card: str,
+    extra_ids: int = SENTINELS,
 ) -> None:
     """Write a directory that transformers loads, whole or not at all.
 
@@ -39,34 +46,44 @@ def export(
         directory: made; where it exists its files of these names are replaced.
         model: of T5's shape, v1.0 or v1.1.
         params: float32.
-        sentencepiece_path: the vocabulary without its 100 sentinels.
+        sentencepiece_path: the vocabulary.
         card: the model card, Markdown.
+        extra_ids: sentinels after the vocabulary's pieces; 0 where they are among them.
 
     Raises:
         UserError: the vocabulary is missing, no unigram model, or larger than the embedding.
     """
-    tokenizer = tokenizer_json(sentencepiece_path)
+    of_params = {name: Tensor.of(array) for name, array in by_path(params).items()}
+    vocabulary = weights.Vocabulary(sentencepiece_path, extra_ids)
+    write(directory, model, of_params, vocabulary, card=card)
+
+
+def write(
+    directory: Path, model: T5Model, params: Tensors, vocabulary: weights.Vocabulary, *, card: str
+) -> None:
+    """Write what `export` writes, one parameter in memory at a time; `params` are by path."""
+    tokenizer = tokenizer_json(vocabulary.path, vocabulary.extra_ids)
     size = len(tokenizer["model"]["vocab"])
     if size > model.config.vocab_size:
         raise UserError(
             f"a vocabulary of at most {model.config.vocab_size} tokens with its sentinels",
-            f"{size} in {sentencepiece_path}",
+            f"{size} in {vocabulary.path}",
             "use the vocabulary that the student was trained with",
         )
     documents = {
-        "config.json": weights.hugging_face_config(model.config),
+        "config.json": hugging_face.config_document(model.config),
         "generation_config.json": generation_config(),
         "tokenizer.json": tokenizer,
-        "tokenizer_config.json": tokenizer_config(),
-        "special_tokens_map.json": _special_tokens(),
+        "tokenizer_config.json": tokenizer_config(vocabulary.extra_ids),
+        "special_tokens_map.json": _special_tokens(vocabulary.extra_ids),
     }
     with weights.whole_directory(directory) as temporary:
         for name, document in documents.items():
             text = json.dumps(document, indent=1, ensure_ascii=False)
             (temporary / name).write_text(text + "\n", encoding="utf-8")
-        arrays = weights.to_hugging_face(params, model.config)
-        save_file(arrays, temporary / "model.safetensors", metadata={"format": "pt"})
-        shutil.copyfile(sentencepiece_path, temporary / "spiece.model")
+        theirs = hugging_face.renamed(params, model.config)
+        tensors.write(temporary / "model.safetensors", theirs, {"format": "pt"})
+        shutil.copyfile(vocabulary.path, temporary / "spiece.model")
         (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -82,36 +99,36 @@ def generation_config() -> dict[str, Any]:
     }
 
 
-def _sentinels() -> list[str]:
-    return [f"<extra_id_{number}>" for number in range(SENTINELS)]
+def _sentinels(extra_ids: int) -> list[str]:
+    return [f"<extra_id_{number}>" for number in range(extra_ids)]
 
 
-def _special_tokens() -> dict[str, Any]:
+def _special_tokens(extra_ids: int) -> dict[str, Any]:
     return {
         "eos_token": "</s>",
         "pad_token": "<pad>",
         "unk_token": "<unk>",
-        "additional_special_tokens": _sentinels(),
+        "additional_special_tokens": _sentinels(extra_ids),
     }
 
 
-def tokenizer_config() -> dict[str, Any]:
+def tokenizer_config(extra_ids: int = SENTINELS) -> dict[str, Any]:
     """Return what AutoTokenizer reads first.
 
     The class is the one that takes tokenizer.json as it is: T5's own builds its pipeline anew and
     splits at blanks that SentencePiece does not know as such.
     """
     return {
-        **_special_tokens(),
+        **_special_tokens(extra_ids),
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": 512,
         "clean_up_tokenization_spaces": False,
-        "extra_ids": SENTINELS,
+        "extra_ids": extra_ids,
     }
 
 
-def tokenizer_json(sentencepiece_path: Path) -> dict[str, Any]:
+def tokenizer_json(sentencepiece_path: Path, extra_ids: int = SENTINELS) -> dict[str, Any]:
     """Return the tokenizers library's document of a T5 SentencePiece model.
 
     What SentencePiece does, step by step: characters by its own map, blanks at the ends dropped and
@@ -119,6 +136,7 @@ def tokenizer_json(sentencepiece_path: Path) -> dict[str, Any]:
 
     Args:
         sentencepiece_path: a unigram model with pad 0, EOS 1 and unknown 2.
+        extra_ids: sentinels after its pieces.
 
     Raises:
         UserError: there is no such file, or it is another kind of model.
@@ -138,8 +156,8 @@ def tokenizer_json(sentencepiece_path: Path) -> dict[str, Any]:
     if ids != (0, 1, 2):
         raise UserError("pad 0, EOS 1 and unknown 2, as T5 has", f"{ids}", "use a T5 vocabulary")
     pieces = [[model.id_to_piece(i), model.get_score(i)] for i in range(model.get_piece_size())]
-    vocabulary = pieces + [[text, 0.0] for text in reversed(_sentinels())]
-    specials = [0, 1, 2, *range(len(pieces), len(vocabulary))]
+    vocabulary = pieces + [[text, 0.0] for text in reversed(_sentinels(extra_ids))]
+    specials = [i for i, (text, _) in enumerate(vocabulary) if i <= 2 or SENTINEL.fullmatch(text)]
     return {
         "version": "1.0",
         "truncation": None,

@@ -191,13 +191,13 @@ def _generator(directory: Path, batch_size: int) -> "LocalGenerator":
 def _exported(directory: Path) -> "LocalGenerator":
     from distill.core.errors import UserError
     from distill.core.store import read_json
+    from distill.models import hugging_face
     from distill.models.sampling import LocalGenerator, open_vocabulary
-    from distill.models.weights import from_hugging_face
 
     vocabulary, side = directory / "spiece.model", directory / "tokenizer_config.json"
     if not vocabulary.is_file():
         raise UserError(f"a vocabulary {vocabulary}", "none", "copy the model's spiece.model there")
-    model, params = from_hugging_face(directory)
+    model, params = hugging_face.load(directory)
     extra_ids = read_json(side).get("extra_ids", 100) if side.is_file() else 100
     return LocalGenerator(model, params, open_vocabulary(vocabulary, extra_ids))
 

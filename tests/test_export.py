@@ -11,7 +11,7 @@ from distill.core.errors import UserError
 from distill.core.ports import Request, Sampling
 from distill.core.store import Stage, write_json
 from distill.export import export, run, tokenizer_json
-from distill.models import weights
+from distill.models import hugging_face, weights
 from distill.models.sampling import LocalGenerator
 from distill.models.t5 import T5Config, T5Model
 from distill.training.checkpoints import Checkpoints
@@ -132,7 +132,7 @@ def test_the_stage_exports_the_chosen_checkpoint_with_its_figures(tmp_path):
     summary = run(run_dir=run_dir)
     assert summary == run(run_dir=run_dir) and summary["step"] == 50
     assert {path.name for path in (run_dir / "export").iterdir()} == FILES
-    _, params = weights.from_hugging_face(run_dir / "export")
+    _, params = hugging_face.load(run_dir / "export")
     jax.tree.map(np.testing.assert_array_equal, params, trained)
     card = (run_dir / "export" / "README.md").read_text()
     assert "| svamp | 11.1 % [2.0, 43.5] of 9 | 88.9 % [56.5, 98.0] of 9 |" in card

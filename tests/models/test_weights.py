@@ -8,8 +8,16 @@ from models_world import MODELS, TIED, V1_0, V1_1, logits_of, params_of, tokens
 from safetensors.numpy import load_file, save_file
 
 from distill.core.errors import UserError
-from distill.models import weights
+from distill.models import hugging_face, weights
 from distill.models.layers import by_path
+from distill.models.tensors import Tensor
+
+
+def theirs_of(model):
+    """The parameters of a model under Hugging Face's names."""
+    ours = {name: Tensor.of(array) for name, array in by_path(params_of(model)).items()}
+    renamed = hugging_face.renamed(ours, model.config)
+    return {name: np.ascontiguousarray(tensor.read()) for name, tensor in renamed.items()}
 
 
 def equal(first, second):
@@ -67,25 +75,25 @@ def test_a_save_that_fails_leaves_nothing(tmp_path, student_vocabulary):
 
 @pytest.mark.parametrize("model", [V1_1, V1_0], ids=["v1.1", "v1.0"])
 def test_hugging_face_names_map_each_parameter_once_and_back(model, tmp_path):
-    arrays = weights.to_hugging_face(params_of(model), model.config)
-    names = weights.hugging_face_names(model.config)
+    arrays = theirs_of(model)
+    names = hugging_face.names(model.config)
     assert set(names) == set(by_path(params_of(model)))
     assert len(arrays) == len(names)
-    (tmp_path / "config.json").write_text(json.dumps(weights.hugging_face_config(model.config)))
+    (tmp_path / "config.json").write_text(json.dumps(hugging_face.config_document(model.config)))
     save_file(arrays, tmp_path / "model.safetensors")
-    found, params = weights.from_hugging_face(tmp_path)
+    found, params = hugging_face.load(tmp_path)
     assert found == model
     equal(params, params_of(model))
 
 
 def test_shards_are_read_as_one_file(tmp_path):
-    arrays = weights.to_hugging_face(params_of(V1_1), V1_1.config)
-    (tmp_path / "config.json").write_text(json.dumps(weights.hugging_face_config(V1_1.config)))
+    arrays = theirs_of(V1_1)
+    (tmp_path / "config.json").write_text(json.dumps(hugging_face.config_document(V1_1.config)))
     shards = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(arrays)}
     for file in set(shards.values()):
         save_file({n: a for n, a in arrays.items() if shards[n] == file}, tmp_path / file)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-    equal(weights.from_hugging_face(tmp_path)[1], params_of(V1_1))
+    equal(hugging_face.load(tmp_path)[1], params_of(V1_1))
 
 
 @pytest.mark.parametrize("model", [V1_1, V1_0], ids=["v1.1", "v1.0"])
@@ -93,7 +101,7 @@ def test_a_model_that_transformers_made_gives_its_logits(model, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    config = transformers.T5Config(**weights.hugging_face_config(model.config))
+    config = transformers.T5Config(**hugging_face.config_document(model.config))
     theirs = transformers.T5ForConditionalGeneration(config).eval()
     if not model.config.logits_via_embedding:
         theirs.lm_head.weight = torch.nn.Parameter(torch.randn_like(theirs.shared.weight))
@@ -101,7 +109,7 @@ def test_a_model_that_transformers_made_gives_its_logits(model, tmp_path):
         for parameter in theirs.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
     theirs.save_pretrained(tmp_path)
-    ours, params = weights.from_hugging_face(tmp_path)
+    ours, params = hugging_face.load(tmp_path)
     assert ours == model
     source, target = tokens(1, 2, 150), tokens(2, 2, 140)
     source[1, 100:] = 0
@@ -150,4 +158,4 @@ def test_damaged_directories_are_refused(tmp_path, student_vocabulary):
 def test_other_models_of_hugging_face_are_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bart"}')
     with pytest.raises(UserError, match=r"the config of a T5 .* got 'bart' with 'relu'"):
-        weights.from_hugging_face(tmp_path)
+        hugging_face.load(tmp_path)

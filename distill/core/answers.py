@@ -5,14 +5,17 @@ and is a little wider. The rules of a key:
 
 - A number is exact: `1,200`, `$1200.00`, `+1200` and `2400/2` are one key, `1/3` and `0.33` two.
   Commas must stand where thousands end. `10%` is a tenth; `1 1/2`, `\frac{3}{2}` and `1.5` are one.
-- A unit after a number is dropped and not compared: `9 (apples)`, `9 apples` and `9`. What changes
-  the number (`2 dozen`, `5:45`, `6th`, `12 pm`, `52_8`, `8 \pi`) stays text.
+- A unit after a number is dropped and not compared: `9 (apples)`, `9 apples`, `9cm` and `9`. What
+  changes the number (`2 dozen`, `5:45`, `6th`, `12 pm`, `52_8`, `8 \pi`) stays text.
 - A word from `zero` to `ninety-nine` is its number.
-- Several values, cut by `;` or by a comma and a blank, are compared in their order.
+- Several values, cut by `;` or commas, are compared in their order. Square brackets around them
+  count, as an interval's ends do; round ones, as a point's, do not.
+- An expression loses what LaTeX leaves to taste: blanks, braces around one sign, `\dfrac`, `π`.
 - Text is folded in case; blanks, commas, marks at the ends and a leading `the` do not count.
 """
 
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 
 # The digits of a number, so that no text makes the arithmetic slow.
@@ -21,23 +24,51 @@ _UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
 _NUMBER = re.compile(
     rf"(?P<sign>[-+]?)\s?[$€£]?\s?(?P<inner>-?)\(?(?:(?P<whole>\d+)\s+(?=\d+/))?"
     rf"(?P<value>{_UNSIGNED})(?:\s?/\s?(?P<under>\d+))?\.?\)?"
-    r"(?P<percent>\s?%|\s[Pp]er\s?cent)?(?:\s*\([^()0-9]*\)|\s?°|(?P<unit>\s+[^\W\d_][^\d()=;:,_+*^<>{{}}|\\]*)(?:\^[23])?)?"
+    r"(?P<percent>\s?%|\s[Pp]er\s?cent)?(?:\s*\([^()0-9]*\)|\s?°"
+    r"|(?:(?P<unit>\s+[^\W\d_][^\d()=;:,_+*^<>{{}}|\\]*)|[ckm]m|[km]g|[cm]l|mph|lbs?|oz|ft|hrs?|mins?"
+    r"|secs?)(?:\^[23])?)?"
 )
 # A fraction alone is a number; within an expression it stays as it is.
 _FRACTION = re.compile(
     r"(?P<lead>[-+]?\s?\d*)\s?\\[dt]?frac\s?(?:\{(?P<over>-?\d+)\}|(?P<digit>\d))\s?"
     r"(?:\{(?P<under>\d+)\}|(?P<last>\d))(?P<rest>[^\\{}^_]*)"
 )
+_OPENING, _CLOSING = ("(", "["), (")", "]")
 _WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mbox|boxed)\{([^{}]*)\}")
-_SPACING = re.compile(r"\\(?:left|right)(?![A-Za-z])|\\[!,;: ]|\^\{?\\circ\}?|\\[()\[\]]")
-_NAMED = re.compile(r"[A-Za-z]\s?=\s?(?=\S)")
+_SPACING = re.compile(r"\\(?:left|right)(?![A-Za-z])|(?<!\\)\\[!,;: ()\[\]]|\^\{?\\circ\}?")
+_NAMED = re.compile(r"[A-Za-z]\s?(?:=|\\in(?![a-z]))\s?(?=\S)")
 # What only algebra can compare: LaTeX, powers, and operators or variables beside digits.
 _EXPRESSION = re.compile(
-    r"\\|\^|[√π]|\d\s?[-+*/=]|[-+*/=<>]\s?\d|\d[a-z]\b|\b[a-z]\s?[-+*/=]|\b(?:sqrt|pi)\b"
+    r"\\|\^|[√π∞]|\d_[{\d]|\d\s?[-+*/=]|[-+*/=<>]\s?\d|\d[a-z]\b|\b[a-z]\s?[-+*/=]|(?:sqrt|\bpi)\b"
 )
 # A key that no reading changes.
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,39}")
-_BASED = re.compile(r"\d+_\{?\d+\}?")
+_BASED = re.compile(r"\d+_\d+")
+# What LaTeX leaves to taste, within an expression in lower case.
+_TASTE = re.compile(
+    r"\\[dt]frac|\\(?:cdot|times)(?![a-z])|\\[lg]eq(?![a-z])|[π∞≤≥·\u00d7]|(?<![a-z\\])(?:pi|infinity)\b|\*\*"
+    r"|(?<=[\^_])\{(?P<index>[-+]?\d+|[a-z])\}|(?<=\\sqrt)\{(?P<root>\w)\}"
+    r"|(?<![a-z\\])sqrt\((?P<inside>[^()]+)\)"
+)
+_PLAIN = {
+    "\\dfrac": "\\frac",
+    "\\tfrac": "\\frac",
+    "\\cdot": "*",
+    "\\times": "*",
+    "·": "*",
+    "\u00d7": "*",
+    "**": "^",
+    "\\leq": "\\le",
+    "≤": "\\le",
+    "\\geq": "\\ge",
+    "≥": "\\ge",
+    "π": "\\pi",
+    "pi": "\\pi",
+    "∞": "\\infty",
+    "infinity": "\\infty",
+}
+# Blanks, but for those between words or between digits.
+_BLANKS = re.compile(r" +(?![a-z0-9])|(?<![a-z0-9]) +|(?<=[0-9]) +(?=[a-z])")
 _VARIABLE = re.compile(r"\d[A-Za-z]\b|\b[A-Za-z]\s?[-+*/^]|[-+*/^]\s?[A-Za-z]\b")
 _SMALL = [
     "zero",
@@ -148,9 +179,9 @@ def canonical(answer: str) -> str:
     """
     if answer.isascii() and answer.isdigit() and len(answer) <= _DIGITS:
         return str(int(answer))
-    key, before = _key(answer), answer
-    while key != before and not _INTEGER.fullmatch(key):
-        key, before = _key(key), key
+    key, before, exact = answer, None, False
+    while key != before and not exact:
+        before, (key, exact) = key, _key(key)
     return key
 
 
@@ -165,6 +196,8 @@ def equal(prediction: str, gold: str) -> bool | None:
         >>> equal("$1,200", "1200"), equal("10%", "10"), equal("10", "10%"), equal("52_8", "52")
         (True, True, False, False)
     """
+    if prediction == gold:
+        return True
     key, wanted = canonical(prediction), canonical(gold)
     if key == wanted:
         return True
@@ -179,7 +212,7 @@ def _undecidable(key: str) -> bool:
     if (
         _INTEGER.fullmatch(key)
         or _BASED.fullmatch(key)
-        or all(_number(value) is not None for value in key.split(";"))
+        or _numbers(key.strip("()[]").split(";")) is not None
     ):
         return False
     return len(key) <= 4 * _DIGITS and _EXPRESSION.search(key) is not None
@@ -198,12 +231,40 @@ def fu2023(text: str) -> str | None:
     return found[-1] if found else None
 
 
-def _key(answer: str) -> str:
+def _key(answer: str) -> tuple[str, bool]:
+    """Return a key, and whether it is one of numbers, which no further reading changes."""
     bare = _bare(answer)
-    values = [_number(value) for value in (bare.split(";") if ";" in bare else bare.split(", "))]
-    if all(value is not None for value in values):
-        return "; ".join(map(str, values))
-    return "; ".join(map(_text, bare.split(";")))
+    if bare[:1] in _OPENING and bare[-1:] in _CLOSING and (key := _list(bare)):
+        return key, True
+    if ";" in bare:
+        values = _numbers(bare.split(";"))
+    elif ", " in bare:
+        values = _numbers(bare.split(", "))
+    else:
+        values = _numbers([bare]) or (_numbers(bare.split(",")) if "," in bare else None)
+    return "; ".join(values or map(_text, bare.split(";"))), values is not None
+
+
+def _list(bracketed: str) -> str | None:
+    """Return the key of numbers in brackets: an interval's brackets count, a point's do not."""
+    opening, inside, closing = bracketed[0], bracketed[1:-1], bracketed[-1]
+    if "," not in inside and ";" not in inside:
+        return None
+    values = _numbers(inside.replace(",", ";").split(";"))
+    if values is None:
+        return None
+    key = "; ".join(values)
+    return key if opening + closing == "()" else f"{opening}{key}{closing}"
+
+
+def _numbers(texts: Sequence[str]) -> list[str] | None:
+    """Return the texts as numbers, None unless all are."""
+    values = []
+    for text in texts:
+        if (value := _number(text)) is None:
+            return None
+        values.append(str(value))
+    return values
 
 
 def _bare(answer: str) -> str:
@@ -212,7 +273,7 @@ def _bare(answer: str) -> str:
     if "\\" in text:
         text = _WRAPPER.sub(r"\1", text)
         text = _SPACING.sub("", text.replace(",\\! ", ",").replace("\\!", ""))
-    text = _NAMED.sub("", text.strip(_EDGES), count=1) if "=" in text else text
+    text = _NAMED.sub("", text.strip(_EDGES), count=1) if "=" in text or "\\in" in text else text
     return text.strip()
 
 
@@ -225,8 +286,9 @@ def _number(text: str) -> Fraction | int | None:
         text = f"{fraction['lead']} {over}/{under}{fraction['rest']}".strip()
     elif text[:1].isalpha():
         word, blank, rest = text.casefold().partition(" ")
-        if word in _WORDS and not rest.startswith("of "):
-            text = f"{_WORDS[word]}{blank}{rest}"
+        if word not in _WORDS or rest.startswith("of "):
+            return None
+        text = f"{_WORDS[word]}{blank}{rest}"
     found = _NUMBER.fullmatch(text)
     if (
         found is None
@@ -246,7 +308,22 @@ def _number(text: str) -> Fraction | int | None:
 
 
 def _text(value: str) -> str:
-    text = " ".join(value.casefold().replace(",", " ").split()).strip(_EDGES)
+    folded = value.casefold()
+    text = " ".join(folded.replace(",", " ").split()).strip(_EDGES)
+    if (not text.isalpha() or text in _PLAIN) and _EXPRESSION.search(text):
+        return _expression(" ".join(folded.split()))
     if text.startswith("(") and text.endswith(")"):
         text = text[1:-1].strip(_EDGES)
     return _MERIDIEM.sub(r"\1m", text.removeprefix("the "))
+
+
+def _expression(text: str) -> str:
+    """Write an expression without what LaTeX leaves to taste."""
+    plain = _BLANKS.sub("", _TASTE.sub(_as_plain, text)).strip(_EDGES)
+    return plain.removeprefix("the ")
+
+
+def _as_plain(found: re.Match[str]) -> str:
+    if found["inside"]:
+        return f"\\sqrt{{{found['inside']}}}"
+    return found["index"] or found["root"] or _PLAIN[found[0]]

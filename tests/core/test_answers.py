@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from distill.core import answers
 
 DATASETS = Path(__file__).parents[3] / "shared" / "datasets"
-texts = st.text(max_size=30) | st.text("0123456789 -+/.,;%$()=abTrue\\{}", max_size=20)
+texts = st.text(max_size=30) | st.text(
+    "0123456789 -+/.,;%$()[]=^_*abTruepisqtfthe\\{}", max_size=20
+)
 fractions = st.builds(Fraction, st.integers(-(10**6), 10**6), st.integers(1, 999))
 
 
@@ -81,6 +83,27 @@ def test_the_last_mark_is_found_after_any_text(before: str, number: int):
         (r"864 \mbox{ inches}^2", "864"),
         ("twenty-one", "21"),
         ("Seven apples", "7"),
+        ("5cm", "5 cm"),
+        ("20 mph", "20mph"),
+        ("52_{8}", "52_8"),
+        ("52_{10}", "52_10"),
+        ("p-q", "p - q"),
+        ("x^{10} + 1", "x^10+1"),
+        (r"2 \sqrt{3}", r"2\sqrt3"),
+        ("2sqrt(13)", r"2\sqrt{13}"),
+        ("8π", r"8 \pi"),
+        ("pi", r"\pi"),
+        (r"\dfrac{\sqrt{3}}{3}", r"\frac{\sqrt{3}}{3}"),
+        (r"3 \cdot 2^x", "3*2^x"),
+        (r"\left( \frac{3}{2}, -13 \right)", "(1.5,-13)"),
+        ("(2, 4)", "2, 4"),
+        ("[2,4)", "[2, 4)"),
+        (r"\left[ 2, \frac{1}{2} \right]", "[2,0.5]"),
+        (r"(2,\infty)", "(2, ∞)"),
+        ("1,-2", "1, -2"),
+        (r"x \in [-2,7]", "[-2, 7]"),
+        (r"(a+5)(b+2)", "(a + 5)(b + 2)"),
+        (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
     ],
 )
 def test_accepted(prediction: str, gold: str):
@@ -110,6 +133,16 @@ def test_accepted(prediction: str, gold: str):
         ("5 - x", "5"),
         ("2k", "2"),
         (r"1\frac{4}{5}", "14/5"),
+        ("5m", "5"),
+        ("5x", "5"),
+        ("[2,4]", "(2,4)"),
+        ("[2,4]", "(2,4]"),
+        ("(2,4)", "24"),
+        ("1,-2", "-1"),
+        ("(2,100)", "2100"),
+        ("x^{12}", "x^1"),
+        ("1 2", "12"),
+        ("the 2/4", "2"),
     ],
 )
 def test_rejected(prediction: str, gold: str):
@@ -232,10 +265,10 @@ def test_a_pair_takes_under_30_microseconds():
     pairs = [("$1,200.00", "1200"), ("9 apples", "9 (apples)"), ("cat dog", "cat, dog")] * 500
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         for prediction, gold in pairs:
             answers.equal(prediction, gold)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert min(seconds) / len(pairs) < 30e-6
 
 

@@ -284,6 +284,10 @@ class DecoderModel:
         del eos_id
         return [START_ID, *ids]
 
+    def begun(self, prompt: list[int], prefix: list[int]) -> tuple[list[int], list[int]]:
+        """Return the row that is read before the first token; nothing is forced after it."""
+        return [*prompt, *prefix], []
+
     def first_tokens(
         self, prompts: Int[Array, "batch source"], lengths: Int[Array, "batch"]
     ) -> Int[Array, "batch"]:
@@ -295,13 +299,16 @@ class DecoderModel:
         params: Params,
         prompts: Int[Array, "batch source"],
         lengths: Int[Array, "batch"],
+        forced: Int[Array, "batch length"],
+        unread: Int[Array, "batch"],
     ) -> DecodingState:
         """Return the state after right-padded prompts, with no room for tokens yet."""
+        del forced, unread
         return layers.call(self.network, params, Decoder.start, prompts, lengths)
 
-    def widen(self, state: DecodingState, source: int, room: int) -> DecodingState:
-        """Return the state with room for as many tokens in all, after prompts of width `source`."""
-        caches = [layers.widen(cache, source + room) for cache in state["caches"]]
+    def widen(self, state: DecodingState, more: int) -> DecodingState:
+        """Return the state with room for as many more tokens."""
+        caches = [layers.widen(cache, more) for cache in state["caches"]]
         return {**state, "caches": caches}
 
     def step(

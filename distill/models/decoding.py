@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
+from distill.models import stopping
 from distill.models.layers import DecodingState, Params
 
 AnyArray = Array | np.ndarray
@@ -29,16 +30,22 @@ class Network(Protocol):
         """Return the row that is read before the first token is written."""
         ...
 
-    def first_tokens(self, prompts: Array, lengths: Array) -> Array:
-        """Return what the first step is fed."""
+    def begun(self, prompt: list[int], prefix: list[int]) -> tuple[list[int], list[int]]:
+        """Return the row that is read, and the tokens that what is written begins with."""
         ...
 
-    def start(self, params: Params, prompts: Array, lengths: Array) -> DecodingState:
+    def first_tokens(self, prompts: Array, lengths: Array) -> Array:
+        """Return what the first step is fed, where nothing is forced."""
+        ...
+
+    def start(
+        self, params: Params, prompts: Array, lengths: Array, forced: Array, unread: Array
+    ) -> DecodingState:
         """Return the state before the first step, with no room for tokens."""
         ...
 
-    def widen(self, state: DecodingState, source: int, room: int) -> DecodingState:
-        """Return the state with room for as many tokens in all."""
+    def widen(self, state: DecodingState, more: int) -> DecodingState:
+        """Return the state with room for as many more tokens."""
         ...
 
     def step(
@@ -67,15 +74,33 @@ class Vocabulary(NamedTuple):
         exists: rows that are tokens; the others are no outcome at all.
         drawn: tokens that may be drawn or reported: those with a text, and EOS.
         hot: tokens that may be drawn hot: those with a text.
-        ends: tokens after which a row has ended: EOS, and those whose text holds a stop text.
+        transitions: as of `stopping.transitions`.
         eos_id: the end of a sequence.
     """
 
     exists: Bool[AnyArray, "vocab"]
     drawn: Bool[AnyArray, "vocab"]
     hot: Bool[AnyArray, "vocab"]
-    ends: Bool[AnyArray, "vocab"]
+    transitions: Int[AnyArray, "states vocab"]
     eos_id: Int[AnyArray, ""]
+
+
+class Prompts(NamedTuple):
+    """What rows read before they write.
+
+    Attributes:
+        ids: right-padded rows of `Network.prompt` or `Network.begun`.
+        lengths: of the rows; 0 is a row that only fills the batch.
+        forced: left-padded rows of what is written first; of no width where nothing is.
+        unread: padding tokens of each row of `forced`.
+        opening: the state of each row in `stopping.transitions`.
+    """
+
+    ids: Int[AnyArray, "batch source"]
+    lengths: Int[AnyArray, "batch"]
+    forced: Int[AnyArray, "batch length"]
+    unread: Int[AnyArray, "batch"]
+    opening: Int[AnyArray, "batch"]
 
 
 class Kept(NamedTuple):
@@ -324,7 +349,7 @@ class _Loop(NamedTuple):
 
     index: Int[Array, ""]
     tokens: Int[Array, "batch"]
-    ended: Bool[Array, "batch"]
+    stage: Int[Array, "batch"]
     state: DecodingState
     written: Decoded
 
@@ -333,26 +358,27 @@ class _Loop(NamedTuple):
 def _start(
     network: Network,
     params: Params,
-    prompts: Int[Array, "batch source"],
-    lengths: Int[Array, "batch"],
+    prompts: Prompts,
     *,
     k: int,
 ) -> _Loop:
     """Read the prompts; nothing is written, and there is no room for it."""
-    batch, used = len(prompts), jnp.maximum(lengths, 1)
+    rows, forced, unread = map(jnp.asarray, (prompts.ids, prompts.forced, prompts.unread))
+    batch, lengths = len(rows), jnp.maximum(jnp.asarray(prompts.lengths), 1)
+    first = forced[:, -1] if forced.shape[1] else network.first_tokens(rows, lengths)
     ids, nats = jnp.zeros((0, batch), jnp.int32), jnp.zeros((0, batch))
     top_ids, top_nats = jnp.zeros((0, batch, k), jnp.int32), jnp.zeros((0, batch, k))
     nothing = Decoded(ids, nats, Measured(nats, nats, top_ids, top_nats), jnp.zeros_like(lengths))
     return _Loop(
         jnp.zeros((), jnp.int32),
-        network.first_tokens(prompts, used).astype(jnp.int32),
-        lengths == 0,
-        network.start(params, prompts, used),
+        first.astype(jnp.int32),
+        jnp.where(prompts.lengths == 0, stopping.ENDED, prompts.opening),
+        network.start(params, rows, lengths, forced, unread),
         nothing,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("network", "source", "room", "k"))
+@functools.partial(jax.jit, static_argnames=("network", "room", "k"))
 def _go_on(
     network: Network,
     params: Params,
@@ -362,7 +388,6 @@ def _go_on(
     vocabulary: Vocabulary,
     limit: Int[Array, ""],
     *,
-    source: int,
     room: int,
     k: int,
 ) -> _Loop:
@@ -370,7 +395,7 @@ def _go_on(
     keys = jax.random.wrap_key_data(seeds, impl="threefry2x32")
 
     def unfinished(loop: _Loop) -> Array:
-        return (loop.index < limit) & ~jnp.all(loop.ended)
+        return (loop.index < limit) & jnp.any(loop.stage != stopping.ENDED)
 
     def write(loop: _Loop) -> _Loop:
         index, before = loop.index, loop.written
@@ -379,17 +404,18 @@ def _go_on(
         uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, index)))(keys)
         hot = jax.lax.dynamic_index_in_dim(settings.hot, index, axis=1, keepdims=False)
         ids, nats = choose(logits, candidates[1][:, 0], uniform, settings, hot, vocabulary)
-        counts = before.counts + ~loop.ended
+        counts = before.counts + (loop.stage != stopping.ENDED)
         drawn = Decoded(ids, nats, measure(logits, *candidates, ids, vocabulary), counts)
         written = _by_step(lambda rows, row: rows.at[index].set(row), before, drawn)
-        ended = loop.ended | vocabulary.ends[ids]
-        return _Loop(index + 1, ids, ended, state, written._replace(counts=counts))
+        stage = vocabulary.transitions[loop.stage, ids]
+        return _Loop(index + 1, ids, stage, state, written._replace(counts=counts))
 
     def widen(rows: Array) -> Array:
         return jnp.pad(rows, ((0, room - len(rows)), *[(0, 0)] * (rows.ndim - 1)))
 
+    more = room - len(loop.written.ids)
     wide = loop._replace(
-        state=network.widen(loop.state, source, room), written=_by_step(widen, loop.written)
+        state=network.widen(loop.state, more), written=_by_step(widen, loop.written)
     )
     return jax.lax.while_loop(unfinished, write, wide)
 
@@ -403,8 +429,7 @@ def _by_step(change: Callable[..., Array], *decoded: Decoded) -> Decoded:
 def decode(
     network: Network,
     params: Params,
-    prompts: Int[np.ndarray, "batch source"],
-    lengths: Int[np.ndarray, "batch"],
+    prompts: Prompts,
     seeds: UInt[np.ndarray, "batch 2"],
     settings: Settings,
     vocabulary: Vocabulary,
@@ -421,16 +446,15 @@ def decode(
     Args:
         network: what to run.
         params: its parameters.
-        prompts: right-padded rows of `network.prompt`.
-        lengths: of the rows; 0 is a row that only fills the batch.
+        prompts: what is read.
         seeds: high and low half of each row's seed.
         settings: how tokens are drawn; steps beyond the width of `hot` are not hot.
         vocabulary: which tokens may be.
         limit: most tokens of a row.
         k: candidates measured for each token, at least 1.
     """
-    loop, room = _start(network, params, prompts, lengths, k=k), 0
-    while room < limit and not (room and bool(loop.ended.all())):
+    loop, room = _start(network, params, prompts, k=k), 0
+    while room < limit and not (room and (np.asarray(loop.stage) == stopping.ENDED).all()):
         room = 2 * room or _FIRST_ROOM
         hot = settings.hot[:, :room]
         hot = np.pad(hot, ((0, 0), (0, room - hot.shape[1])))
@@ -442,7 +466,6 @@ def decode(
             settings._replace(hot=hot),
             vocabulary,
             np.array(min(limit, room), np.int32),
-            source=prompts.shape[1],
             room=room,
             k=k,
         )
@@ -453,8 +476,7 @@ def decode(
 def score(
     network: Network,
     params: Params,
-    prompts: Int[Array, "batch source"],
-    lengths: Int[Array, "batch"],
+    prompts: Prompts,
     ids: Int[Array, "batch steps"],
     vocabulary: Vocabulary,
     *,
@@ -465,8 +487,7 @@ def score(
     Args:
         network: what to run.
         params: its parameters.
-        prompts: right-padded rows of `network.prompt`.
-        lengths: of the rows, at least 1.
+        prompts: what is read, nothing forced.
         ids: the tokens to measure, right-padded.
         vocabulary: which tokens are reported as candidates.
         k: candidates measured for each token, at least 1.
@@ -474,9 +495,10 @@ def score(
     Returns:
         Step by step, as of `decode`.
     """
-    first = network.first_tokens(prompts, lengths)[:, None]
+    rows, lengths = jnp.asarray(prompts.ids), jnp.maximum(jnp.asarray(prompts.lengths), 1)
+    first = network.first_tokens(rows, lengths)[:, None]
     inputs = jnp.concatenate([first, ids[:, :-1]], 1)
-    hidden = network.hidden(params, network.continuation(prompts, lengths, inputs))
+    hidden = network.hidden(params, network.continuation(rows, lengths, inputs))
 
     def position(state_ids: tuple[Array, Array]) -> Measured:
         state, chosen = state_ids

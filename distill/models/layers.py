@@ -229,19 +229,19 @@ class Attention(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, "batch length embed"]:
         """Return the values that the queries of `x` select; `bias` adds to the scores."""
-        batch, length = x.shape[:2]
+        (batch, length), source = x.shape[:2], keys.shape[1]
         groups = self.num_heads // self.num_kv_heads
         queries = self.query(x).reshape(batch, length, self.num_heads, self.head_dim)
         if rotation is not None:
             queries = rotate(queries, *rotation)
         queries = queries.reshape(batch, length, self.num_kv_heads, groups, self.head_dim)
         scores = jnp.einsum("bqhgd,bkhd->bhgqk", queries * self.query_scale, keys)
-        scores = scores.reshape(batch, self.num_heads, length, -1).astype(jnp.float32) + bias
+        scores = scores.reshape(batch, self.num_heads, length, source).astype(jnp.float32) + bias
         weights = jax.nn.softmax(scores).astype(self.dtype)
         weights = self.dropout(weights, deterministic=deterministic)
-        weights = weights.reshape(batch, self.num_kv_heads, groups, length, -1)
+        weights = weights.reshape(batch, self.num_kv_heads, groups, length, source)
         mixed = jnp.einsum("bhgqk,bkhd->bqhgd", weights, values)
-        return self.out(mixed.reshape(batch, length, -1))
+        return self.out(mixed.reshape(batch, length, self.num_heads * self.head_dim))
 
     def recall(
         self,
@@ -361,9 +361,8 @@ def open_cache(
     return {"key": _by_head(keys, (0, 2, 3, 1)), "value": _by_head(values, (0, 2, 1, 3))}
 
 
-def widen(cache: Cache, slots: int) -> Cache:
-    """Return `cache` with free slots after its own, `slots` in all."""
-    free = slots - cache["key"].shape[2]
+def widen(cache: Cache, free: int) -> Cache:
+    """Return `cache` with as many more slots after its own."""
     return {
         "key": jnp.pad(cache["key"], ((0, 0), (0, 0), (0, free))),
         "value": jnp.pad(cache["value"], ((0, 0), (0, free), (0, 0))),

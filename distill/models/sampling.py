@@ -14,10 +14,10 @@ import numpy as np
 
 from distill.core import paths
 from distill.core.errors import UserError
-from distill.core.ports import Completion, Request, Sampling
+from distill.core.ports import Completion, Fire, Request, Sampling
 from distill.core.store import read_json
-from distill.models import decoding, weights
-from distill.models.decoding import Decoded, Measured, Network, Settings, Vocabulary
+from distill.models import decoding, stopping, weights
+from distill.models.decoding import Decoded, Measured, Network, Prompts, Settings, Vocabulary
 from distill.models.layers import Params
 from tokalign.tokenizers import SentencePieceTokenizer, TiktokenTokenizer
 
@@ -34,40 +34,46 @@ class Tokenizer(Protocol):
         """Return the ids of `text`, without an EOS."""
         ...
 
+    def spell(self, text: bytes, *, start: bool = False) -> Sequence[int] | None:
+        """Return the ids of `text` that goes on after other text, None where it is no text."""
+        ...
+
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes of a token, empty for a special."""
         ...
 
 
-@dataclasses.dataclass(frozen=True)
-class Fire:
-    """Hot tokens that make a set of samples diverse; not for single answers, which get worse.
+class _Member(NamedTuple):
+    """A request as the network takes it.
 
     Attributes:
-        temperature: of the hot tokens.
-        top_k: candidates of the hot tokens; this, and not the temperature, keeps them sensible.
-        positions: which tokens of a completion are hot, the first by default.
-
-    Source:
-        Chen et al. 2024, arXiv 2410.21236.
+        number: index into the requests.
+        row: what is read.
+        forced: what is written first.
+        opens: whether the first token's leading blank is no text of the completion.
+        skipped: tokens of the prefix among those to score.
+        scored: tokens to score, those of the prefix first.
     """
 
-    temperature: float = 30.0
-    top_k: int = 16
-    positions: tuple[int, ...] = (0,)
+    number: int
+    row: list[int]
+    forced: list[int]
+    opens: bool
+    skipped: int = 0
+    scored: Sequence[int] = ()
 
-    def __post_init__(self) -> None:
-        if self.temperature <= 0 or self.top_k < 1 or min(self.positions, default=0) < 0:
-            raise ValueError(f"expected temperature > 0, top_k >= 1, positions >= 0, got {self}")
+    def shape(self) -> tuple[int, int, int]:
+        """Return the widths of a batch that it runs in."""
+        forced = bucket(len(self.forced), 32) if self.forced else 0
+        return bucket(len(self.row)), forced, bucket(len(self.scored))
 
 
 class _Batch(NamedTuple):
-    """Rows that run together: numbers of the requests, their rows, and the rows' fixed room."""
+    """Requests that run together, and the widths of their rows."""
 
-    numbers: tuple[int, ...]
-    rows: tuple[list[int], ...]
-    completions: tuple[list[int], ...]
+    members: tuple[_Member, ...]
     source: int
+    forced: int
     steps: int
 
 
@@ -80,14 +86,14 @@ class _Row(NamedTuple):
     top_logprobs: np.ndarray
 
 
-def bucket(length: int) -> int:
+def bucket(length: int, least: int = 64) -> int:
     """Return the padded length of a row, from few enough that each can be compiled.
 
     Example:
         >>> [bucket(n) for n in (1, 64, 65, 129, 193, 700)]
         [64, 64, 128, 192, 256, 768]
     """
-    size = 64
+    size = least
     while size < length:
         size *= 2
     return size * 3 // 4 if size >= 256 and length <= size * 3 // 4 else size
@@ -158,7 +164,7 @@ class LocalGenerator:
     ) -> Iterator[tuple[int, Completion]]:
         """Yield (index into requests, completion), batch by batch."""
         vocabulary = self._vocabulary(sampling.stop)
-        batches = self._batches(requests, [[]] * len(requests))
+        batches = self._batches([self._member(n, request) for n, request in enumerate(requests)])
         decoded = _one_ahead(
             lambda batch: self._decode(batch, requests, sampling, vocabulary), batches
         )
@@ -168,7 +174,7 @@ class LocalGenerator:
     def score(
         self, requests: Sequence[Request], top_logprobs: int = 5
     ) -> Iterator[tuple[int, Completion]]:
-        """Yield each request's own completion, as its tokens spell it, measured.
+        """Yield each request's own completion after its prefix, as its tokens spell it, measured.
 
         Raises:
             UserError: a request has no completion.
@@ -176,11 +182,11 @@ class LocalGenerator:
         missing = [number for number, request in enumerate(requests) if request.completion is None]
         if missing:
             raise UserError("a completion to score", f"request {missing[0]} without one", "give it")
-        ids = [[*self.tokenizer.encode(r.completion or ""), self._eos] for r in requests]
+        members = [self._scored_member(n, request) for n, request in enumerate(requests)]
         vocabulary = self._vocabulary(())
         k = max(top_logprobs, 1)
         measured = _one_ahead(
-            lambda batch: self._score(batch, vocabulary, k), self._batches(requests, ids)
+            lambda batch: self._score(batch, vocabulary, k), self._batches(members)
         )
         for batch, of_batch in measured:
             yield from self._scored(batch, of_batch, top_logprobs)
@@ -203,25 +209,56 @@ class LocalGenerator:
         texts = [*self._bytes, *[b""] * (rows - len(self._bytes))]
         hot = np.array([bool(text) for text in texts])
         eos = np.arange(rows) == self._eos
-        ends = [any(end.encode() in text for end in stop) for text in texts]
         exists = np.arange(rows) < len(self._bytes)
-        return Vocabulary(
-            exists, hot | eos, hot & ~eos, np.array(ends) | eos, np.array(self._eos, np.int32)
-        )
+        table = stopping.transitions(stop, texts, self._eos)
+        return Vocabulary(exists, hot | eos, hot & ~eos, table, np.array(self._eos, np.int32))
 
-    def _batches(
-        self, requests: Sequence[Request], completions: Sequence[list[int]]
-    ) -> Iterator[_Batch]:
+    def _member(self, number: int, request: Request) -> _Member:
+        """Return what to read before writing; a prefix is forced."""
+        prompt, prefix = self._prompt(request), self.tokenizer.encode(request.prefix)
+        opens = self._opens(request.prefix, prefix)
+        return _Member(number, *self.network.begun(prompt, prefix), opens)
+
+    def _scored_member(self, number: int, request: Request) -> _Member:
+        """Return what to read before scoring; a prefix is scored too, and dropped."""
+        prefix, text = self.tokenizer.encode(request.prefix), request.completion or ""
+        opens = self._opens(request.prefix, prefix)
+        ids = self.tokenizer.spell(text.encode(), start=opens) if prefix else None
+        scored = [*prefix, *(self.tokenizer.encode(text) if ids is None else ids), self._eos]
+        return _Member(number, self._prompt(request), [], opens, len(prefix), scored)
+
+    def _prompt(self, request: Request) -> list[int]:
+        return self.network.prompt(self.tokenizer.encode(request.prompt), self._eos)
+
+    def _opens(self, text: str, prefix: list[int]) -> bool:
+        """Tell whether the first token after `prefix`, which spells `text`, loses its blank.
+
+        It is the vocabulary's own mark where nothing comes before, and stands for a blank at the
+        end of the prefix that the vocabulary did not keep there.
+        """
+        kept = bool(prefix) and self._bytes[prefix[-1]][-1:].isspace()
+        return self._prefixed and (not prefix or (text[-1:].isspace() and not kept))
+
+    def _batches(self, members: Iterable[_Member]) -> Iterator[_Batch]:
         """Group the requests by the shapes that they run in, each group in their order."""
-        groups: dict[tuple[int, int], list[tuple[int, list[int]]]] = collections.defaultdict(list)
-        for number, request in enumerate(requests):
-            row = self.network.prompt(self.tokenizer.encode(request.prompt), self._eos)
-            shape = bucket(len(row)), bucket(len(completions[number]))
-            groups[shape].append((number, row))
-        for (source, steps), members in sorted(groups.items()):
-            for first in range(0, len(members), self.batch_size):
-                numbers, rows = zip(*members[first : first + self.batch_size], strict=True)
-                yield _Batch(numbers, rows, tuple(completions[n] for n in numbers), source, steps)
+        groups: dict[tuple[int, int, int], list[_Member]] = collections.defaultdict(list)
+        for member in members:
+            groups[member.shape()].append(member)
+        for shape, alike in sorted(groups.items()):
+            for first in range(0, len(alike), self.batch_size):
+                yield _Batch(tuple(alike[first : first + self.batch_size]), *shape)
+
+    def _prompts(self, batch: _Batch) -> Prompts:
+        rows, forced = [m.row for m in batch.members], [m.forced for m in batch.members]
+        opens = np.zeros(self.batch_size, bool)
+        opens[: len(rows)] = [member.opens for member in batch.members]
+        return Prompts(
+            _padded(rows, self.batch_size, batch.source),
+            _lengths(rows, self.batch_size),
+            _padded([row[::-1] for row in forced], self.batch_size, batch.forced)[:, ::-1],
+            batch.forced - _lengths(forced, self.batch_size),
+            np.where(opens, stopping.OPENING, stopping.INSIDE).astype(np.int32),
+        )
 
     def _settings(self, sampling: Sampling) -> Settings:
         fire, batch = self.fire or Fire(positions=()), self.batch_size
@@ -246,9 +283,8 @@ class LocalGenerator:
         return decoding.decode(
             self.network,
             self.params,
-            _padded(batch.rows, self.batch_size, batch.source),
-            _lengths(batch.rows, self.batch_size),
-            _seed_words([requests[n].seed for n in batch.numbers], self.batch_size),
+            self._prompts(batch),
+            _seed_words([requests[m.number].seed for m in batch.members], self.batch_size),
             self._settings(sampling),
             vocabulary,
             sampling.max_tokens,
@@ -259,9 +295,8 @@ class LocalGenerator:
         measured = decoding.score(
             self.network,
             self.params,
-            _padded(batch.rows, self.batch_size, batch.source),
-            np.maximum(_lengths(batch.rows, self.batch_size), 1),
-            _padded(batch.completions, self.batch_size, batch.steps),
+            self._prompts(batch),
+            _padded([member.scored for member in batch.members], self.batch_size, batch.steps),
             vocabulary,
             k=k,
         )
@@ -270,33 +305,43 @@ class LocalGenerator:
     def _generated(
         self, batch: _Batch, decoded: Decoded, sampling: Sampling
     ) -> Iterator[tuple[int, Completion]]:
-        for row, number in enumerate(batch.numbers):
+        for row, member in enumerate(batch.members):
             measured = _of_row(decoded.measured, row, int(decoded.counts[row]))
             ids = decoded.ids[: decoded.counts[row], row].tolist()
             stopped = ids[-1] == self._eos
-            completion = self._completion(
-                ids[:-1] if stopped else ids,
-                measured,
-                sampling.top_logprobs,
-                "stop" if stopped else "length",
+            completion = dataclasses.replace(
+                self._completion(
+                    ids[:-1] if stopped else ids,
+                    measured,
+                    sampling.top_logprobs,
+                    "stop" if stopped else "length",
+                    opens=member.opens,
+                ),
+                prompt_tokens=len(member.row) + len(member.forced),
+                completion_tokens=len(ids),
             )
-            yield number, cut_at_text(completion, sampling.stop, measured.eos_logprobs)
+            if self.fire is not None:
+                behaviour = decoded.behaviour_logprobs[: len(completion.tokens), row]
+                completion = dataclasses.replace(completion, behaviour_logprobs=behaviour)
+            yield member.number, cut_at_text(completion, sampling, measured.eos_logprobs)
 
     def _scored(
         self, batch: _Batch, measured: Measured, k: int
     ) -> Iterator[tuple[int, Completion]]:
-        for row, number in enumerate(batch.numbers):
-            ids = batch.completions[row]
-            of_row = _of_row(measured, row, len(ids))
-            yield number, self._completion(ids[:-1], of_row, k, "stop")
+        for row, member in enumerate(batch.members):
+            ids = list(member.scored[member.skipped : -1])
+            of_row = _of_row(measured, row, len(member.scored), member.skipped)
+            yield member.number, self._completion(ids, of_row, k, "stop", opens=member.opens)
 
-    def _completion(self, ids: list[int], measured: _Row, k: int, finish_reason: str) -> Completion:
+    def _completion(
+        self, ids: list[int], measured: _Row, k: int, finish_reason: str, *, opens: bool
+    ) -> Completion:
         """Return the completion of `ids`, which hold no EOS; `measured` may go one further."""
         n = len(ids)
         tokens = [self._bytes[i] for i in ids]
         candidates = measured.top_ids[:n, :k]
         tops = [[self._bytes[i] for i in row] for row in candidates.tolist()]
-        if self._prefixed and n:
+        if opens and n:
             tokens[0] = tokens[0].removeprefix(b" ")
             tops[0] = [text.removeprefix(b" ") for text in tops[0]]
         spelled = np.array([bool(text) for text in itertools.chain(*tops)], bool).reshape(
@@ -315,8 +360,8 @@ class LocalGenerator:
         return _with_text(completion)
 
 
-def _of_row(measured: Measured, row: int, count: int) -> _Row:
-    return _Row(*(np.asarray(x)[:count, row] for x in measured))
+def _of_row(measured: Measured, row: int, count: int, skipped: int = 0) -> _Row:
+    return _Row(*(np.asarray(x)[skipped:count, row] for x in measured))
 
 
 def _at(nats: np.ndarray, step: int) -> float:
@@ -353,22 +398,22 @@ def _with_text(completion: Completion) -> Completion:
         return dataclasses.replace(cut, text=raw[: error.start].decode(), finish_reason=reason)
 
 
-def cut_at_text(
-    completion: Completion, stop: tuple[str, ...], eos_logprobs: np.ndarray
-) -> Completion:
-    """Cut a completion where the first of the stop texts begins.
+def cut_at_text(completion: Completion, sampling: Sampling, eos_logprobs: np.ndarray) -> Completion:
+    """Cut a completion where the stop text that is complete first begins, or ends if included.
 
     A token across the cut keeps its bytes before it, and its log-probability.
 
     Args:
         completion: of any length.
-        stop: the texts.
+        sampling: the stop texts, and whether the completion includes the one that ended it.
         eos_logprobs: [steps] nats of ending at each step, of which the cut takes its own.
     """
-    found = [at for text in stop if (at := completion.text.find(text)) >= 0]
+    text = completion.text
+    found = [(at + len(stop), at) for stop in sampling.stop if (at := text.find(stop)) >= 0]
     if not found:
         return completion
-    text = completion.text[: min(found)]
+    end, begin = min(found)
+    text = text[: end if sampling.include_stop else begin]
     cut = _cut(completion, len(text.encode()), eos_logprobs)
     return dataclasses.replace(cut, text=text, finish_reason="stop")
 
@@ -390,6 +435,7 @@ def _cut(completion: Completion, size: int, eos_logprobs: np.ndarray) -> Complet
         top_logprobs=completion.top_logprobs[:last],
         top_ends=completion.top_ends[:n],
         end_logprob=_at(eos_logprobs, n) if whole else float("nan"),
+        behaviour_logprobs=completion.behaviour_logprobs[:n],
     )
 
 

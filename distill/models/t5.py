@@ -91,6 +91,11 @@ def _norm(config: T5Config) -> layers.RMSNorm:
     return layers.RMSNorm(config.dtype, config.layer_norm_epsilon)
 
 
+def _from(first: Int[Array, "batch"], length: int) -> Bool[Array, "batch length"]:
+    """Return which of `length` places are the first of each row or come after it."""
+    return jnp.arange(length) >= first[:, None]
+
+
 def _relpos_bias(config: T5Config, *, bidirectional: bool) -> layers.RelativePositionBias:
     return layers.RelativePositionBias(
         config.num_heads,
@@ -162,24 +167,34 @@ class DecoderLayer(nn.Module):
         y = self.mlp(self.pre_mlp_layer_norm(x), deterministic=deterministic)
         return x + self.dropout(y, deterministic=deterministic)
 
-    def open_caches(self, encoded: Float[Array, "batch source embed"]) -> tuple[Cache, Cache]:
-        """Return an empty cache and that of the encoder's states."""
-        attention = self.encoder_decoder_attention
-        empty = jnp.zeros((len(encoded), 0, attention.num_heads, attention.head_dim), encoded.dtype)
-        cross = layers.open_cache(*attention.keys_values(encoded))
-        return layers.open_cache(empty, empty), cross
+    def begin(
+        self,
+        x: Float[Array, "batch length embed"],
+        encoded: Float[Array, "batch source embed"],
+        bias: Float[Array, "batch heads length length"],
+        cross_bias: Float[Array, "batch 1 1 source"],
+    ) -> tuple[Float[Array, "batch length embed"], tuple[Cache, Cache]]:
+        """Run the first positions at once; return the caches of `x` and of the encoder's states."""
+        y = self.pre_self_attention_layer_norm(x)
+        written = self.self_attention.keys_values(y)
+        x = x + self.self_attention.attend(y, *written, bias)
+        y = self.pre_cross_attention_layer_norm(x)
+        read = self.encoder_decoder_attention.keys_values(encoded)
+        x = x + self.encoder_decoder_attention.attend(y, *read, cross_bias)
+        x = x + self.mlp(self.pre_mlp_layer_norm(x), deterministic=True)
+        return x, (layers.open_cache(*written), layers.open_cache(*read))
 
     def step(
         self,
         x: Float[Array, "batch 1 embed"],
         caches: tuple[Cache, Cache],
-        index: Int[Array, ""],
-        bias: Float[Array, "1 heads length"],
+        slot: Int[Array, ""],
+        bias: Float[Array, "#batch heads slots"],
         cross_bias: Float[Array, "batch 1 source"],
     ) -> tuple[Float[Array, "batch 1 embed"], tuple[Cache, Cache]]:
-        """Run position `index`, reading the caches and writing its own keys and values."""
+        """Run one position, reading the caches and writing its own keys and values to `slot`."""
         y = self.pre_self_attention_layer_norm(x)
-        cache = layers.extend(caches[0], *self.self_attention.keys_values(y), index)
+        cache = layers.extend(caches[0], *self.self_attention.keys_values(y), slot)
         x = x + self.self_attention.recall(y, cache, bias)
         y = self.pre_cross_attention_layer_norm(x)
         x = x + self.encoder_decoder_attention.recall(y, caches[1], cross_bias)
@@ -245,25 +260,36 @@ class Decoder(nn.Module):
         return self.dropout(self.decoder_norm(x), deterministic=deterministic)
 
     def start(
-        self, encoded: Float[Array, "batch source embed"], visible: Bool[Array, "batch source"]
+        self,
+        x: Float[Array, "batch length embed"],
+        unread: Int[Array, "batch"],
+        encoded: Float[Array, "batch source embed"],
+        visible: Bool[Array, "batch source"],
     ) -> DecodingState:
-        """Return the state before the first position."""
-        return {
-            "caches": [layer.open_caches(encoded) for layer in self.layers],
-            "cross_bias": layers.mask_bias(visible)[:, None],
-        }
+        """Return the state after the positions of `x`, of which the first `unread` are padding."""
+        length, caches = x.shape[1], []
+        mask = layers.causal_mask(length) & _from(unread, length)[:, None, None]
+        bias = self.relpos_bias(length + 1)[:, :, :length, :length] + layers.mask_bias(mask)
+        cross_bias = layers.mask_bias(visible)[:, None]
+        for layer in self.layers:
+            x, of_layer = layer.begin(x, encoded, bias, cross_bias[:, None])
+            caches.append(of_layer)
+        state = {"caches": caches, "cross_bias": cross_bias, "read": jnp.asarray(length)}
+        return {**state, "unread": unread} if length else state
 
     def step(
         self, x: Float[Array, "batch 1 embed"], state: DecodingState, index: Int[Array, ""]
     ) -> tuple[Float[Array, "batch embed"], DecodingState]:
-        """Return the normalised state of position `index` and the extended caches."""
-        room = state["caches"][0][0]["key"].shape[2]
-        by_distance = self.relpos_bias.by_distance(np.arange(1 - room, room))
-        bias = jax.lax.dynamic_slice_in_dim(by_distance, room - 1 - index, room, axis=1)
-        bias = (bias + layers.mask_bias(jnp.arange(room) <= index))[None]
-        kept = []
+        """Return the normalised state of the `index`-th position and the extended caches."""
+        slot, slots = state["read"] + index, state["caches"][0][0]["key"].shape[2]
+        by_distance = self.relpos_bias.by_distance(np.arange(1 - slots, slots))
+        bias = jax.lax.dynamic_slice_in_dim(by_distance, slots - 1 - slot, slots, axis=1)
+        mask = (jnp.arange(slots) <= slot)[None]
+        if "unread" in state:
+            mask &= _from(state["unread"], slots)
+        bias, kept = bias + layers.mask_bias(mask)[:, None], []
         for layer, caches in zip(self.layers, state["caches"], strict=True):
-            x, caches = layer.step(x, caches, index, bias, state["cross_bias"])
+            x, caches = layer.step(x, caches, slot, bias, state["cross_bias"])
             kept.append(caches)
         return self.decoder_norm(x)[:, 0], {**state, "caches": kept}
 
@@ -316,12 +342,17 @@ class T5(nn.Module):
         return self.encoder(self.token_embedder(sources), mask, deterministic=deterministic)
 
     def start(
-        self, prompts: Int[Array, "batch source"], lengths: Int[Array, "batch"]
+        self,
+        prompts: Int[Array, "batch source"],
+        lengths: Int[Array, "batch"],
+        forced: Int[Array, "batch length"],
+        unread: Int[Array, "batch"],
     ) -> DecodingState:
-        """Return the state before the first token."""
-        visible = jnp.arange(prompts.shape[1]) < lengths[:, None]
+        """Return the state before the last forced token; the row is shifted by the start token."""
+        visible = ~_from(lengths, prompts.shape[1])
         encoded = self.encode(prompts, visible.astype(jnp.int32))
-        return self.decoder.start(encoded, visible)
+        before = jnp.pad(forced, ((0, 0), (1, 0)), constant_values=START_ID)[:, : forced.shape[1]]
+        return self.decoder.start(self.token_embedder(before), unread, encoded, visible)
 
     def step(
         self, state: DecodingState, tokens: Int[Array, "batch"], index: Int[Array, ""]
@@ -394,6 +425,10 @@ class T5Model:
         """Return the row that the encoder reads."""
         return [*ids, eos_id]
 
+    def begun(self, prompt: list[int], prefix: list[int]) -> tuple[list[int], list[int]]:
+        """Return the row that the encoder reads, and the tokens that the decoder is forced to."""
+        return prompt, prefix
+
     def first_tokens(
         self, prompts: Int[Array, "batch source"], lengths: Int[Array, "batch"]
     ) -> Int[Array, "batch"]:
@@ -406,14 +441,23 @@ class T5Model:
         params: Params,
         prompts: Int[Array, "batch source"],
         lengths: Int[Array, "batch"],
+        forced: Int[Array, "batch length"],
+        unread: Int[Array, "batch"],
     ) -> DecodingState:
-        """Return the state after right-padded prompts, with no room for tokens yet."""
-        return layers.call(self.network, params, T5.start, prompts, lengths)
+        """Return the state after the prompts and all but the last forced token, without room.
 
-    def widen(self, state: DecodingState, source: int, room: int) -> DecodingState:
-        """Return the state with room for as many tokens in all, after prompts of width `source`."""
-        del source
-        caches = [(layers.widen(cache, room), cross) for cache, cross in state["caches"]]
+        Args:
+            params: the network's parameters.
+            prompts: right-padded.
+            lengths: of the prompts.
+            forced: left-padded with START_ID, so that all rows go on at the same position.
+            unread: padding tokens of each row of `forced`.
+        """
+        return layers.call(self.network, params, T5.start, prompts, lengths, forced, unread)
+
+    def widen(self, state: DecodingState, more: int) -> DecodingState:
+        """Return the state with room for as many more tokens."""
+        caches = [(layers.widen(cache, more), cross) for cache, cross in state["caches"]]
         return {**state, "caches": caches}
 
     def step(

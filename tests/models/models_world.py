@@ -30,6 +30,9 @@ class ByteVocabulary:
     def encode(self, text):
         return [byte + 2 for byte in text.encode()]
 
+    def spell(self, text, *, start=False):
+        return self.encode(text.decode())
+
     def token_bytes(self, token_id):
         return bytes([token_id - 2]) if token_id > 1 else b""
 

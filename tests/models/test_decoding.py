@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models_world import MODELS, ROWS, TIED, logits_of, params_of, tokens
 
-from distill.models import decoding
-from distill.models.decoding import Kept, Settings, Vocabulary
+from distill.models import decoding, stopping
+from distill.models.decoding import Kept, Prompts, Settings, Vocabulary
 
 BATCH, SOURCE, STEPS = 4, 64, 8  # the shapes that the generator's tests run in
 
@@ -16,7 +16,9 @@ def vocabulary(ends=()):
     exists = np.arange(ROWS) < 258
     text = exists & (np.arange(ROWS) > 1)
     eos = np.arange(ROWS) == 1
-    return Vocabulary(exists, text | eos, text, eos | np.isin(np.arange(ROWS), ends), np.array(1))
+    table = stopping.transitions((), [b""] * ROWS, eos_id=1)
+    table[:, list(ends)] = stopping.ENDED
+    return Vocabulary(exists, text | eos, text, table, np.array(1))
 
 
 def how(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, hot=(), hot_top_k=3, hot_temperature=30.0):
@@ -39,18 +41,33 @@ def keeping(top_k=0, top_p=1.0, min_p=0.0, rows=1):
     )
 
 
+def reading(ids, lengths, forced=()):
+    rows = [forced[n] if n < len(forced) else [] for n in range(BATCH)]
+    unread = np.array([max(map(len, rows)) - len(row) for row in rows], np.int32)
+    padded = np.array([[0] * n + row for n, row in zip(unread, rows, strict=True)], np.int32)
+    opening = np.full(BATCH, stopping.INSIDE, np.int32)
+    return Prompts(ids, np.array(lengths, np.int32), padded, unread, opening)
+
+
 def seeds(*numbers):
     return np.array([[0, n] for n in numbers], np.uint32)
 
 
 def decode(
-    model, drawn, *, prompts=None, lengths=(9, 5, 1, 7), seed=(1, 2, 3, 4), ends=(), limit=STEPS
+    model,
+    drawn,
+    *,
+    prompts=None,
+    lengths=(9, 5, 1, 7),
+    seed=(1, 2, 3, 4),
+    ends=(),
+    limit=STEPS,
+    forced=(),
 ):
     written = decoding.decode(
         model,
         params_of(model),
-        tokens(0, BATCH, SOURCE) if prompts is None else prompts,
-        np.array(lengths, np.int32),
+        reading(tokens(0, BATCH, SOURCE) if prompts is None else prompts, lengths, forced),
         seeds(*seed),
         drawn,
         vocabulary(ends),
@@ -94,14 +111,30 @@ def test_cached_decoding_measures_what_one_plain_pass_gives(model):
         np.testing.assert_allclose(found.top_logprobs[steps, row], best, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["t5-v1.0", "t5-v1.1"])
+def test_forced_tokens_are_as_if_written(name):
+    model, lengths, drawn = MODELS[name], (9, 5, 1, 7), how(temperature=0.0)
+    whole = decode(model, drawn)
+    forced = [whole.ids[:n, row].tolist() for row, n in enumerate((3, 1, 5, 4))]
+    rest = decode(model, drawn, forced=forced)
+    for row, before in enumerate(forced):
+        both = min(whole.counts[row] - len(before), rest.counts[row])
+        places = slice(len(before), len(before) + both)
+        np.testing.assert_array_equal(whole.ids[places, row], rest.ids[:both, row])
+        ids = [*before, *rest.ids[: rest.counts[row], row]]
+        logits = forced_logits(model, tokens(0, BATCH, SOURCE), lengths, row, ids)[:, :258]
+        nats = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(ids)), ids][len(before) :]
+        found = rest.measured.logprobs[: len(nats), row]
+        np.testing.assert_allclose(found, nats, atol=1e-5)
+
+
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_scoring_measures_what_decoding_measured(model):
     written = decode(model, how())
     measured = decoding.score(
         model,
         params_of(model),
-        tokens(0, BATCH, SOURCE),
-        np.array((9, 5, 1, 7), np.int32),
+        reading(tokens(0, BATCH, SOURCE), (9, 5, 1, 7)),
         written.ids.T,
         vocabulary(),
         k=5,

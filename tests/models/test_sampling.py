@@ -99,14 +99,28 @@ def completion(*tokens, reason="length"):
     return Completion(text, tokens, nats, tokens, nats, ends, float("nan"), reason)
 
 
+def stopping_at(*stop, include=False):
+    return Sampling(stop=stop, include_stop=include)
+
+
 def test_a_token_across_the_stop_keeps_its_bytes_before_it():
-    cut = cut_at_text(completion(b"So", b" 8", b".\n\n", b"Q:"), ("\n",), -np.ones(4))
+    tokens = (b"So", b" 8", b".\n\n", b"Q:")
+    cut = cut_at_text(completion(*tokens), stopping_at("\n"), -np.ones(4))
     assert (cut.text, cut.tokens, cut.finish_reason) == ("So 8.", (b"So", b" 8", b"."), "stop")
     assert np.isnan(cut.end_logprob) and cut.logprobs.tolist() == [-1, -2, -3]
-    whole = cut_at_text(completion(b"So", b" 8.", b"\n\n"), ("\n", "Q"), np.array([-1, -2, -0.5]))
+    ends = np.array([-1, -2, -0.5])
+    whole = cut_at_text(completion(b"So", b" 8.", b"\n\n"), stopping_at("\n", "Q"), ends)
     assert (whole.tokens, whole.end_logprob) == ((b"So", b" 8."), -0.5)
-    assert cut_at_text(whole, ("x",), np.array([])) is whole
-    assert cut_at_text(completion(b"Q: a"), ("Q",), np.array([])).tokens == ()
+    assert cut_at_text(whole, stopping_at("x"), np.array([])) is whole
+    assert cut_at_text(completion(b"Q: a"), stopping_at("Q"), np.array([])).tokens == ()
+
+
+def test_an_included_stop_is_the_last_part_and_the_first_complete_one_counts():
+    tokens = (b"So", b" 8", b".\n\n", b"Q:")
+    cut = cut_at_text(completion(*tokens), stopping_at("\n", include=True), -np.ones(4))
+    assert (cut.text, cut.tokens, cut.finish_reason) == ("So 8.\n", (b"So", b" 8", b".\n"), "stop")
+    long = cut_at_text(completion(b"abc", b"d"), stopping_at("abcd", "c"), -np.ones(2))
+    assert long.text == "ab"
 
 
 def test_half_a_character_at_the_end_is_cut_and_a_broken_one_is_an_error():
@@ -118,6 +132,20 @@ def test_half_a_character_at_the_end_is_cut_and_a_broken_one_is_an_error():
 
 def _raw(*tokens):
     return dataclasses.replace(completion(*[b"x"] * len(tokens)), tokens=tokens)
+
+
+def test_a_hot_token_keeps_its_behaviour_beside_the_models_own():
+    asked = [Request("abc", seed=seed) for seed in range(8)]
+    fire = Fire(temperature=30.0, top_k=4)
+    found = dict(generator(fire=fire).generate(asked, Sampling(max_tokens=4)))
+    for made in found.values():
+        likeliest = made.top_logprobs[: made.top_ends[0]][:4] / 30
+        own = made.logprobs[0] / 30
+        expected = own - np.logaddexp.reduce(likeliest)
+        assert made.behaviour_logprobs[0] == pytest.approx(expected, abs=1e-5)
+        assert len(made.behaviour_logprobs) == len(made.tokens)
+    plain = dict(generator().generate(asked[:1], SHORT))
+    assert not len(plain[0].behaviour_logprobs)
 
 
 def test_hot_first_tokens_make_samples_more_diverse():
@@ -136,6 +164,80 @@ def test_min_p_reaches_the_draw_and_1_is_greedy():
     )
     assert [cut[n].text for n in range(3)] == [greedy[n].text for n in range(3)]
     assert [cut[n].text for n in range(3)] != [drawn[n].text for n in range(3)]
+
+
+@pytest.mark.parametrize("stop", [("cat",), ("b", "e f"), ("a ", "\ncd", "dog. a")])
+@pytest.mark.parametrize("model", [TIED, V1_1], ids=["decoder", "t5"])
+def test_a_row_stops_with_the_token_that_completes_a_stop_text(model, stop):
+    asked = requests(8)
+    plain = dict(generator(model).generate(asked, SHORT))
+    how = dataclasses.replace(SHORT, stop=stop, include_stop=True)
+    for number, found in generator(model).generate(asked, how):
+        whole, at = plain[number], _first_end(plain[number].text, stop)
+        assert found.text == whole.text[:at]
+        ends = np.cumsum([len(token) for token in whole.tokens])
+        drawn = whole.completion_tokens if at is None else np.searchsorted(ends, at) + 1
+        assert found.completion_tokens == drawn
+        assert found.finish_reason == (whole.finish_reason if at is None else "stop")
+
+
+def _first_end(text, stop):
+    ends = [text.find(each) + len(each) for each in stop if each in text]
+    return min(ends, default=None)
+
+
+@pytest.mark.parametrize("model", [TIED, V1_1], ids=["decoder", "t5"])
+def test_a_completion_goes_on_after_its_prefix_whoever_is_beside(model):
+    prefixes = ["", "abc", "a cat", "", "ab" * 20, "f"]
+    asked = [Request("abcdef", seed=n, prefix=prefix) for n, prefix in enumerate(prefixes)]
+    together = dict(generator(model).generate(asked, SHORT))
+    plain = [dataclasses.replace(request, prefix="") for request in asked]
+    for number, request in enumerate(asked):
+        ((_, alone),) = generator(model).generate([request], SHORT)
+        assert same(alone, together[number])
+        read = WordVocabulary().encode(request.prompt + request.prefix)
+        assert alone.prompt_tokens == len(read) + 1
+    for number, found in generator(model).generate(plain, SHORT):
+        assert same(found, together[number]) == (not prefixes[number])
+    assert dict(generator(model).generate(asked[::-1], SHORT))[0].text == together[5].text
+
+
+@pytest.mark.parametrize("model", [TIED, V1_1], ids=["decoder", "t5"])
+def test_a_greedy_text_can_be_cut_anywhere_between_tokens_and_goes_on_alike(model):
+    greedy = Sampling(0.0, max_tokens=24)
+    byte = ByteVocabulary()
+    ((_, whole),) = generator(model, byte).generate([Request("abc")], greedy)
+    cuts = [n for n in range(1, 24) if whole.text[:n].isascii()][:6]
+    asked = [Request("abc", prefix=whole.text[:n]) for n in cuts]
+    for number, rest in generator(model, byte).generate(asked, greedy):
+        n = cuts[number]
+        assert whole.text[n:] == rest.text[: len(whole.text) - n]
+        size = len(whole.logprobs) - n
+        np.testing.assert_allclose(whole.logprobs[n:], rest.logprobs[:size], atol=1e-5)
+
+
+def test_a_completion_is_scored_after_its_prefix():
+    asked = [Request("abc", completion="f cat", prefix=prefix) for prefix in ("", "ab")]
+    whole = Request("abc", completion="abf cat")
+    scored = dict(generator().score([*asked, whole]))
+    assert [c.text for c in scored.values()] == ["f cat", "f cat", "abf cat"]
+    np.testing.assert_array_equal(scored[1].logprobs, scored[2].logprobs[2:])
+    assert scored[1].end_logprob == scored[2].end_logprob
+    assert not np.allclose(scored[0].logprobs, scored[1].logprobs)
+
+
+def test_tokens_read_and_drawn_are_counted():
+    asked = [Request("abc def", seed=n) for n in range(6)]
+    for _, found in generator(V1_1).generate(asked, SHORT):
+        assert found.prompt_tokens == 8
+        assert found.completion_tokens == len(found.tokens) + (found.finish_reason == "stop")
+
+
+def test_hot_positions_count_from_the_first_token_after_the_prefix():
+    asked = [Request("abc", seed=n, prefix="ab") for n in range(16)]
+    settings = Sampling(temperature=0.0, max_tokens=1)
+    found = generator(V1_1, fire=Fire(top_k=8)).generate(asked, settings)
+    assert len({completion.text for _, completion in found}) > 1
 
 
 def test_a_sentencepiece_text_begins_without_the_prefix_blank(tmp_path, student_vocabulary):

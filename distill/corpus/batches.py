@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Request, Sampling
 from distill.corpus.completions import assemble
-from distill.corpus.formats import first_choice, format_of, read_key, refuse_odd_address
+from distill.corpus.formats import format_of, read_key, read_whole, refuse_odd_address
 from distill.corpus.session import PROMPT_AT_FAULT
 from distill.corpus.wire import WireError
 
@@ -67,9 +67,15 @@ class OpenAIBatches:
         """Yield (index, completion) batch by batch as they end.
 
         Raises:
-            UserError: the endpoint refuses a batch, or leaves a request without an answer.
+            UserError: the endpoint refuses a batch, or leaves a request without an answer, or a
+                chat should go on from a prefix, which OpenAI's begin anew.
         """
         import openai
+
+        if self.kind == "chat" and any(request.prefix for request in requests):
+            raise UserError(
+                "batches of whole chats", "a prefix to go on from", "use kind completions"
+            )
 
         key = read_key(self.api_key_variable)
         place = f"{self.model} at {urlsplit(self.base_url).netloc}"
@@ -95,7 +101,7 @@ class OpenAIBatches:
 
     def _line(self, request: Request, sampling: Sampling) -> str:
         format_ = format_of(self.kind)
-        asked = format_.ask(request, sampling)
+        asked = format_.ask(request, sampling, False)
         body = {"model": self.model, **asked, **asked.pop("extra_body", {})}
         body.pop("extra_body", None)
         name = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
@@ -187,7 +193,7 @@ class OpenAIBatches:
         body, status = response.get("body") or {}, response.get("status_code")
         if status == 200:
             try:
-                return format_of(self.kind).read(first_choice(body))
+                return read_whole(format_of(self.kind), body)
             except WireError:
                 return None
         error = body.get("error") or {}

@@ -183,7 +183,7 @@ class Session:
         )
         self.answers += 1
         self._waiting = False
-        if len(self.served) < _SHOWN_MODELS:
+        if "model" in answer and len(self.served) < _SHOWN_MODELS:
             self.served.add(
                 f"{answer.get('model')} {answer.get('system_fingerprint') or ''}".strip()
             )

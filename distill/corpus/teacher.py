@@ -2,28 +2,27 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from distill.core.errors import UserError
-from distill.core.ports import Completion, Request, Sampling
+from distill.core.ports import Completion, Fire, Request, Sampling
 from distill.core.progress import SECONDS_PER_LINE
 from distill.core.records import Trace
 from distill.core.store import Shards
+from distill.corpus import hot
+from distill.corpus.asking import Asking, Clients, Means, Trials
 from distill.corpus.completions import assemble
-from distill.corpus.formats import first_choice, format_of, read_key, refuse_odd_address
+from distill.corpus.formats import format_of, read_key, refuse_odd_address
 from distill.corpus.inflight import in_flight
 from distill.corpus.pace import Pace
 from distill.corpus.probe import Probe, probe
 from distill.corpus.session import Budget, PromptRefused, Session
-from distill.corpus.wire import read_scored
-
-if TYPE_CHECKING:
-    import openai
 
 logger = logging.getLogger(__name__)
 Finished = tuple[int, Completion]
@@ -33,8 +32,8 @@ TRIES_OF_A_PROBE = 4
 
 # --- An endpoint -------------------------------------------------------------------------------
 
-Clients = Sequence["openai.AsyncOpenAI"]
-Ask = Callable[[Clients, Session, Request], Awaitable[Completion]]
+Find = Callable[[Clients], Awaitable[Means]]
+Ask = Callable[[Clients, Means, Session, Request], Awaitable[Completion]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +45,17 @@ class OpenAICompatible:
     rate limits, as `pace.Pace` says. A prompt that the endpoint withholds an answer to gives an
     empty completion that finished for "content_filter", one that is too long for "error".
 
+    A request's `prefix` is the end of a legacy prompt, a field of its own where the server is one
+    of `distill serve`, and an assistant's last message in a chat, which vLLM and SGLang go on from.
+    With `fire` the first token is hot, in two requests a completion, as `hot` says.
+
     Attributes:
         model: the model's name at the endpoint.
         base_url: the endpoint's address up to and with `/v1`; several share the requests, and what
             fails at one is tried at the next.
-        kind: `completions` (prompts as they are, can score) or `chat` (the prompt is the user's
-            one message, cannot score).
+        kind: `completions` (prompts as they are) or `chat` (the prompt is the user's one message).
+        fire: how the first token is drawn hot; None for a regular one.
+        hot_by: who draws it, `server` or `client`; None leaves that to what the probe finds.
         api_key_variable: name of the environment variable that holds the key; None where the
             endpoint needs none. The key is read when requests are sent and kept nowhere.
         concurrency: requests in flight at most.
@@ -64,7 +68,7 @@ class OpenAICompatible:
 
     Example:
         >>> OpenAICompatible(model="m", base_url="http://localhost:8000/v1", kind="chat")
-        OpenAICompatible(model='m', kind='chat')
+        OpenAICompatible(model='m', kind='chat', fire=None)
     """
 
     model: str
@@ -72,6 +76,8 @@ class OpenAICompatible:
         default="https://api.openai.com/v1", repr=False
     )
     kind: str = "completions"
+    fire: Fire | None = None
+    hot_by: str | None = dataclasses.field(default=None, repr=False)
     api_key_variable: str | None = dataclasses.field(default="OPENAI_API_KEY", repr=False)
     concurrency: int = dataclasses.field(default=16, repr=False)
     requests_per_minute: float | None = dataclasses.field(default=None, repr=False)
@@ -85,6 +91,14 @@ class OpenAICompatible:
         for address in self._addresses:
             refuse_odd_address(address)
         format_of(self.kind)
+        if self.hot_by not in (None, hot.SERVER, hot.CLIENT):
+            raise UserError("hot_by server, client or None", self.hot_by, "name one of them")
+        if self.fire is not None and self.fire.positions != (0,):
+            raise UserError(
+                "hot tokens at the first position of an endpoint's completions",
+                f"positions {self.fire.positions}",
+                "leave positions out, or generate in process",
+            )
         if self.concurrency < 1 or self.timeout <= 0 or self.max_retries < 0 or self.backoff < 0:
             raise ValueError(
                 f"expected concurrency >= 1, timeout > 0, max_retries and backoff >= 0, got "
@@ -99,35 +113,51 @@ class OpenAICompatible:
         """Yield (index, completion) as answers come in.
 
         Raises:
-            UserError: the endpoint refuses, stays away, or reports no log-probabilities, or the
-                budget is spent.
+            UserError: the endpoint refuses, stays away, reports no log-probabilities, or cannot go
+                on from a prefix or draw hot tokens where it should; or the budget is spent.
         """
 
-        async def ask(clients: Clients, session: Session, request: Request) -> Completion:
-            return await self._generated(clients, session, request, sampling)
+        async def find(clients: Clients) -> Means:
+            begun = any(request.prefix for request in requests)
+            return await self._trials(clients).means(sampling, self.fire, self.hot_by, begun=begun)
 
-        return self._all(requests, ask)
+        async def ask(
+            clients: Clients, means: Means, session: Session, request: Request
+        ) -> Completion:
+            asking = Asking(self.model, self.kind, clients, lambda: session, means.apart)
+            if self.fire is None or means.way is None:
+                return await asking.generate(request, sampling)
+            return await hot.generate_hot(
+                asking.first, asking.generate, request, sampling, self.fire, means.way
+            )
+
+        return self._all(requests, find, ask)
 
     def score(self, requests: Sequence[Request], top_logprobs: int = 5) -> Iterator[Finished]:
-        """Yield the log-probabilities of given completions, by the legacy API's `echo`.
+        """Yield the log-probabilities of given completions, by echo or by `prompt_logprobs`.
 
-        One token more is asked for: some servers cannot do without, and its candidates may tell the
+        The legacy API's `echo` is tried first, then vLLM's field, which chats have too. One token
+        more is asked for: some servers cannot do without, and its candidates may tell the
         log-probability of stopping after the completion. A token across the border of prompt and
         completion keeps its bytes within the completion, without a log-probability.
 
         Raises:
             UserError: the endpoint cannot score a given text, or as `generate`.
         """
-        if self.kind != "completions":
-            raise UserError("kind completions to score a text", self.kind, "sample, or change it")
 
-        async def ask(clients: Clients, session: Session, request: Request) -> Completion:
-            return await self._scored(clients, session, request, top_logprobs)
+        async def find(clients: Clients) -> Means:
+            return Means(scoring=await self._trials(clients).scoring(top_logprobs))
 
-        return self._all(requests, ask)
+        async def ask(
+            clients: Clients, means: Means, session: Session, request: Request
+        ) -> Completion:
+            asking = Asking(self.model, self.kind, clients, lambda: session, means.apart)
+            return await asking.score(request, means.scoring or "", top_logprobs)
+
+        return self._all(requests, find, ask)
 
     def probe(self, sampling: Sampling, *, scored: bool) -> dict[str, Any]:
-        """Return what the endpoint was found to do, asked some ten short requests.
+        """Return what the endpoint was found to do, asked some twenty short requests.
 
         Args:
             sampling: as the harvest will ask.
@@ -136,95 +166,75 @@ class OpenAICompatible:
         Raises:
             UserError: the endpoint cannot serve such a harvest.
         """
-        key = read_key(self.api_key_variable)
-        patient = dataclasses.replace(self, max_retries=min(self.max_retries, TRIES_OF_A_PROBE))
         sessions: list[Session] = []
 
-        def session() -> Session:
-            """Give each request its own: that one is refused says nothing of the others."""
-            sessions.append(patient._session(key))
-            return sessions[-1]
-
         async def one(clients: Clients, _: int) -> Probe:
-            async def generate(request: Request, sampling: Sampling) -> Completion:
-                return await self._generated(clients, session(), request, sampling)
+            trials = self._trials(clients, sessions)
+            score = functools.partial(trials.score, top_logprobs=sampling.top_logprobs)
+            found = await probe(trials.generate, score, sampling, chat=self.kind == "chat")
+            if scored or self.fire is None:
+                return found
+            way = await trials.way(sampling, self.fire, self.hot_by, continues=found.continues)
+            return dataclasses.replace(found, fire=way._asdict())
 
-            async def score(request: Request) -> Completion:
-                return await self._scored(clients, session(), request, sampling.top_logprobs)
-
-            return await probe(generate, score if self.kind == "completions" else None, sampling)
-
-        (found,) = in_flight(one, 1, limit=lambda: 1, resource=lambda: self._clients(key))
+        (found,) = in_flight(one, 1, limit=lambda: 1, resource=lambda: self._clients())
         logger.info("%s is %s", self.model, found)
         found.refuse_unfit(sampling, scored=scored)
         served = sorted(set().union(*(session.served for session in sessions)))
         return {**dataclasses.asdict(found), "served": served}
 
-    async def _generated(
-        self, clients: Clients, session: Session, request: Request, sampling: Sampling
-    ) -> Completion:
-        format_ = format_of(self.kind)
-        body = {"model": self.model, **format_.ask(request, sampling)}
-        read = lambda answer: format_.read(first_choice(answer))  # noqa: E731
-        creates = [format_.create(client) for client in clients]
-        return await session.answer(creates, body, read, request.seed)
+    def _trials(self, clients: Clients, sessions: list[Session] | None = None) -> Trials:
+        patient = dataclasses.replace(self, max_retries=min(self.max_retries, TRIES_OF_A_PROBE))
+        kept = [] if sessions is None else sessions
 
-    async def _scored(
-        self, clients: Clients, session: Session, request: Request, top_logprobs: int
-    ) -> Completion:
-        prompt, completion = request.prompt, request.completion or ""
-        body = {
-            "model": self.model,
-            "prompt": prompt + completion,
-            "echo": True,
-            "max_tokens": 1,
-            "temperature": 0.0,
-            "logprobs": top_logprobs,
-        }
-        read = lambda answer: read_scored(first_choice(answer), prompt, completion)  # noqa: E731
-        creates = [format_of("completions").create(client) for client in clients]
-        return await session.answer(creates, body, read, request.seed)
+        def session() -> Session:
+            """Give each request its own: that one is refused says nothing of the others."""
+            kept.append(patient._session())
+            return kept[-1]
 
-    def _all(self, requests: Sequence[Request], ask: Ask) -> Iterator[Finished]:
+        return Trials(self.model, self.kind, clients, session)
+
+    def _all(self, requests: Sequence[Request], find: Find, ask: Ask) -> Iterator[Finished]:
         if not requests:
             return
-        key = read_key(self.api_key_variable)
-        session = self._session(key)
+        session = self._session()
 
-        async def one(clients: Clients, index: int) -> Finished:
+        @contextlib.asynccontextmanager
+        async def found_out() -> AsyncIterator[tuple[Clients, Means]]:
+            async with self._clients() as clients:
+                yield clients, await find(clients)
+
+        async def one(opened: tuple[Clients, Means], index: int) -> Finished:
+            clients, means = opened
+            turn = index % len(clients)
             try:
-                turn = index % len(clients)
-                clients = (*clients[turn:], *clients[:turn])
-                return index, await ask(clients, session, requests[index])
+                turned = (*clients[turn:], *clients[:turn])
+                return index, await ask(turned, means, session, requests[index])
             except PromptRefused as error:
                 return index, assemble([], finish_reason=error.finish_reason)
 
-        found = in_flight(
-            one,
-            len(requests),
-            limit=lambda: session.pace.limit,
-            resource=lambda: self._clients(key),
-        )
+        found = in_flight(one, len(requests), limit=lambda: session.pace.limit, resource=found_out)
         try:
             yield from _reported(found, session, len(requests))
         finally:
             logger.info("%s", session.line())
 
-    def _session(self, key: str) -> Session:
+    def _session(self) -> Session:
         return Session(
             f"{self.model} at {', '.join(urlsplit(url).netloc for url in self._addresses)}",
             Pace(self.concurrency, self.requests_per_minute, self.tokens_per_minute),
             max_retries=self.max_retries,
             backoff=self.backoff,
-            secret=key,
+            secret=read_key(self.api_key_variable),
             budget=self.budget,
         )
 
     @contextlib.asynccontextmanager
-    async def _clients(self, key: str) -> AsyncIterator[Clients]:
+    async def _clients(self) -> AsyncIterator[Clients]:
         import openai
 
         async with contextlib.AsyncExitStack() as stack:
+            key = read_key(self.api_key_variable)
             settings = {"api_key": key, "timeout": self.timeout, "max_retries": 0}
             opened = (openai.AsyncOpenAI(base_url=url, **settings) for url in self._addresses)
             yield [await stack.enter_async_context(client) for client in opened]

@@ -58,19 +58,27 @@ def read_completion(choice: Mapping[str, Any]) -> Completion:
 
 def read_chat(choice: Mapping[str, Any]) -> Completion:
     """Read a choice of the Chat Completions API; raises as `read_completion` does."""
-    message = _field(choice, "message", Mapping)
-    text = _whole(_field(message, "content", str) if message.get("content") else "")
-    logprobs = choice.get("logprobs")
-    if not isinstance(logprobs, Mapping) or logprobs.get("content") is None:
-        if text:
-            raise _no_logprobs()
-        return fit(text, [], _finish_reason(choice))
-    tokens = [
-        Reported(_bytes(item), _nats(item.get("logprob")), _top(item.get("top_logprobs") or []))
-        for item in _field(logprobs, "content", list)
-        if _is_mapping(item)
-    ]
-    return fit(text, tokens, _finish_reason(choice))
+    text = _chat_text(choice)
+    return fit(text, _chat_tokens(choice, text), _finish_reason(choice))
+
+
+def first_of_completion(choice: Mapping[str, Any]) -> Reported | None:
+    """Return the first token of a legacy choice, which may be its end; None where none is told.
+
+    A token that ends the text is b"". Raises as `read_completion`.
+    """
+    return _first(_legacy_tokens(choice, _whole(_field(choice, "text", str))))
+
+
+def first_of_chat(choice: Mapping[str, Any]) -> Reported | None:
+    """Return the first token of a chat's choice; as `first_of_completion`."""
+    return _first(_chat_tokens(choice, _chat_text(choice)))
+
+
+def _first(tokens: Sequence[Reported]) -> Reported | None:
+    if not tokens:
+        return None
+    return tokens[0]._replace(text=b"" if tokens[0].text in _ENDS else tokens[0].text)
 
 
 def read_scored(choice: Mapping[str, Any], prompt: str, completion: str) -> Completion:
@@ -108,6 +116,76 @@ def read_scored(choice: Mapping[str, Any], prompt: str, completion: str) -> Comp
     return assemble(_without_empty(scored), end_logprob=end_logprob)
 
 
+def read_prompt(
+    answer: Mapping[str, Any], completion: str, top_logprobs: int, beyond: Reported | None
+) -> Completion:
+    """Read vLLM's `prompt_logprobs` of a prompt that ends in a completion; return that part.
+
+        prompt_logprobs   [null, {"578": {"logprob": -0.1, "rank": 1, "decoded_token": " The"}, …}]
+
+    Each token has a map keyed by ids, first its own, then the likeliest ones'. The completion is
+    counted from the end, so neither a chat's template nor a start of sequence matters.
+
+    Args:
+        answer: of the legacy API, which has them in its choice, or of a chat.
+        completion: the text to score.
+        top_logprobs: candidates to keep.
+        beyond: the token written after the prompt, whose candidates may tell of stopping.
+
+    Raises:
+        UserError: the endpoint reports none.
+        WireError: they are malformed.
+
+    Source:
+        vLLM, OpenAI-compatible server, extra parameter `prompt_logprobs`.
+    """
+    choices = answer.get("choices") or [{}]
+    entries = answer.get("prompt_logprobs") or choices[0].get("prompt_logprobs")
+    if not isinstance(entries, list):
+        raise UserError(
+            "prompt_logprobs with the answer",
+            type(entries).__name__,
+            "sample instead, or use an endpoint that scores a given text",
+        )
+    scored = _ending(entries, completion, top_logprobs)
+    if scored is None:
+        return _failed(completion)
+    end_logprob = dict(beyond.top).get(b"", np.nan) if beyond else np.nan
+    return assemble(_without_empty(scored), end_logprob=end_logprob)
+
+
+def _ending(entries: Sequence[Any], completion: str, top_logprobs: int) -> list[Token] | None:
+    """Return the last tokens of a prompt, which spell its completion; None where they cannot."""
+    wanted = completion.encode()
+    tokens: list[Reported] = []
+    for entry in reversed(entries):
+        tokens.insert(0, _of_prompt(entry, top_logprobs))
+        spelled = b"".join(token.text for token in tokens)
+        if not tokens[0].text or len(spelled) > len(wanted) + len(tokens[0].text):
+            return None
+        if UNSPELLABLE in spelled:
+            placed = _placed(completion, tokens)
+            if placed and b"".join(token.text for token in placed) == wanted:
+                return placed
+        elif len(spelled) >= len(wanted):
+            whole = [Token(*token) for token in tokens]
+            fits = spelled.endswith(wanted)
+            return after_bytes(whole, len(spelled) - len(wanted)) if fits else None
+    return None
+
+
+def _of_prompt(entry: Any, top_logprobs: int) -> Reported:
+    """Read a prompt's token; the first of all has no log-probabilities and so no text."""
+    named = [
+        {"token": told.get("decoded_token"), "logprob": told.get("logprob")}
+        for told in (entry or {}).values()
+        if _is_mapping(told)
+    ]
+    if not named:
+        return Reported(b"", np.nan)
+    return Reported(_bytes(named[0]), _nats(named[0]["logprob"]), _top(named)[:top_logprobs])
+
+
 def _legacy_tokens(choice: Mapping[str, Any], text: str) -> list[Reported]:
     logprobs = choice.get("logprobs")
     if not isinstance(logprobs, Mapping) or logprobs.get("tokens") is None:
@@ -122,6 +200,24 @@ def _legacy_tokens(choice: Mapping[str, Any], text: str) -> list[Reported]:
     return [
         Reported(_bytes({"token": name}), _nats(logprob), _top(_items(top or {})))
         for name, logprob, top in zip(names, nats, tops, strict=True)
+    ]
+
+
+def _chat_text(choice: Mapping[str, Any]) -> str:
+    message = _field(choice, "message", Mapping)
+    return _whole(_field(message, "content", str) if message.get("content") else "")
+
+
+def _chat_tokens(choice: Mapping[str, Any], text: str) -> list[Reported]:
+    logprobs = choice.get("logprobs")
+    if not isinstance(logprobs, Mapping) or logprobs.get("content") is None:
+        if text:
+            raise _no_logprobs()
+        return []
+    return [
+        Reported(_bytes(item), _nats(item.get("logprob")), _top(item.get("top_logprobs") or []))
+        for item in _field(logprobs, "content", list)
+        if _is_mapping(item)
     ]
 
 

@@ -109,7 +109,8 @@ class Endpoint:
 
     def _card(self) -> dict[str, Any]:
         card = {"id": self._served.name, "object": "model", "created": self._created}
-        return {**card, "owned_by": "distill", "max_model_len": self._limits.prompt_tokens}
+        known = {"max_model_len": self._limits.prompt_tokens, asked.PREFIX: True}
+        return {**card, "owned_by": "distill", **known}
 
     def _require_model(self, name: str) -> None:
         if name != self._served.name:
@@ -123,7 +124,10 @@ class Endpoint:
     async def _answer(self, request: HttpRequest, read: Read, format_: Format) -> Response:
         wanted = read(asked.parse(await _body(request, self._limits)), self._limits)
         self._require_model(wanted.model)
-        counts = [await asyncio.to_thread(self._counted, prompt) for prompt in wanted.prompts]
+        counts = [
+            await asyncio.to_thread(self._counted, prompt, wanted.prefix)
+            for prompt in wanted.prompts
+        ]
         if wanted.echo and not self._served.echoes:
             raise RefusedError(
                 "expected a request without echo, as this model reads its prompt by an encoder, "
@@ -133,9 +137,9 @@ class Endpoint:
         completions = await _unless_gone(request, self._submit(wanted))
         if completions is None:
             return Response(status_code=CLOSED_BY_CLIENT)
-        choices, written = _choices(wanted, completions)
-        usage = {"prompt_tokens": sum(counts), "completion_tokens": written}
-        usage["total_tokens"] = sum(usage.values())
+        echoed, written = _parted(wanted, completions)
+        choices = _choices(wanted, echoed, written)
+        usage = _usage(wanted, counts, written)
         head = {"id": f"{format_.prefix}{uuid.uuid4().hex}", "created": int(time.time())}
         head["model"] = self._served.name
         if not wanted.stream:
@@ -143,8 +147,9 @@ class Endpoint:
         parts = answered.stream(format_, head, choices, usage if wanted.include_usage else None)
         return StreamingResponse(_events(parts), media_type="text/event-stream")
 
-    def _counted(self, prompt: str) -> int:
+    def _counted(self, prompt: str, prefix: str) -> int:
         count = self._served.count_tokens(prompt)
+        count += self._served.count_tokens(prefix) if prefix else 0
         if count > self._limits.prompt_tokens:
             raise RefusedError(
                 f"expected a prompt of at most {self._limits.prompt_tokens} tokens, got {count}; "
@@ -157,7 +162,7 @@ class Endpoint:
     def _submit(self, wanted: Asked) -> list[asyncio.Future[Completion]]:
         """Queue what a request needs: the scored prompts first, then n completions of each."""
         rows = [
-            Request(prompt, seed_of(wanted.seed, number))
+            Request(prompt, seed_of(wanted.seed, number), prefix=wanted.prefix)
             for prompt in wanted.prompts
             for number in range(wanted.n if wanted.writes else 0)
         ]
@@ -183,18 +188,45 @@ class Endpoint:
 # --- Answers -----------------------------------------------------------------------------------
 
 
-def _choices(wanted: Asked, completions: Sequence[Completion]) -> tuple[list[Choice], int]:
-    """Return the choices, and the number of tokens that were written."""
-    prompts = len(wanted.prompts)
-    echoed, written = (
-        (completions[:prompts], completions[prompts:]) if wanted.echo else ([], completions)
-    )
+def _parted(
+    wanted: Asked, completions: Sequence[Completion]
+) -> tuple[Sequence[Completion], Sequence[Completion]]:
+    """Return the scored prompts and the completions that were written."""
+    echoed = len(wanted.prompts) if wanted.echo else 0
+    return completions[:echoed], completions[echoed:]
+
+
+def _choices(
+    wanted: Asked, echoed: Sequence[Completion], written: Sequence[Completion]
+) -> list[Choice]:
     choices = []
-    for index in range(prompts * wanted.n):
+    for index in range(len(wanted.prompts) * wanted.n):
         own = written[index] if wanted.writes else None
         before = echoed[index // wanted.n] if wanted.echo else None
         choices.append(_choice(index, wanted, before, own))
-    return choices, sum(len(completion.tokens) for completion in written)
+    return choices
+
+
+def _usage(wanted: Asked, counts: Sequence[int], written: Sequence[Completion]) -> dict[str, int]:
+    """Return the tokens of each prompt, once, and of every completion; the generator's own counts.
+
+    Args:
+        wanted: the request.
+        counts: the tokenizer's count of each prompt, for a generator that tells none.
+        written: the completions, those of the first prompt first.
+    """
+    read = [made.prompt_tokens for made in written[:: wanted.n]]
+    drawn = [
+        len(made.tokens) if made.completion_tokens is None else made.completion_tokens
+        for made in written
+    ]
+    told = [count for count in read if count is not None]
+    prompt = sum(told) if read and len(told) == len(read) else sum(counts)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": sum(drawn),
+        "total_tokens": prompt + sum(drawn),
+    }
 
 
 def _choice(index: int, wanted: Asked, before: Completion | None, own: Completion | None) -> Choice:

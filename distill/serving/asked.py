@@ -16,6 +16,8 @@ LEAST_MASS = 1e-6
 MOST_STOPS, LONGEST_STOP = 16, 256
 MOST_TOP_K = 1_000_000
 SEEDS = 2**63
+# Of the legacy API, and how a model's card tells that it is known; a chat has its last message.
+PREFIX = "completion_prefix"
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # What changes nothing at these values, and cannot be had at others.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -93,6 +95,7 @@ class Asked:
         writes: whether there is a completion at all.
         stream: whether the answer comes in pieces.
         include_usage: whether the last piece counts tokens.
+        prefix: how every completion begins; it is not repeated.
     """
 
     model: str
@@ -105,6 +108,7 @@ class Asked:
     writes: bool = True
     stream: bool = False
     include_usage: bool = False
+    prefix: str = ""
 
 
 Read = Callable[[Mapping[str, Any], Limits], Asked]
@@ -135,6 +139,9 @@ def parse(body: bytes) -> Mapping[str, Any]:
 def read_completion(body: Mapping[str, Any], limits: Limits) -> Asked:
     """Read a request of the legacy Completions API.
 
+    Its own field here is `completion_prefix`, with which every completion begins: where an encoder
+    reads the prompt, that is not the prompt's end.
+
     Raises:
         RefusedError: a field is missing, unknown, or not as it must be.
     """
@@ -144,6 +151,9 @@ def read_completion(body: Mapping[str, Any], limits: Limits) -> Asked:
     if not isinstance(prompts, list) or not 0 < len(prompts) <= limits.choices:
         raise _odd("prompt", f"a text or a list of 1 to {limits.choices} texts", given)
     echo = fields.flag("echo")
+    prefix = _text(PREFIX, fields.take(PREFIX) or "")
+    if prefix and echo:
+        raise _odd(PREFIX, "none with echo", prefix)
     max_tokens = fields.integer("max_tokens", 16, 0 if echo else 1, limits.max_tokens)
     top_logprobs = fields.integer("logprobs", None, 0, MOST_CANDIDATES)
     common = _common(fields, limits, max(max_tokens or 0, 1), top_logprobs)
@@ -151,20 +161,21 @@ def read_completion(body: Mapping[str, Any], limits: Limits) -> Asked:
     if n > limits.choices:
         raise _odd("n", f"at most {limits.choices} completions of all prompts", n)
     texts = tuple(_text("prompt", prompt) for prompt in prompts)
-    return Asked(prompts=texts, echo=echo, writes=max_tokens != 0, **common)
+    return Asked(prompts=texts, echo=echo, writes=max_tokens != 0, prefix=prefix, **common)
 
 
 def read_chat(body: Mapping[str, Any], limits: Limits) -> Asked:
     """Read a request of the Chat Completions API.
 
     The last message is the user's and is the prompt, as it is: these models know no roles, and what
-    was said before is not read.
+    was said before is not read. With `continue_final_message` an assistant's message follows it,
+    and the answer goes on from there, as vLLM has it.
 
     Raises:
         RefusedError: as `read_completion`; the last message is not the user's.
     """
     fields = _Fields(body)
-    prompt = _last_message(fields.take("messages"))
+    prompt, prefix = _last_messages(fields)
     default = min(256, limits.max_tokens)
     named = fields.integer("max_tokens", None, 1, limits.max_tokens)
     newer = fields.integer("max_completion_tokens", None, 1, limits.max_tokens)
@@ -174,7 +185,7 @@ def read_chat(body: Mapping[str, Any], limits: Limits) -> Asked:
         raise _odd("top_logprobs", "logprobs true with it", top_logprobs)
     top_logprobs = (top_logprobs or 0) if wanted else None
     common = _common(fields, limits, newer or named or default, top_logprobs)
-    return Asked(prompts=(prompt,), **common)
+    return Asked(prompts=(prompt,), prefix=prefix, **common)
 
 
 def _common(
@@ -189,6 +200,7 @@ def _common(
         min_p=fields.number("min_p", 0.0, 0.0, 1.0),
         stop=_stop(fields.take("stop")),
         top_logprobs=next(k for k in CANDIDATES if k >= (top_logprobs or 0)),
+        include_stop=fields.flag("include_stop_str_in_output"),
     )
     stream = fields.flag("stream")
     options = fields.take("stream_options")
@@ -225,15 +237,28 @@ def _stop(given: Any) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _last_message(messages: Any) -> str:
+def _last_messages(fields: "_Fields") -> tuple[str, str]:
+    """Return the prompt and what its answer begins with."""
+    messages, goes_on = fields.take("messages"), fields.flag("continue_final_message")
+    if fields.flag("add_generation_prompt", not goes_on) == goes_on:
+        expected = "the opposite of continue_final_message"
+        raise _odd("add_generation_prompt", expected, goes_on)
     if not isinstance(messages, list) or not messages:
         raise _odd("messages", "a list of messages", messages)
     for message in messages:
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             raise _odd("messages", f"objects with a role of {', '.join(ROLES)}", message)
-    if messages[-1]["role"] != "user":
-        raise _odd("messages", "the user's message last", messages[-1]["role"])
-    content = messages[-1].get("content")
+    if not goes_on:
+        return _content(messages, "user"), ""
+    return _content(messages[:-1], "user"), _content(messages, "assistant")
+
+
+def _content(messages: Sequence[Mapping[str, Any]], role: str) -> str:
+    """Return the text of the last message, which must be of a role."""
+    last = messages[-1] if messages else {}
+    if last.get("role") != role:
+        raise _odd("messages", f"the {role}'s message there", last.get("role"))
+    content = last.get("content")
     if not isinstance(content, list):
         return _text("messages", content)
     for part in content:
@@ -251,8 +276,8 @@ class _Fields:
     def take(self, name: str) -> Any:
         return self._left.pop(name, None)
 
-    def flag(self, name: str) -> bool:
-        value = self._left.pop(name, False)
+    def flag(self, name: str, default: bool = False) -> bool:
+        value = self._left.pop(name, default)
         if not isinstance(value, bool):
             raise _odd(name, "true or false", value)
         return value

@@ -28,7 +28,8 @@ def sample(prompt, seed, k=5):
     pieces = re.findall(rb" ?[A-Za-z]+|\d|\.\n\n|\xf0\x9f| ?\xf0|[\x80-\xff]+|.|\n", text.encode())
     tokens = []
     for n, piece in enumerate(pieces):
-        first = 0.5 + digest(prompt, seed, n) % 400 / 1000
+        # What the first token may be depends on the prompt alone, as with any model.
+        first = 0.5 + digest(prompt, seed if n else 0, n) % 400 / 1000
         names = [piece, *(f" w{digest(n, i) % 1000}-{i}".encode() for i in range(k - 1))]
         top = [
             (name, math.log(first if i == 0 else (1 - first) / 8)) for i, name in enumerate(names)
@@ -53,7 +54,7 @@ class Endpoint(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
         self.faults, self.quirks, self.random = faults or {}, quirks, random.Random(seed)
         self.lock, self.seen = threading.Lock(), []
-        self.override = self.tempered = self.begun_status = None
+        self.override = self.tempered = self.begun_status = self.card = None
         self.files, self.batches = {}, {}
 
     @property
@@ -87,6 +88,11 @@ class Handler(BaseHTTPRequestHandler):
         if parts == ["batches"]:
             page = {"object": "list", "data": list(batches.values()), "has_more": False}
             return self.reply(200, page)
+        if parts[0] == "models":
+            missing = {"error": {"message": "no such model"}}
+            return (
+                self.reply(200, self.server.card) if self.server.card else self.reply(404, missing)
+            )
         if parts[0] == "batches":
             return self.reply(200, advanced(self.server, batches[parts[1]]))
         self.send_response(200)
@@ -115,6 +121,9 @@ class Handler(BaseHTTPRequestHandler):
         usage = {"prompt_tokens": 10, "completion_tokens": 20}
         answer = {"id": "x", "model": body["model"], "system_fingerprint": "fp_1"}
         answer |= {"choices": [choice], "usage": usage}
+        if "prompt_logprobs" in body:
+            chat = "chat" in self.path
+            (answer if chat else choice)["prompt_logprobs"] = of_prompt(body, chat=chat)
         return self.reply(200, answer, fault=fault)
 
     def reply(self, status, answer, headers=None, fault=None):
@@ -194,10 +203,47 @@ def quirk(body, n):
     return ("fewer", "sentinel", "null", None)[min(digest(body.get("seed"), n) % 20, 3)]
 
 
+def written(body, prompt, prefix, tempered):
+    """Return the tokens after a prefix that the model would write, or of a new text after it.
+
+    A first token that is asked for hot is drawn among its candidates.
+    """
+    tokens = sample(prompt, body["seed"])
+    at = [b"".join(piece for piece, *_ in tokens[:n]) for n in range(len(tokens))]
+    if prefix.encode() in at:
+        tokens = tokens[at.index(prefix.encode()) :]
+    else:
+        tokens = sample(prompt + prefix, body["seed"])
+    if body.get("temperature", 1.0) > 2 and body["max_tokens"] == 1:
+        _, _, top = tokens[0]
+        name, nats = random.Random(body["seed"]).choice(top[: body.get("top_k") or None])
+        tokens[0] = (name, nats, top)
+    return heated(body, tokens, tempered)
+
+
+def pieces_of(text):
+    return re.findall(r" ?[A-Za-z']+|\d|.|\n", text)
+
+
+def of_prompt(body, *, chat):
+    """Return the log-probabilities of a prompt's tokens as vLLM does."""
+    if chat:
+        prompt = "<|user|>" + "<|assistant|>".join(m["content"] for m in body["messages"])
+    else:
+        prompt = body["prompt"]
+    entries = [None]
+    for n, piece in enumerate(pieces_of(prompt)[1:]):
+        nats = -(digest(piece) % 4000) / 1000
+        own = {"logprob": nats, "rank": 1 + n % 7, "decoded_token": piece}
+        other = {"logprob": -7.5, "rank": 2, "decoded_token": "zz"}
+        entries.append({str(digest(piece)): own, "7": other})
+    return entries
+
+
 def completion_choice(body, *, quirks, tempered=False):
     if body.get("echo"):
         return echoed(body)
-    drawn = heated(body, sample(body["prompt"], body["seed"]), tempered)
+    drawn = written(body, body["prompt"], body.get("completion_prefix", ""), tempered)
     tokens, text, reason = finish(body, drawn)
     odd = [quirk(body, n) if quirks else None for n in range(len(tokens))]
     tops = [
@@ -213,7 +259,7 @@ def completion_choice(body, *, quirks, tempered=False):
 
 
 def echoed(body):
-    pieces = re.findall(r" ?[A-Za-z']+|\d|.|\n", body["prompt"])
+    pieces = pieces_of(body["prompt"])
     nats = [None, *(-(digest(piece) % 4000) / 1000 for piece in pieces[1:]), -0.25]
     tops = [None, *({p: x, "zz": -7.5} for p, x in zip(pieces[1:], nats[1:], strict=False))]
     more = {"\n": -0.25, "<|endoftext|>": -1.5}
@@ -224,8 +270,10 @@ def echoed(body):
 
 
 def chat_choice(body, *, quirks, tempered=False):
-    prompt = body["messages"][0]["content"]
-    tokens, text, reason = finish(body, heated(body, sample(prompt, body["seed"]), tempered))
+    prompt, prefix = body["messages"][0]["content"], ""
+    if body.get("continue_final_message"):
+        prefix = body["messages"][-1]["content"]
+    tokens, text, reason = finish(body, written(body, prompt, prefix, tempered))
 
     def named(piece, x, missing):
         raw = None if missing else list(piece)

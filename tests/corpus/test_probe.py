@@ -2,7 +2,7 @@ import pytest
 from fake_endpoint import KEY, endpoint
 
 from distill.core.errors import UserError
-from distill.core.ports import Sampling
+from distill.core.ports import Fire, Sampling
 from distill.corpus.teacher import OpenAICompatible
 
 SAMPLING = Sampling(temperature=0.7)
@@ -23,6 +23,9 @@ def limited(path, body):
         ("temperature", body.get("temperature", 1.0) > 2.0),
         ("top_k", "top_k" in body),
         ("echo", "echo" in body),
+        ("prompt_logprobs", "prompt_logprobs" in body),
+        ("logprobs", max(body.get("logprobs", 0), body.get("top_logprobs", 0)) > 5),
+        ("continue_final_message", "continue_final_message" in body),
     ):
         if wrong:
             return 400, {"error": {"message": f"bad {name}"}}
@@ -38,7 +41,9 @@ def test_what_an_open_endpoint_does_is_found():
             "before_temperature": True,
             "hottest": 30.0,
             "takes_top_k": True,
-            "scores": True,
+            "scores": "echo",
+            "continues": True,
+            "fire": None,
             "served": ["m fp_1"],
         }
 
@@ -47,15 +52,49 @@ def test_what_a_strict_endpoint_refuses_is_found():
     with endpoint() as server:
         server.override = limited
         found = teacher(server).probe(SAMPLING, scored=False)
-        assert (found["hottest"], found["takes_top_k"], found["scores"]) == (2.0, False, False)
+        assert (found["hottest"], found["takes_top_k"], found["scores"]) == (2.0, False, None)
         with pytest.raises(UserError, match="an endpoint that scores a given text, got one that"):
             teacher(server).probe(SAMPLING, scored=True)
 
 
-def test_chat_is_never_asked_to_score():
+def test_a_chat_scores_by_prompt_logprobs_and_goes_on_from_a_prefix_where_the_server_knows_how():
     with endpoint() as server:
-        found = teacher(server, kind="chat").probe(SAMPLING, scored=False)
-        assert not found["scores"] and all("chat" in path for path, *_ in server.seen)
+        found = teacher(server, kind="chat").probe(SAMPLING, scored=True)
+        assert (found["scores"], found["continues"]) == ("prompt_logprobs", True)
+        assert all("chat" in path for path, *_ in server.seen)
+
+
+def test_a_chat_that_begins_anew_is_told_from_one_that_goes_on():
+    def forgets(path, body):
+        body.pop("continue_final_message", None)
+
+    for override in (forgets, limited):
+        with endpoint() as server:
+            server.override = override
+            found = teacher(server, kind="chat").probe(SAMPLING, scored=False)
+            assert found["continues"] is False
+
+
+def test_the_way_of_fire_is_found_and_an_endpoint_without_one_is_refused():
+    fire = Fire(top_k=4)
+    for override, way in ((None, "server"), (limited, "client")):
+        with endpoint() as server:
+            server.override = override
+            found = teacher(server, fire=fire).probe(SAMPLING, scored=False)
+            assert found["fire"] == {"drawn_by": way, "candidates": 5}
+    with endpoint() as server, pytest.raises(UserError, match="one that refuses to, or begins"):
+        server.override = limited
+        teacher(server, fire=fire, kind="chat").probe(SAMPLING, scored=False)
+
+
+def test_an_endpoint_that_only_seems_hot_is_not_taken_for_it():
+    def cooled(path, body):
+        body["temperature"] = min(body["temperature"], 2.0)
+
+    with endpoint() as server:
+        server.override = cooled
+        found = teacher(server, fire=Fire(top_k=4)).probe(SAMPLING, scored=False)
+        assert found["fire"]["drawn_by"] == "client" and found["hottest"] == 30.0
 
 
 def test_logprobs_that_are_heated_are_told_from_the_model_s_own():

@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 import os
 import re
@@ -260,12 +261,72 @@ def test_an_odd_address_or_kind_is_refused(settings, match):
     assert "word" not in str(raised.value)
 
 
-def test_chat_cannot_score():
-    with pytest.raises(UserError, match="kind completions to score a text, got chat"):
-        OpenAICompatible(model="m", kind="chat").score(REQUESTS)
+@pytest.mark.parametrize("kind", ["completions", "chat"])
+def test_prompt_logprobs_score_what_an_echo_would(kind):
+    requests = [Request("Q: 1 + 1?\n", completion=f"One and one is {n}.") for n in range(5)]
+    with endpoint() as server:
+        by_echo = dict(teacher(server).score(requests))
+        server.override = refusing_field("echo")
+        found = dict(teacher(server, kind=kind).score(requests))
+        asked = server.seen[-1][1]
+        keeps_the_laws(teacher(server, kind=kind).score, requests)
+    assert asked["prompt_logprobs"] == 5 and "echo" not in asked
+    for index, completion in found.items():
+        assert completion.tokens == by_echo[index].tokens
+        np.testing.assert_array_equal(completion.logprobs, by_echo[index].logprobs)
+        assert completion.finish_reason == "stop" and completion.prompt_tokens == 10
 
 
-def test_an_endpoint_without_echo_cannot_score():
-    with endpoint() as server, pytest.raises(UserError, match="an endpoint that echoes"):
+def refusing_field(name):
+    def override(path, body):
+        return (400, {"error": {"message": f"no {name}"}}) if name in body else None
+
+    return override
+
+
+def test_an_endpoint_without_either_cannot_score():
+    with (
+        endpoint() as server,
+        pytest.raises(UserError, match="by echo or prompt_logprobs, got one"),
+    ):
         server.override = lambda *_: (200, {"choices": [{"text": "", "finish_reason": "length"}]})
         list(teacher(server).score([Request("Q", completion="A")]))
+
+
+def test_a_prefix_ends_a_legacy_prompt_or_is_apart_where_the_card_says_so():
+    request = dataclasses.replace(REQUESTS[0], prefix="I add")
+    with endpoint() as server:
+        ((_, joined),) = teacher(server).generate([request], SAMPLING)
+        body = server.seen[-1][1]
+        assert body["prompt"] == request.prompt + "I add" and "completion_prefix" not in body
+        server.card = {"id": "m", "completion_prefix": True}
+        ((_, apart),) = teacher(server).generate([request], SAMPLING)
+        body = server.seen[-1][1]
+        assert (body["prompt"], body["completion_prefix"]) == (request.prompt, "I add")
+        whole = sample(request.prompt, request.seed)
+    assert apart.tokens == tuple(piece for piece, *_ in whole)[2:]
+    assert joined.text != apart.text
+
+
+def test_a_chat_goes_on_from_its_last_message_or_is_refused():
+    request = dataclasses.replace(REQUESTS[0], prefix="I add")
+    with endpoint() as server:
+        ((_, found),) = teacher(server, kind="chat").generate([request], SAMPLING)
+        body = server.seen[-1][1]
+        assert body["messages"][-1] == {"role": "assistant", "content": "I add"}
+        assert body["continue_final_message"] and not body["add_generation_prompt"]
+        assert ("I add" + found.text).encode() == b"".join(
+            piece for piece, *_ in sample(request.prompt, request.seed)
+        )
+        server.override = refusing_field("continue_final_message")
+        with pytest.raises(UserError, match="that goes on from how a completion begins, got one"):
+            list(teacher(server, kind="chat").generate([request], SAMPLING))
+
+
+@pytest.mark.parametrize("kind", ["completions", "chat"])
+def test_the_stop_text_is_asked_for_and_tokens_are_counted(kind):
+    sampling = dataclasses.replace(SAMPLING, stop=("\n",), include_stop=True)
+    with endpoint() as server:
+        ((_, found),) = teacher(server, kind=kind).generate(REQUESTS[:1], sampling)
+        assert server.seen[-1][1]["include_stop_str_in_output"] is True
+    assert (found.prompt_tokens, found.completion_tokens) == (10, 20)

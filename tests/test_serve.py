@@ -1,5 +1,6 @@
 """The HTTP API: equal to the generator behind it, whatever the batch; strict; never half closed."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -30,7 +31,7 @@ from distill import export, serve
 from distill.__main__ import main
 from distill.core import paths
 from distill.core.errors import UserError
-from distill.core.ports import Request, Sampling
+from distill.core.ports import Fire, Request, Sampling
 from distill.core.records import Problem
 from distill.core.store import Stage, write_json
 from distill.corpus import wire
@@ -127,8 +128,10 @@ def test_completions_and_chats_are_the_generators_own(teacher, server):
     same(wire.read_completion(legacy.choices[0].model_dump()), mine)
     same(wire.read_chat(chat.choices[0].model_dump()), mine)
     assert legacy.choices[0].finish_reason == mine.finish_reason
-    counted = legacy.usage.prompt_tokens, legacy.usage.completion_tokens
-    assert counted == (teacher.count_tokens(PROMPT), len(mine.tokens))
+    for usage in (legacy.usage, chat.usage):
+        assert usage.prompt_tokens == mine.prompt_tokens
+        assert usage.completion_tokens == mine.completion_tokens
+        assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
     assert b"".join(bytes(item.bytes) for item in chat.choices[0].logprobs.content) == (
         mine.text.encode()
     )
@@ -173,6 +176,23 @@ def test_a_stop_text_ends_the_completion_and_is_not_part_of_it(teacher, server):
     (mine,) = own(teacher, [Request(PROMPT, 3)], sampling)
     same(wire.read_completion(found.choices[0].model_dump()), mine)
     assert found.choices[0].finish_reason == "stop" and "\n" not in mine.text
+
+
+@pytest.mark.parametrize("kind", ["completions", "chat"])
+def test_prefixes_and_stop_texts_are_served_as_the_generator_has_them(
+    teacher, server, kind, monkeypatch
+):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    remote = OpenAICompatible(model="teacher", base_url=server.url, kind=kind)
+    sampling = dataclasses.replace(SAMPLING, stop=("\n",), include_stop=True)
+    requests = [Request(PROMPT, seed, prefix=prefix) for seed in (2, 3) for prefix in ("", "12 +")]
+    here, there = (dict(g.generate(requests, sampling)) for g in (teacher.generator, remote))
+    assert any(made.text.endswith("\n") for made in here.values())
+    for number, made in here.items():
+        same(there[number], made)
+        assert there[number].prompt_tokens == made.prompt_tokens
+        assert there[number].completion_tokens == made.completion_tokens
+    assert here[1].prompt_tokens > here[0].prompt_tokens
 
 
 def test_sampling_reaches_the_generator(teacher, server):
@@ -259,6 +279,47 @@ def test_a_harvest_over_the_socket_is_the_harvest_in_process(teacher, server, ki
     probe = remote.probe(SAMPLING, scored=kind == "completions")
     assert probe["tells_bytes"] and probe["keeps_seeds"] and probe["before_temperature"]
     assert (probe["top_logprobs"], probe["hottest"], probe["takes_top_k"]) == (5, 30.0, True)
+
+
+def hot_firsts(generator, seeds):
+    one = dataclasses.replace(SAMPLING, max_tokens=1)
+    requests = [Request(PROMPT, seed) for seed in seeds]
+    return [made.tokens[0] for _, made in sorted(generator.generate(requests, one))]
+
+
+def test_hot_first_tokens_over_the_socket_are_distributed_as_those_in_process(
+    teacher, server, monkeypatch
+):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    fire, count = Fire(temperature=6.0, top_k=8), 400
+    local = dataclasses.replace(teacher.generator, fire=fire, batch_size=200)
+    remote = functools.partial(
+        OpenAICompatible, "teacher", server.url, "completions", fire, concurrency=8
+    )
+    here = collections.Counter(hot_firsts(local, range(count)))
+    assert len(here) == fire.top_k
+    for hot_by in ("client", "server"):
+        there = collections.Counter(hot_firsts(remote(hot_by=hot_by), range(count, 2 * count)))
+        assert there.keys() <= here.keys()
+        chi2 = sum((here[name] - there[name]) ** 2 / (here[name] + there[name]) for name in here)
+        assert chi2 < 24.3, "99.9 % of equal distributions on eight outcomes stay below"
+
+
+@pytest.mark.parametrize("kind", ["completions", "chat"])
+def test_hot_completions_over_the_socket_go_on_as_the_generator_does(
+    teacher, server, kind, monkeypatch
+):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    fire = Fire(top_k=8)
+    remote = OpenAICompatible("teacher", server.url, kind, fire, hot_by="client")
+    found = dict(remote.generate([Request(PROMPT, seed) for seed in range(3)], SAMPLING))
+    assert remote.probe(SAMPLING, scored=False)["fire"] == {"drawn_by": "client", "candidates": 9}
+    shorter = dataclasses.replace(SAMPLING, max_tokens=SAMPLING.max_tokens - 1)
+    for seed, made in found.items():
+        prefix = made.tokens[0].decode()
+        (mine,) = own(teacher, [Request(PROMPT, seed, prefix=prefix)], shorter)
+        assert made.text == prefix + mine.text and made.finish_reason == mine.finish_reason
+        assert math.log(1 / 9) < made.behaviour_logprobs[0] < 0
 
 
 def test_chains_scored_over_the_socket_are_those_scored_in_process(teacher, server, monkeypatch):
@@ -368,6 +429,9 @@ FIELDS = [
     {"best_of": 4},
     {"logit_bias": {"5": 100}},
     {"presence_penalty": 0.5},
+    {"include_stop_str_in_output": 1},
+    {"completion_prefix": 5},
+    {"completion_prefix": "12", "echo": True},
     {"beams": 4},
     {"\n<script>": 1},
 ]
@@ -381,6 +445,11 @@ CHATS = [
     {"messages": [{"role": "user", "content": None}]},
     {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
     {"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]},
+    {"messages": CHAT["messages"], "add_generation_prompt": False},
+    {"messages": CHAT["messages"], "continue_final_message": True},
+    {"messages": [{"role": "assistant", "content": "So"}], "continue_final_message": True},
+    {"continue_final_message": True, "add_generation_prompt": True},
+    {"completion_prefix": "12"},
     {"logprobs": 5},
     {"top_logprobs": 5},
     {"logprobs": True, "top_logprobs": 21},

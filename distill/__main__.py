@@ -35,6 +35,7 @@ MAIN_JOB = tuple(STAGES)[:11]
 # `main(arguments) -> int` that reads its own flags and imports what is heavy when it runs.
 TOOLS = {
     "verify": "distill.verify",
+    "import": "distill.importing",
     "serve": "distill.serve",
     "grade": "distill.corpus.grade",
     "vote": "distill.scaling.vote",

@@ -3,6 +3,7 @@
 import base64
 import json
 import logging
+import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 from distill.core.errors import UserError
 from distill.core.records import Accuracy
 from distill.core.store import Stage, manifest, read_json
-from distill.models import hugging_face, tensors, weights
+from distill.models import hugging_face, t5x_checkpoint, tensors, weights
 from distill.models.layers import Params, by_path
 from distill.models.t5 import T5Model
 from distill.models.tensors import Tensor, Tensors
@@ -293,12 +294,13 @@ print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))
 """
 
 
-def run(*, run_dir: Path, student: str | None = None) -> dict[str, Any]:
-    """Export the chosen checkpoint into RUN_DIR/export.
+def run(*, run_dir: Path, student: str | None = None, t5x: bool = False) -> dict[str, Any]:
+    """Export the chosen checkpoint into RUN_DIR/export, one parameter in memory at a time.
 
     Args:
         run_dir: the run; select and final are complete.
         student: the directory of the start; where train found it if None.
+        t5x: write RUN_DIR/export_t5x/checkpoint_STEP too, which T5X restores.
 
     Returns:
         `step`, the checkpoint; `parameters`, their number; `bytes`, of all files.
@@ -308,23 +310,34 @@ def run(*, run_dir: Path, student: str | None = None) -> dict[str, Any]:
             no SentencePiece vocabulary.
     """
     from distill.training import initialise
-    from distill.training.checkpoints import load_params
+    from distill.training.opened import open_params
 
-    with Stage.open(run_dir, "export", settings={}, inputs=("train", "select", "final")) as stage:
+    settings = {"t5x": True} if t5x else {}
+    inputs = ("train", "select", "final")
+    with Stage.open(run_dir, "export", settings=settings, inputs=inputs) as stage:
         if stage.complete:
             return stage.summary
         selection = read_json(run_dir / "reports" / "selection.json")
         start = student or manifest(run_dir, "train")["settings"]["student"]
-        model, params, vocabulary = weights.load(initialise.directory(run_dir, start))
+        model, params, vocabulary = weights.read(initialise.directory(run_dir, start))
         if not isinstance(model, T5Model):
             raise UserError("a student of T5's shape", f"{model}", "train one to export it")
         if step := selection["chosen_step"]:
-            params = load_params(run_dir / "checkpoints", step, like=params)
+            params = open_params(run_dir / "checkpoints", step)
+            weights.require_shapes(model, params, run_dir / "checkpoints")
         origin = f"`{start}`" if start else "a random start"
         accuracy = manifest(run_dir, "final")["summary"]["accuracy"]
         card = model_card(origin, selection, accuracy)
-        export(run_dir / "export", model, params, vocabulary.path, card=card)
+        write(run_dir / "export", model, params, vocabulary, card=card)
+        if t5x:
+            _write_t5x(run_dir / "export_t5x", params, step)
         size = sum(file.stat().st_size for file in (run_dir / "export").iterdir())
-        count = sum(array.size for array in by_path(params).values())
+        count = sum(math.prod(tensor.shape) for tensor in params.values())
         stage.finish(step=step, parameters=count, bytes=size)
         return stage.summary
+
+
+def _write_t5x(folder: Path, params: Tensors, step: int) -> None:
+    directory = folder / f"checkpoint_{step}"
+    if not directory.exists():  # one that exists is whole, of a start that was killed after it
+        t5x_checkpoint.write(directory, params, step=step)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -11,7 +12,7 @@ from distill.core.errors import UserError
 from distill.core.ports import Request, Sampling
 from distill.core.store import Stage, write_json
 from distill.export import export, run, tokenizer_json
-from distill.models import hugging_face, weights
+from distill.models import hugging_face, t5x_checkpoint, weights
 from distill.models.sampling import LocalGenerator
 from distill.models.t5 import T5Config, T5Model
 from distill.training.checkpoints import Checkpoints
@@ -129,8 +130,11 @@ def test_the_stage_exports_the_chosen_checkpoint_with_its_figures(tmp_path):
         with Stage.open(run_dir, name, settings={"student": str(start)}) as stage:
             stage.finish(**found)
 
-    summary = run(run_dir=run_dir)
-    assert summary == run(run_dir=run_dir) and summary["step"] == 50
+    summary = run(run_dir=run_dir, t5x=True)
+    assert summary == run(run_dir=run_dir, t5x=True) and summary["step"] == 50
+    found, tensors = t5x_checkpoint.read(str(run_dir / "export_t5x" / "checkpoint_50"))
+    assert found.config == dataclasses.replace(model.config, dropout_rate=0.1)
+    jax.tree.map(np.testing.assert_array_equal, weights.in_memory(tensors), trained)
     assert {path.name for path in (run_dir / "export").iterdir()} == FILES
     _, params = hugging_face.load(run_dir / "export")
     jax.tree.map(np.testing.assert_array_equal, params, trained)

@@ -1,0 +1,171 @@
+"""Turn public weights into a student: a Hugging Face T5, or a T5X checkpoint with a vocabulary."""
+
+import argparse
+import json
+import logging
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill.core.errors import UserError
+
+if TYPE_CHECKING:
+    from distill.models.t5 import T5Model
+    from distill.models.tensors import Tensors
+    from distill.models.weights import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+SPIECE = "spiece.model"  # Hugging Face's name of a T5's vocabulary
+SENTINELS = 100  # that T5 has after its pieces where they are not among them
+# Rows of an embedding are the tokens, or as many as fill the next multiple of this.
+ROWS_MULTIPLE = 128
+DTYPES = ("float32", "bfloat16", "float16")
+EPILOG = """\
+SRC is a directory of transformers (config.json, safetensors in one file or shards, spiece.model)
+or the directory of one T5X checkpoint (checkpoint_STEP, also at gs://). Tensors pass through memory
+one at a time. OUT_DIR holds what `train.run.student` takes; it appears whole or not at all.
+
+  distill import flan-t5-base students/flan_t5_base
+  distill import t5_1_1_base/checkpoint_1000000 students/t5 --vocabulary sentencepiece.model
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Import and print what came in."""
+    options = _parser().parse_args(arguments)
+    found = convert(
+        options.source,
+        options.directory,
+        vocabulary=options.vocabulary,
+        dtype=options.dtype,
+        rows=options.rows,
+    )
+    told = f"{found['parameters']:,} parameters, {found['bytes']:,} bytes in {options.directory}"
+    sys.stdout.write((json.dumps(found) if options.json else told) + "\n")
+    return 0
+
+
+def convert(
+    source: str,
+    directory: Path,
+    *,
+    vocabulary: Path | None = None,
+    dtype: str = "float32",
+    rows: int | None = None,
+) -> dict[str, Any]:
+    """Write a student from public weights, one tensor in memory at a time.
+
+    Where `rows` adds rows, they are copies of the padding token's, which no target ever holds: a
+    row of zeros would be likelier than most tokens, whose logits are negative.
+
+    Args:
+        source: a directory of transformers, or the directory or URL of one T5X checkpoint.
+        directory: for `weights.load`; must not exist.
+        vocabulary: a SentencePiece model; by default spiece.model of the source.
+        dtype: that the parameters are kept in.
+        rows: of the embedding and the head; as they are by default.
+
+    Returns:
+        `source`, the kind; `parameters`, their number; `bytes` of the weights.
+
+    Raises:
+        UserError: the source is no T5 or not whole, the vocabulary is missing or not that of the
+            weights, or the directory exists.
+    """
+    from distill.models import weights
+
+    if directory.exists():
+        raise UserError(f"no {directory} yet", "one", "remove it or name another")
+    kind, model, tensors = _opened(source)
+    model, tensors = _with_rows(model, tensors, rows)
+    chosen = _vocabulary(source, vocabulary, model.config.vocab_size)
+    logger.info("import: %d tensors of %s", len(tensors), source)
+    weights.write(directory, model, tensors, chosen, dtype=dtype)
+    return {
+        "source": kind,
+        "parameters": sum(math.prod(tensor.shape) for tensor in tensors.values()),
+        "bytes": (directory / weights.WEIGHTS).stat().st_size,
+    }
+
+
+def _opened(source: str) -> "tuple[str, T5Model, Tensors]":
+    """Return what the source is, and what it holds, none of it read."""
+    from distill.core.store import read_json
+    from distill.models import hugging_face, t5x_checkpoint, weights
+
+    config = Path(source) / weights.CONFIG
+    if "://" not in source and not Path(source).is_dir():
+        raise UserError(f"a directory {source}", "none", "name one of transformers or of T5X")
+    if "://" in source or not config.is_file():
+        return "t5x", *t5x_checkpoint.read(source)
+    if "kind" in read_json(config):
+        raise UserError("weights to import", f"{source}, which is imported", "train from it")
+    return "hugging_face", *hugging_face.read(Path(source))
+
+
+def _with_rows(model: "T5Model", tensors: "Tensors", rows: int | None) -> "tuple[T5Model, Tensors]":
+    """Return the model with as many rows of the embedding, and of the head if it has one."""
+    import dataclasses
+
+    if rows is None:
+        return model, tensors
+    axes = {"token_embedder/embedding": 0, "decoder/logits_dense/kernel": 1}
+    resized: Mapping[str, Any] = {
+        name: tensor.resized(axes[name], rows) if name in axes else tensor
+        for name, tensor in tensors.items()
+    }
+    config = dataclasses.replace(model.config, vocab_size=rows)
+    return dataclasses.replace(model, config=config), resized
+
+
+def _vocabulary(source: str, given: Path | None, rows: int) -> "Vocabulary":
+    """Return the vocabulary, after checking that these may be the weights' rows."""
+    from distill.models.weights import Vocabulary
+
+    path = Path(source) / SPIECE if given is None else given
+    if not path.is_file():
+        raise UserError(f"a vocabulary {path}", "none", "give a SentencePiece model: --vocabulary")
+    pieces, has_sentinels = _pieces(path)
+    extra_ids = 0 if has_sentinels else SENTINELS
+    tokens = pieces + extra_ids
+    if not 0 <= rows - tokens < ROWS_MULTIPLE:
+        raise UserError(
+            f"an embedding of {tokens:,} rows, as {path} has tokens, or up to "
+            f"{ROWS_MULTIPLE - 1} more",
+            f"{rows:,}",
+            "give the vocabulary of these weights: --vocabulary",
+        )
+    return Vocabulary(path, extra_ids)
+
+
+def _pieces(path: Path) -> tuple[int, bool]:
+    """Return the number of pieces, and whether the sentinels are among them."""
+    import sentencepiece
+
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"a SentencePiece model in {path}", "none", "name another file") from error
+    size = model.get_piece_size()
+    last = (model.id_to_piece(i) for i in range(max(0, size - SENTINELS), size))
+    return size, any("<extra_id_" in piece for piece in last)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="distill import",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", metavar="SRC", help="what to import")
+    parser.add_argument("directory", metavar="OUT_DIR", type=Path, help="where to; made")
+    parser.add_argument("--vocabulary", type=Path, help="SentencePiece model; SRC/spiece.model")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="%(default)s")
+    parser.add_argument("--rows", type=int, help="of the embedding, such as 32128; as they are")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser

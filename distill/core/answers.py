@@ -103,6 +103,7 @@ _SCALES = re.compile(
     re.IGNORECASE,
 )
 _MARKER = re.compile(r"answer is\b:?|####|\\boxed\{", re.IGNORECASE)
+_STATED = re.compile(r"answer is\b:?", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)\.\s+(?=[A-Z])")
 _LAST_NUMBER = re.compile(rf"(?<![\w.,])-?[$€£]?(?:{_UNSIGNED})(?:/\d+)?%?|(?:{_UNSIGNED})")
 _PERCENT = re.compile(r"\s?(?:%|per\s?cent)\W*$", re.IGNORECASE)
@@ -130,6 +131,20 @@ def extract(text: str) -> str | None:
         return _after(text, marks[-1])
     numbers = _LAST_NUMBER.findall(text)
     return numbers[-1] if numbers else None
+
+
+def stated(text: str) -> str | None:
+    """Return the words after the last "answer is", or the text itself, up to the end of the line.
+
+    A full stop at the end is dropped, and nothing else, so that a strict comparison is one.
+
+    Example:
+        >>> [stated(text) for text in ("It is. So the answer is (A).", "] ] >", "")]
+        ['(A)', '] ] >', None]
+    """
+    marks = list(_STATED.finditer(text))
+    lines = (text[marks[-1].end() :] if marks else text).strip().splitlines()
+    return lines[0].strip().removesuffix(".") or None if lines else None
 
 
 def marked(gold: str) -> str | None:

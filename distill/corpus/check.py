@@ -1,49 +1,22 @@
 """Decide for every trace whether its final answer is the gold one, with a reason; drops none."""
 
-import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from distill.core import answers
 from distill.core.errors import UserError
 from distill.core.progress import progress
 from distill.core.records import Problem, Trace, Verdict
 from distill.core.store import Shards, Stage
+from distill.corpus.graders import GRADERS, Grader, Judge, judge, opened, require
+
+__all__ = ["GRADERS", "Grader", "Judge", "agreement", "check", "judge", "run", "summarise"]
 
 SHARD_VERDICTS = 4096
 
 
-@dataclasses.dataclass(frozen=True)
-class Grader:
-    """How an answer is found in a text, and when it equals the gold one.
-
-    Attributes:
-        extract: a text's final answer, None where there is none.
-        equal: whether an answer equals the gold one, None where that cannot be decided.
-        key: what the answers have in common that one vote counts together.
-    """
-
-    extract: Callable[[str], str | None]
-    equal: Callable[[str, str], bool | None]
-    key: Callable[[str], str] = answers.canonical
-
-
-def _same_last_number(answer: str, gold: str) -> bool:
-    return answer == answers.fu2023(gold)
-
-
-# `fu2023` is the paper's own, for parity: no sign, no thousands comma, no fraction.
-GRADERS = {
-    "default": Grader(answers.extract, answers.equal),
-    "fu2023": Grader(answers.fu2023, _same_last_number, str),
-}
-
-
-def check(
-    traces: Iterable[Trace], problems: Iterable[Problem], grader: Grader
-) -> Iterator[Verdict]:
+def check(traces: Iterable[Trace], problems: Iterable[Problem], grader: Judge) -> Iterator[Verdict]:
     """Yield one verdict for every trace, in the traces' order.
 
     What a generator did not end by itself is not judged by its text: a trace that ran into its
@@ -55,7 +28,7 @@ def check(
         grader: how to judge it.
 
     Raises:
-        UserError: a trace's problem is not among the problems.
+        UserError: a trace's problem is not among the problems, or lacks what the grader needs.
 
     Example:
         >>> import numpy as np
@@ -66,7 +39,7 @@ def check(
         >>> [verdict.outcome for verdict in check([trace], [problem], GRADERS["default"])]
         ['right']
     """
-    golds = {problem.problem_id: problem.answer for problem in problems}
+    golds = {problem.problem_id: getattr(problem, grader.field) for problem in problems}
     for trace in traces:
         if trace.problem_id not in golds:
             raise UserError(
@@ -74,9 +47,12 @@ def check(
                 f"a trace of {trace.problem_id}",
                 "check with the problems that were harvested",
             )
-        outcome, answer, reason = _unfinished(trace) or judge(
-            trace.text, golds[trace.problem_id], grader
-        )
+        gold = golds[trace.problem_id]
+        if gold is None:
+            raise UserError(
+                f"{grader.field} with {trace.problem_id}", "none", "name a grader of its answers"
+            )
+        outcome, answer, reason = _unfinished(trace) or grader(trace.text, gold)
         yield Verdict(trace.problem_id, trace.sample, outcome, answer, reason)
 
 
@@ -86,22 +62,6 @@ def _unfinished(trace: Trace) -> tuple[str, None, str] | None:
         "content_filter": ("filtered", None, "withheld by the generator's content filter"),
         "error": ("undecided", None, "the generator failed, or its tokens do not spell its text"),
     }.get(trace.finish_reason)
-
-
-def judge(text: str, gold: str, grader: Grader) -> tuple[str, str | None, str]:
-    """Return the outcome of a finished text, its answer (None where it has none) and the reason.
-
-    Example:
-        >>> judge("The answer is 6.", "7", GRADERS["default"])
-        ('wrong', '6', 'gold is 7')
-    """
-    answer = grader.extract(text)
-    if answer is None:
-        return "unparsed", None, "no final answer in the text"
-    equal = grader.equal(answer, gold)
-    if equal is None:
-        return "undecided", answer, f"cannot tell whether it equals {gold}"
-    return ("right", answer, f"equals {gold}") if equal else ("wrong", answer, f"gold is {gold}")
 
 
 def summarise(verdicts: Iterable[Verdict]) -> dict[str, Any]:
@@ -120,7 +80,7 @@ def summarise(verdicts: Iterable[Verdict]) -> dict[str, Any]:
 
 
 def agreement(
-    traces: Iterable[Trace], problems: Iterable[Problem], graders: tuple[Grader, Grader]
+    traces: Iterable[Trace], problems: Iterable[Problem], graders: tuple[Judge, Judge]
 ) -> dict[str, dict[str, int]]:
     """Count the traces by the first grader's outcome, then by the second's.
 
@@ -154,15 +114,15 @@ def run(*, run_dir: Path, grader: str = "default", beside: str | None = None) ->
 
     Args:
         run_dir: the run directory; its stages `problems` and `harvest` are complete.
-        grader: `default`, or `fu2023` for parity with the paper.
+        grader: one of `graders.NAMES`: `default`, `math` where algebra should decide what keys
+            cannot, `mbpp` for programs, `fu2023` for parity with the paper.
         beside: a second grader, whose outcomes are counted beside the first's.
 
     Raises:
-        UserError: no such grader, or an input is not complete.
+        UserError: no such grader, what it needs is not there, or an input is not complete.
     """
     for name in filter(None, (grader, beside)):
-        if name not in GRADERS:
-            raise UserError(f"a grader of {', '.join(GRADERS)}", name, "name one of them")
+        require(name)
     run_dir = Path(run_dir)
     inputs = ["problems", "harvest"]
     settings = {"grader": grader, "beside": beside}
@@ -174,12 +134,14 @@ def run(*, run_dir: Path, grader: str = "default", beside: str | None = None) ->
         traces = Shards(run_dir / "traces", Trace)
         left = (trace for trace in traces if (trace.problem_id, trace.sample) not in done)
         problems = Shards(run_dir / "problems", Problem)
-        verdicts = check(left, problems, GRADERS[grader])
-        total = len(traces)
-        _write(progress(verdicts, name="check", total=total, done=len(done)), shards)
+        with opened(grader) as judging:
+            verdicts = check(left, problems, judging)
+            shown = progress(verdicts, name="check", total=len(traces), done=len(done))
+            _write(shown, shards)
         summary = summarise(shards)
         if beside is not None:
-            graders = (GRADERS[grader], GRADERS[beside])
-            summary[f"outcomes_by_{beside}"] = agreement(traces, problems, graders)
+            with opened(grader) as one, opened(beside) as other:
+                table = agreement(traces, problems, (one, other))
+            summary[f"outcomes_by_{beside}"] = table
         stage.finish(**summary)
         return stage.summary

@@ -1,4 +1,4 @@
-r"""Grade completions against gold answers: JSON lines in, the same with verdicts out.
+r"""Grade completions against gold answers or tests: JSON lines in, the same with verdicts out.
 
     {"prediction": "3 + 4 = 7\nThe answer is 7.", "gold": "#### 7"}
  -> {..., "verdict": "right", "extracted": "7", "reason": "equals 7"}
@@ -8,6 +8,7 @@ Other keys stay; `verdict`, `extracted` and `reason` are overwritten where a row
 
 import argparse
 import codecs
+import contextlib
 import json
 import math
 import sys
@@ -20,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 from distill.core.errors import UserError
 
 if TYPE_CHECKING:
-    from distill.corpus.check import Grader
+    from distill.corpus.graders import Grader, Judge
 
+_GRADERS = """default; math, which asks algebra where default cannot tell; mbpp for programs, with
+"tests" instead of "gold"; exact and caseless for BIG-Bench Hard; fu2023 for parity"""
 VERDICTS = ("right", "wrong", "undecided", "unparsed")
 
 
@@ -108,29 +111,30 @@ def text_of(row: dict[str, Any], key: str, name: str) -> str:
 
 
 def grade(
-    named_rows: Iterable[tuple[str, dict[str, Any]]], grader: "Grader"
+    named_rows: Iterable[tuple[str, dict[str, Any]]], grader: "Judge"
 ) -> Iterator[dict[str, Any]]:
     """Yield every row with its verdict, the answer it was found for, and the reason.
 
     Args:
-        named_rows: objects with `prediction` and `gold`, each after its name in errors.
+        named_rows: objects with `prediction` and `gold`, or `tests` where these decide, each after
+            its name in errors.
         grader: how an answer is found and compared.
 
     Raises:
-        UserError: a row lacks its prediction or its gold answer.
+        UserError: a row lacks its prediction, its gold answer or its tests.
 
     Example:
-        >>> from distill.corpus.check import GRADERS
+        >>> from distill.corpus.graders import GRADERS
         >>> row = {"prediction": "The answer is 6.", "gold": 7}
         >>> [graded] = grade([("row 1", row)], GRADERS["default"])
         >>> graded["verdict"], graded["extracted"], graded["reason"]
         ('wrong', '6', 'gold is 7')
     """
-    from distill.corpus.check import judge
-
     for name, row in named_rows:
         prediction = text_of(row, "prediction", name)
-        verdict, extracted, reason = judge(prediction, gold_of(row, name), grader)
+        tested = grader.field == "tests"
+        gold = text_of(row, "tests", name) if tested else gold_of(row, name)
+        verdict, extracted, reason = grader(prediction, gold)
         yield {**row, "verdict": verdict, "extracted": extracted, "reason": reason}
 
 
@@ -138,14 +142,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Grade a file; print the counts."""
     options = _parser().parse_args(arguments)
     from distill.core.store import atomic_path
+    from distill.corpus.graders import opened
 
     output = options.output or options.file.with_suffix(".graded.jsonl")
     if output.is_dir():
         raise UserError("a file as --output", f"the directory {output}", "name a file in it")
     counts: Counter[str] = Counter(dict.fromkeys(VERDICTS, 0))
     named_rows = rows(options.file)
-    grader = named_grader(options.grader)
-    with atomic_path(output) as temporary, temporary.open("w") as file:
+    with contextlib.ExitStack() as stack:
+        grader = stack.enter_context(opened(options.grader))
+        file = stack.enter_context(stack.enter_context(atomic_path(output)).open("w"))
         for row in grade(named_rows, grader):
             counts[row["verdict"]] += 1
             file.write(json.dumps(row) + "\n")
@@ -155,12 +161,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def named_grader(name: str) -> "Grader":
-    """Return a grader by its name.
+    """Return a grader of answers that runs nothing beside it, by its name.
 
     Raises:
         UserError: there is none of this name.
     """
-    from distill.corpus.check import GRADERS
+    from distill.corpus.graders import GRADERS
 
     if name not in GRADERS:
         raise UserError(f"a grader of {', '.join(GRADERS)}", name, "name one of them")
@@ -184,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("file", type=Path, help='JSON lines with "prediction" and "gold"')
-    parser.add_argument("--grader", default="default", help="default, or fu2023 for parity")
+    parser.add_argument("--grader", default="default", help=_GRADERS)
     parser.add_argument("--output", type=Path, help="where to; FILE.graded.jsonl by default")
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
     return parser

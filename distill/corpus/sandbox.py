@@ -105,6 +105,25 @@ def split_asserts(source: str) -> tuple[Assertion, ...]:
     return tuple(found for statement in body for found in _split(statement))
 
 
+def split_tests(source: str) -> tuple[str, tuple[Assertion, ...]]:
+    r"""Part a test into what sets it up and its asserts, which `split_asserts` parts further.
+
+    Raises:
+        ValueError: the source is no Python.
+
+    Example:
+        >>> split_tests("one = 1\nassert add(one, 2) == 3")[0]
+        'one = 1'
+    """
+    try:
+        body = ast.parse(source).body
+    except SyntaxError as error:
+        raise ValueError(f"expected Python asserts, got {source[:_SHOWN]!r}") from error
+    setup = [ast.unparse(statement) for statement in body if not isinstance(statement, ast.Assert)]
+    asserts = (statement for statement in body if isinstance(statement, ast.Assert))
+    return "\n".join(setup), tuple(found for one in asserts for found in _split(one))
+
+
 def _split(statement: ast.stmt) -> Iterator[Assertion]:
     if not isinstance(statement, ast.Assert):
         yield Assertion(ast.unparse(statement))

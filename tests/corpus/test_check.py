@@ -137,7 +137,9 @@ def test_two_graders_are_counted_beside_each_other(tmp_path):
 
 
 def test_an_unknown_grader_is_refused(tmp_path):
-    with pytest.raises(UserError, match="a grader of default, fu2023, got lenient"):
+    with pytest.raises(
+        UserError, match="a grader of default, fu2023, exact, caseless, math, mbpp, got lenient"
+    ):
         run(run_dir=tmp_path, grader="lenient")
     with pytest.raises(UserError, match="got strict"):
         run(run_dir=tmp_path, beside="strict")

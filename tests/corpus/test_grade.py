@@ -85,6 +85,31 @@ def test_the_paper_s_grader_is_reached_by_name(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["right"] == 1
 
 
+def test_algebra_decides_what_the_default_leaves_undecided(tmp_path, capsys):
+    path = written(tmp_path, [{"prediction": r"\\boxed{2\\sqrt{3}}", "gold": r"\\sqrt{12}"}])
+    counts = []
+    for name in ("default", "math"):
+        assert cli.main(["grade", str(path), f"--grader={name}", "--json"]) == 0
+        counts.append(json.loads(capsys.readouterr().out))
+    assert (counts[0]["undecided"], counts[1]["right"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "exact", "caseless"),
+    [
+        ("It is. So the answer is (A).", "(A)", "right", "right"),
+        ("(a)", "(A)", "wrong", "right"),
+        ("So the answer is yes.", "Yes", "wrong", "right"),
+        ("A", "(A)", "wrong", "wrong"),
+        ("] ] >\nQ: next", "] ] >", "right", "right"),
+        ("", "valid", "unparsed", "unparsed"),
+    ],
+)
+def test_strict_graders_take_the_stated_words(text, gold, exact, caseless):
+    outcomes = [GRADERS[name](text, gold)[0] for name in ("exact", "caseless")]
+    assert outcomes == [exact, caseless]
+
+
 @pytest.mark.parametrize("content", ["", "\n\n"])
 def test_an_empty_file_has_no_rows(tmp_path, capsys, content):
     path = tmp_path / "empty.jsonl"

@@ -1,0 +1,142 @@
+r"""Decide by algebra what keys leave undecided, with math-verify in a process that can be killed.
+
+    2\sqrt{3} against \sqrt{12}    ->  a worker's line in, "1", "0" or "?" out
+
+SymPy may take for ever, or all memory, on a text as short as `9^{9^{9^{9}}}`, so a worker has a
+time for each pair and a limit of memory. It reads LaTeX alone, which math-verify parses without
+evaluating any text; that it cannot open files or reach a network either is a second wall.
+"""
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from importlib import util
+from pathlib import Path
+
+from distill.core import answers
+from distill.core.errors import UserError
+
+WORKER = "distill.corpus.algebra_worker"
+_START_SECONDS = 60.0
+_ANSWERS = {b"1": True, b"0": False}
+
+
+class Algebra:
+    r"""Whether answers are equal, by keys where these tell and by algebra else.
+
+    A pair that is not decided within its time or memory stays undecided; the worker is killed and
+    the next pair gets another. Verdicts are remembered, since samples repeat their answers.
+
+    Args:
+        seconds: time on the clock for a pair.
+        memory_bytes: address space of the worker.
+
+    Raises:
+        UserError: math-verify is not installed.
+
+    Example:
+        >>> with Algebra() as algebra:
+        ...     algebra.equal(r"2\sqrt{3}", r"\sqrt{12}"), algebra.equal("x + 1", "x + 2")
+        (True, False)
+
+    Source: math-verify 0.9.0. It is asked both ways round, as it is not symmetric.
+    """
+
+    def __init__(self, *, seconds: float = 5.0, memory_bytes: int = 1 << 30) -> None:
+        if util.find_spec("math_verify") is None:
+            raise UserError(
+                "the package math-verify", "none", "install it: pip install 'distill[math]'"
+            )
+        self.seconds, self.memory_bytes = seconds, memory_bytes
+        self.killed = 0
+        self._known: dict[tuple[str, str], bool | None] = {}
+        self._worker: _Worker | None = None
+
+    def __enter__(self) -> "Algebra":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill the worker."""
+        if self._worker is not None:
+            self._worker.end()
+            self._worker = None
+
+    def equal(self, prediction: str, gold: str) -> bool | None:
+        """Return whether an answer is right, as `answers.equal`, None where nothing can tell."""
+        found = answers.equal(prediction, gold)
+        if found is not None:
+            return found
+        pair = (prediction, gold)
+        if pair not in self._known:
+            self._known[pair] = self._ask(pair)
+        return self._known[pair]
+
+    def _ask(self, pair: tuple[str, str]) -> bool | None:
+        if self._worker is not None and not self._worker.waits():
+            self.close()  # it died while it waited, through no fault of this pair
+        if self._worker is None:
+            self._worker = _Worker(self.memory_bytes)
+        line = self._worker.ask(json.dumps(pair), self.seconds)
+        if not line:
+            self.killed += 1
+            self.close()
+        return _ANSWERS.get(line)
+
+
+class _Worker:
+    """One process that compares pairs until it is ended."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        inner_pairs, pairs = os.pipe()
+        self._answers, inner_answers = os.pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", WORKER, str(memory_bytes)],
+            stdin=inner_pairs,
+            stdout=inner_answers,
+            stderr=subprocess.DEVNULL,
+            env={"PYTHONPATH": str(Path(__file__).parents[2])},
+            start_new_session=True,
+        )
+        os.close(inner_pairs)
+        os.close(inner_answers)
+        self._pairs = os.fdopen(pairs, "wb", buffering=0)
+        if self._line(_START_SECONDS) != b"ready":
+            self.end()
+            raise RuntimeError(f"expected a worker that starts, got {self._process.returncode}")
+
+    def waits(self) -> bool:
+        """Return whether the process is there."""
+        return self._process.poll() is None
+
+    def ask(self, pair: str, seconds: float) -> bytes:
+        """Return the answer to a pair, nothing where it is late or the worker dies of it."""
+        with contextlib.suppress(BrokenPipeError):
+            self._pairs.write(pair.encode() + b"\n")
+        return self._line(seconds)
+
+    def end(self) -> None:
+        """Kill the process and forget it."""
+        self._process.kill()
+        self._process.wait()
+        self._pairs.close()
+        os.close(self._answers)
+
+    def _line(self, seconds: float) -> bytes:
+        deadline, line = time.monotonic() + seconds, b""
+        poll = select.poll()
+        poll.register(self._answers, select.POLLIN)
+        while not line.endswith(b"\n"):
+            left = deadline - time.monotonic()
+            if left <= 0 or not poll.poll(1000 * left):
+                return b""
+            if not (piece := os.read(self._answers, 64)):
+                return b""
+            line += piece
+        return line.strip()

@@ -37,6 +37,7 @@ TOOLS = {
     "verify": "distill.verify",
     "import": "distill.importing",
     "serve": "distill.serve",
+    "merge": "distill.corpus.merge",
     "grade": "distill.corpus.grade",
     "vote": "distill.scaling.vote",
 }
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.help or options.command is None:
         _print(_help(options.command))
         return 0
-    return _guarded(lambda: _run(options, _overrides(rest)), options.run_dir)
+    return _guarded(lambda: _run(options, [*_overrides(rest), *_part(options)]), options.run_dir)
 
 
 def _tool(name: str, arguments: Sequence[str]) -> int:
@@ -125,6 +126,18 @@ def _overrides(rest: Sequence[str]) -> list[str]:
     return [f"{name} = {value}" for name, _, value in pairs]
 
 
+def _part(options: argparse.Namespace) -> list[str]:
+    from distill.core.errors import UserError
+
+    if options.shard is None:
+        return []
+    found = re.fullmatch(r"(\d+)/(\d+)", options.shard)
+    if options.command != "harvest" or found is None:
+        got = f"{options.command} --shard={options.shard}"
+        raise UserError("harvest --shard=I/N", got, "count the shards from 0")
+    return [f"harvest.run.part = ({found[1]}, {found[2]})"]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="distill",
@@ -141,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run_dir", type=Path, default=Path("runs/quickstart"), help="%(default)s")
     parser.add_argument("--gin_file", action="append", help="a gin file; repeatable, later wins")
     parser.add_argument("--gin_search_paths", action="append", default=[], help="where to look")
+    parser.add_argument("--shard", metavar="I/N", help="harvest every N-th problem, from the I-th")
     parser.add_argument("--json", action="store_true", help="print the last stage's result")
     return parser
 

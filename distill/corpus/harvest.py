@@ -18,6 +18,7 @@ from distill.core.ports import Completion, Generator, Request, Sampling
 from distill.core.progress import progress
 from distill.core.records import Problem, Trace
 from distill.core.store import Shards, Stage
+from distill.corpus import spending
 from distill.corpus.completions import cut_after_answer
 from distill.corpus.prompts import TeacherPrompt, cut
 
@@ -157,8 +158,11 @@ def summarise(traces: Iterable[Trace], top_logprobs: int) -> dict[str, Any]:
     }
 
 
-def _write(traces: Iterable[Trace], shards: Shards[Trace]) -> None:
-    """Append the traces shard by shard, also those that are at hand when their source fails."""
+def _write(traces: Iterable[Trace], shards: Shards[Trace], ledger: spending.Ledger) -> None:
+    """Append the traces shard by shard, also those that are at hand when their source fails.
+
+    What they took is written down after them.
+    """
     waiting: list[Trace] = []
     last = time.monotonic()
     try:
@@ -168,9 +172,11 @@ def _write(traces: Iterable[Trace], shards: Shards[Trace]) -> None:
                 # Taken first: an interrupt while it is written must not write it a second time.
                 batch, waiting = waiting, []
                 shards.append(batch)
+                ledger.write()
                 last = time.monotonic()
     finally:
         shards.append(waiting)
+        ledger.write()
 
 
 @runtime_checkable
@@ -227,6 +233,14 @@ def _stage_name(part: tuple[int, int] | None) -> str:
     if not 0 <= first < step:
         raise UserError("a part (i, n) with 0 <= i < n", str(part), "count the parts from 0")
     return f"harvest-{first}-of-{step}"
+
+
+def _digest(problems: Iterable[Problem], prompt: Callable[[str], str]) -> str:
+    """Return the SHA-256 of all prompts, in order."""
+    digest = hashlib.sha256()
+    for problem in problems:
+        digest.update(prompt(problem.question).encode() + b"\0")
+    return digest.hexdigest()
 
 
 def _probed(generator: Generator, sampling: Sampling, *, scored: bool) -> dict[str, Any]:
@@ -286,13 +300,14 @@ def run(
         shards = Shards(run_dir / "traces", Trace)
         done = wanted & shards.keys("problem_id", "sample")
         found = _probed(generator, sampling, scored=score_chains) if wanted - done else {}
+        asked, ledger = spending.counted(generator, run_dir, name)
         if score_chains:
             top = sampling.top_logprobs
-            traces = score(problems, generator, top_logprobs=top, prompt=prompt, done=done)
+            traces = score(problems, asked, top_logprobs=top, prompt=prompt, done=done)
         else:
             traces = harvest(
                 problems,
-                generator,
+                asked,
                 samples=samples,
                 sampling=sampling,
                 prompt=prompt,
@@ -301,8 +316,9 @@ def run(
             )
         shown = progress(traces, name=name, total=len(wanted), done=len(done), unit="traces")
         with _terminable():
-            _write(shown, shards)
+            _write(shown, shards, ledger)
         _refuse_holes(shards, wanted)
         kept = (trace for trace in shards if (trace.problem_id, trace.sample) in wanted)
-        stage.finish(**summarise(kept, sampling.top_logprobs), **found)
+        told = {"prompts_sha256": _digest(problems, prompt), **spending.summary(run_dir)}
+        stage.finish(**summarise(kept, sampling.top_logprobs), **found, **told)
         return stage.summary

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from distill.core.errors import UserError
 from distill.corpus.pace import Pace, retry_after
+from distill.corpus.prices import Price
+from distill.corpus.spending import Spent
 from distill.corpus.wire import WireError
 
 if TYPE_CHECKING:
@@ -37,32 +39,27 @@ class PromptRefused(UserError):  # noqa: N818
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What one start may spend before it sends no more; what is in flight then comes on top.
+    """What may be spent before no more is sent; what is in flight then comes on top.
 
     Attributes:
         dollars: None for no limit.
         tokens: of prompts and completions, None for no limit.
-        dollars_per_million: of prompt tokens and of completion tokens.
-
-    Example:
-        >>> Budget(dollars_per_million=(2.0, 8.0)).cost(1_000_000, 500_000)
-        6.0
+        total: whether the limits are of all starts of a harvest together, rather than of each.
+        dollars_per_million: of prompt tokens and of completion tokens; None looks the model up in
+            the tables of prices.
+        already: what earlier starts have spent; a harvest fills it in.
     """
 
     dollars: float | None = None
     tokens: int | None = None
-    dollars_per_million: tuple[float, float] = (0.0, 0.0)
+    total: bool = False
+    dollars_per_million: tuple[float, float] | None = None
+    already: Spent = dataclasses.field(default=Spent(), repr=False)
 
-    def __post_init__(self) -> None:
-        if self.dollars is not None and not any(self.dollars_per_million):
-            raise UserError(
-                "prices with a budget in dollars", "none", "give dollars_per_million=(IN, OUT)"
-            )
-
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Return dollars."""
-        dollars_in, dollars_out = self.dollars_per_million
-        return (prompt_tokens * dollars_in + completion_tokens * dollars_out) / 1e6
+    @property
+    def scope(self) -> str:
+        """What the limits are of, for errors."""
+        return "harvest" if self.total else "start"
 
 
 class Session:
@@ -80,6 +77,7 @@ class Session:
         backoff: seconds before the second try.
         secret: what never to show.
         budget: what may be spent.
+        price: of the tokens, None where it is not known.
     """
 
     def __init__(
@@ -91,8 +89,9 @@ class Session:
         backoff: float,
         secret: str,
         budget: Budget,
+        price: Price | None,
     ) -> None:
-        self.place, self.pace, self.budget = place, pace, budget
+        self.place, self.pace, self.budget, self.price = place, pace, budget, price
         self._max_retries, self._backoff, self._secret = max_retries, backoff, secret
         self.answers = self.prompt_tokens = self.completion_tokens = 0
         self.faults: Counter[str] = Counter()
@@ -156,14 +155,14 @@ class Session:
 
     @property
     def dollars(self) -> float:
-        """What the answers have cost."""
-        return self.budget.cost(self.prompt_tokens, self.completion_tokens)
+        """What the answers have cost, 0 where the price is not known."""
+        return self.price.cost(self.prompt_tokens, self.completion_tokens) if self.price else 0.0
 
     def line(self) -> str:
         """Return what happened in one line."""
         faults = ", ".join(f"{name} {n}" for name, n in self.faults.most_common())
         tokens = f"{self.prompt_tokens} prompt and {self.completion_tokens} completion tokens"
-        cost = f", {self.dollars:.2f} dollars" if any(self.budget.dollars_per_million) else ""
+        cost = f", {self.dollars:.2f} dollars" if self.price else ""
         tried = f"{self.faults.total()} tried again" + (f" ({faults})" if faults else "")
         served = ", ".join(sorted(self.served)) or "none"
         return f"{self.place}: {self.answers} answers by {served}, {tried}, {tokens}{cost}"
@@ -192,16 +191,20 @@ class Session:
         self.pace.answered(prompt + completion, headers)
 
     def _refuse_overspending(self) -> None:
-        spent = self.prompt_tokens + self.completion_tokens
+        before = self.budget.already if self.budget.total else Spent()
+        spent = before.tokens + self.prompt_tokens + self.completion_tokens
+        dollars = (before.dollars or 0.0) + self.dollars
         if self.budget.tokens is not None and spent >= self.budget.tokens:
             limit, got = f"{self.budget.tokens} tokens", f"{spent} spent"
-        elif self.budget.dollars is not None and self.dollars >= self.budget.dollars:
-            limit, got = f"{self.budget.dollars:.2f} dollars", f"{self.dollars:.2f} spent"
+        elif self.budget.dollars is not None and dollars >= self.budget.dollars:
+            limit, got = f"{self.budget.dollars:.2f} dollars", f"{dollars:.2f} spent"
         else:
             return
         self._ended = True
         raise UserError(
-            f"a start within its budget of {limit}", got, "raise it and run the command again"
+            f"a {self.budget.scope} within its budget of {limit}",
+            got,
+            "raise it and run the command again",
         )
 
     def _refusal(self, error: "openai.APIStatusError") -> UserError:

@@ -21,8 +21,10 @@ from distill.corpus.completions import assemble
 from distill.corpus.formats import format_of, read_key, refuse_odd_address
 from distill.corpus.inflight import in_flight
 from distill.corpus.pace import Pace
+from distill.corpus.prices import Price, price_of
 from distill.corpus.probe import Probe, probe
 from distill.corpus.session import Budget, PromptRefused, Session
+from distill.corpus.spending import Spent
 
 logger = logging.getLogger(__name__)
 Finished = tuple[int, Completion]
@@ -61,7 +63,8 @@ class OpenAICompatible:
         concurrency: requests in flight at most.
         requests_per_minute: None for no limit.
         tokens_per_minute: of prompts and completions, None for no limit.
-        budget: what one start may spend; it ends with what is there on disk.
+        budget: what may be spent; a harvest then ends with what is there on disk.
+        prices: a JSON file of prices in the form of `data/prices.json`, which is asked after it.
         timeout: seconds until a request is given up.
         max_retries: further tries of a request.
         backoff: seconds before the second try.
@@ -83,6 +86,7 @@ class OpenAICompatible:
     requests_per_minute: float | None = dataclasses.field(default=None, repr=False)
     tokens_per_minute: float | None = dataclasses.field(default=None, repr=False)
     budget: Budget = dataclasses.field(default=Budget(), repr=False)
+    prices: str | None = dataclasses.field(default=None, repr=False)
     timeout: float = dataclasses.field(default=120.0, repr=False)
     max_retries: int = dataclasses.field(default=8, repr=False)
     backoff: float = dataclasses.field(default=0.5, repr=False)
@@ -104,6 +108,23 @@ class OpenAICompatible:
                 f"expected concurrency >= 1, timeout > 0, max_retries and backoff >= 0, got "
                 f"{self.concurrency}, {self.timeout}, {self.max_retries}, {self.backoff}"
             )
+
+        if self.budget.dollars is not None and self.price is None:
+            raise UserError(
+                f"a price of {self.model} with a budget in dollars",
+                "none",
+                "give budget.dollars_per_million=(IN, OUT), or prices=FILE",
+            )
+
+    @property
+    def price(self) -> Price | None:
+        """What a token costs, None where it is not known."""
+        given = self.budget.dollars_per_million
+        return Price(self.model, *given) if given else price_of(self.model, self.prices)
+
+    def after(self, spent: Spent) -> "OpenAICompatible":
+        """Return the same endpoint, whose budget knows what earlier starts have spent."""
+        return dataclasses.replace(self, budget=dataclasses.replace(self.budget, already=spent))
 
     @property
     def _addresses(self) -> tuple[str, ...]:
@@ -227,6 +248,7 @@ class OpenAICompatible:
             backoff=self.backoff,
             secret=read_key(self.api_key_variable),
             budget=self.budget,
+            price=self.price,
         )
 
     @contextlib.asynccontextmanager

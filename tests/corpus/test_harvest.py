@@ -1,25 +1,33 @@
 import dataclasses
+import hashlib
 import itertools
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 
+import gin
 import pytest
 from fake_endpoint import FAULTS, KEY, endpoint
 from generator_laws import keeps_the_laws
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distill.__main__ import main
 from distill.core.errors import UserError
 from distill.core.ports import Sampling
 from distill.core.records import Problem, Trace
 from distill.core.store import Shards, Stage, manifest
 from distill.corpus.completions import Token, assemble
 from distill.corpus.harvest import harvest, run, sample_seed, score
+from distill.corpus.merge import merge
 from distill.corpus.prompts import TeacherPrompt
+from distill.corpus.session import Budget
+from distill.corpus.spending import SPENT, Spent, ledgers, spent_in
 from distill.corpus.teacher import OpenAICompatible, Replay
+from distill.soundness import check
 
 SAMPLING = Sampling(temperature=0.7, max_tokens=64)
 
@@ -132,11 +140,13 @@ def test_scoring_without_a_chain_is_refused():
 def test_a_run_counts_what_is_on_disk_and_is_done_once(tmp_path):
     ready(tmp_path, problems(3))
     summary = run(run_dir=tmp_path, generator=Echo(), samples=2)
+    prompts = b"".join(f"Q: Q{n}?\nLet's think step by step\n\0".encode() for n in range(3))
     assert summary == {
         "traces": 6,
         "tokens": 24,
         "tokens_with_fewer_candidates": 24,
         "finish_reasons": {"stop": 6},
+        "prompts_sha256": hashlib.sha256(prompts).hexdigest(),
     }
     again = Echo()
     assert run(run_dir=tmp_path, generator=again, samples=2) == summary and not again.asked
@@ -214,7 +224,8 @@ def test_the_key_reaches_no_file_of_the_run(tmp_path):
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files and not any(KEY.encode() in path.read_bytes() for path in files)
     generator = manifest(tmp_path, "harvest")["settings"]["generator"]
-    assert generator == {"type": "OpenAICompatible", "model": "m", "kind": "completions"}
+    shown = {"type": "OpenAICompatible", "model": "m", "kind": "completions"}
+    assert generator == {**shown, "fire": None}
 
 
 RUN = """
@@ -301,6 +312,127 @@ def test_parts_together_are_the_whole(tmp_path):
     assert asked == [4, 6, 4, 0] and summary["traces"] == 14
     run(run_dir=tmp_path / "whole", generator=Echo(), samples=2)
     assert harvested(tmp_path / "parts") == harvested(tmp_path / "whole")
+
+
+def priced(server, **settings):
+    budget = Budget(dollars_per_million=(10.0, 100.0), **settings)
+    return OpenAICompatible(model="m", base_url=server.url, budget=budget, concurrency=1)
+
+
+def test_what_all_starts_spend_is_in_the_manifest_with_its_price(tmp_path):
+    ready(tmp_path, problems(6))
+    with endpoint() as server:
+        for part in ((0, 2), (1, 2), None):
+            run(run_dir=tmp_path, generator=priced(server), samples=2, part=part)
+    spent = manifest(tmp_path, "harvest")["summary"]["spent"]
+    prices = spent.pop("prices")
+    # Ten tokens of each prompt and twenty of each completion, by the endpoint's own count.
+    dollars = 12 * (10 * 10 + 20 * 100) / 1e6
+    assert spent == {
+        "starts": 2,
+        "completions": 12,
+        "untold": 0,
+        "prompt_tokens": 120,
+        "completion_tokens": 240,
+        "dollars": pytest.approx(dollars),
+    }
+    own = {"model": "m", "prompt": 10.0, "completion": 100.0, "source": "the user", "date": None}
+    assert prices == [own]
+
+
+def test_a_budget_is_of_one_start_or_of_all(tmp_path):
+    for name in ("each", "all"):
+        ready(tmp_path / name, problems(6))
+    with endpoint() as server:
+        for starts in range(1, 4):
+            match = r"a start within its budget of 60 tokens, got 60 spent"
+            with pytest.raises(UserError, match=match):
+                generator = priced(server, tokens=60)
+                run(run_dir=tmp_path / "each", generator=generator, samples=2)
+            assert len(harvested(tmp_path / "each")) == 2 * starts
+        for limit, count in ((60, 2), (60, 2), (120, 4)):
+            match = f"a harvest within its budget of {limit} tokens, got {limit} spent"
+            with pytest.raises(UserError, match=match):
+                generator = priced(server, tokens=limit, total=True)
+                run(run_dir=tmp_path / "all", generator=generator, samples=2)
+            assert len(harvested(tmp_path / "all")) == count
+    kept = [
+        Spent(**{f.name: row[f.name] for f in dataclasses.fields(Spent)})
+        for row in ledgers(tmp_path / "all" / SPENT)
+    ]
+    assert sum(kept, Spent()) == spent_in(tmp_path / "all" / SPENT)
+    assert spent_in(tmp_path / "all" / SPENT).tokens == 120
+
+
+def machines(tmp_path, server):
+    """Harvest two of three parts on machines of their own, a bit of it on both."""
+    for n in range(2):
+        where = ready(tmp_path / f"machine{n}", problems(7))
+        run(run_dir=where, generator=priced(server), samples=2, part=(n, 3))
+    run(run_dir=tmp_path / "machine1", generator=priced(server), samples=2, part=(0, 3))
+    return [tmp_path / "machine0", tmp_path / "machine1"]
+
+
+def test_harvests_of_several_machines_merge_without_hole_or_duplicate(tmp_path, capsys):
+    into = ready(tmp_path / "into", problems(7))
+    whole = ready(tmp_path / "whole", problems(7))
+    with endpoint(quirks=True) as server:
+        sources = machines(tmp_path, server)
+        command = ["merge", str(into), *map(str, sources)]
+        assert main(command) == 0 == main(command)
+        first, again = map(json.loads, capsys.readouterr().out.split("\n")[:2])
+        assert first == {"added": 10, "known": 6} and again == {"added": 0, "known": 16}
+        asked = len(server.seen)
+        summary = run(run_dir=into, generator=priced(server), samples=2)
+        seen = server.seen[asked:]
+        run(run_dir=whole, generator=priced(server), samples=2)
+    assert sum(body["max_tokens"] == 256 for _, body, *_ in seen) == 4, "only the third part's"
+    assert harvested(into) == harvested(whole) and summary["traces"] == 14
+    assert summary["spent"]["starts"] == 4 and summary["spent"]["completions"] == 16 + 4
+    assert check(into).faults == []
+
+
+def test_a_merge_of_another_harvest_is_refused(tmp_path):
+    into, other = ready(tmp_path / "into", problems(2)), ready(tmp_path / "other", problems(3))
+    run(run_dir=other, generator=Echo(), samples=1)
+    with pytest.raises(UserError, match=r"the problems of .*into in .*other, got others"):
+        merge(into, [other])
+    with pytest.raises(UserError, match=r"a harvest in .*into, got none"):
+        merge(other, [into])
+    same = ready(tmp_path / "same", problems(3))
+    run(run_dir=same, generator=Echo(), samples=2)
+    with pytest.raises(UserError, match=r"the harvest's samples=1 in .*same, got 2"):
+        merge(ready(tmp_path / "new", problems(3)), [other, same])
+    with pytest.raises(UserError, match="harvest with samples=2 where the run has 1"):
+        merge(other, [same])
+
+
+GIN = """
+from __gin__ import dynamic_registration
+from distill.corpus import harvest
+from distill.corpus import teacher
+harvest.run.generator = @teacher.OpenAICompatible()
+harvest.run.samples = 2
+teacher.OpenAICompatible.model = "m"
+teacher.OpenAICompatible.base_url = "{}"
+"""
+
+
+def test_a_shard_of_the_command_line_is_a_part(tmp_path, capsys):
+    ready(tmp_path, problems(4))
+    with endpoint() as server:
+        (tmp_path / "run.gin").write_text(GIN.format(server.url))
+        command = ["harvest", f"--gin_file={tmp_path / 'run.gin'}", f"--run_dir={tmp_path}"]
+        try:
+            assert main([*command, "--shard=1/2"]) == 0
+        finally:
+            gin.clear_config()
+    asked = {(f"s/train/{n}", sample) for n in (1, 3) for sample in range(2)}
+    assert harvested(tmp_path).keys() == asked
+    for wrong in (["--shard=2"], ["--shard=a/b"]):
+        assert main([*command, *wrong]) == 2
+        assert "expected harvest --shard=I/N, got harvest --shard" in capsys.readouterr().err
+    assert main(["check", f"--run_dir={tmp_path}", "--shard=0/2"]) == 2
 
 
 def test_an_odd_part_is_refused(tmp_path):

@@ -200,8 +200,9 @@ def test_a_start_ends_at_its_budget_and_shows_what_it_spent(caplog):
 def test_a_budget_of_tokens_needs_no_prices():
     with endpoint() as server, pytest.raises(UserError, match="budget of 100 tokens, got 120 "):
         list(teacher(server, budget=Budget(tokens=100), concurrency=1).generate(REQUESTS, SAMPLING))
-    with pytest.raises(UserError, match="prices with a budget in dollars, got none"):
-        Budget(dollars=1.0)
+    with pytest.raises(UserError, match="a price of m with a budget in dollars, got none"):
+        OpenAICompatible(model="m", budget=Budget(dollars=1.0))
+    assert OpenAICompatible(model="gpt-4o-mini", budget=Budget(dollars=1.0)).price.prompt == 0.15
 
 
 def test_an_endpoint_that_is_not_there_is_named():

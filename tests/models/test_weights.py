@@ -86,16 +86,6 @@ def test_hugging_face_names_map_each_parameter_once_and_back(model, tmp_path):
     equal(params, params_of(model))
 
 
-def test_shards_are_read_as_one_file(tmp_path):
-    arrays = theirs_of(V1_1)
-    (tmp_path / "config.json").write_text(json.dumps(hugging_face.config_document(V1_1.config)))
-    shards = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(arrays)}
-    for file in set(shards.values()):
-        save_file({n: a for n, a in arrays.items() if shards[n] == file}, tmp_path / file)
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-    equal(hugging_face.load(tmp_path)[1], params_of(V1_1))
-
-
 @pytest.mark.parametrize("model", [V1_1, V1_0], ids=["v1.1", "v1.0"])
 def test_a_model_that_transformers_made_gives_its_logits(model, tmp_path):
     torch = pytest.importorskip("torch")

@@ -2,6 +2,7 @@
 
 from tokalign.align import Alignment, align, align_batch
 from tokalign.apis import from_completions, from_openai_chat, from_pieces
+from tokalign.continuations import Continuations
 from tokalign.project import Kind, Projection, project, project_batch
 from tokalign.segmentation import Segmentation
 from tokalign.teacher import TeacherToken, TeacherTrace
@@ -14,6 +15,7 @@ from tokalign.tokenizers import (
 
 __all__ = [
     "Alignment",
+    "Continuations",
     "HuggingFaceTokenizer",
     "Kind",
     "Projection",

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tokalign.align import align_batch, align_segmentations
+from tokalign.continuations import Continuations
 from tokalign.dtw import align_dp, levenshtein, plain_dtw
 from tokalign.project import project_batch
 from tokalign.quality import quality
@@ -17,6 +18,7 @@ from tokalign.teacher import TeacherTrace
 from tokalign.tokenizers import Tokenizer
 
 Pair = tuple[int, int]
+FITTED = 1000  # traces from which continuations are learnt
 
 
 def true_pairs(teacher_ends: Sequence[int], student: Segmentation) -> set[Pair]:
@@ -108,6 +110,7 @@ def measure(
         align_segmentations(t.byte_ends, s)
         for t, s in zip(teacher_segmented, segmented, strict=True)
     ]
+    fitted = Continuations.fit(traces[:FITTED], student)
     by_plain: list = []
     rates = _rates(
         {
@@ -119,6 +122,10 @@ def measure(
                 lambda: [plain_project(traces[n], texts[n], student, vocabulary) for n in few],
             ),
             "marginal_end_to_end": (len(texts), lambda: list(project_batch(traces, student))),
+            "continued_end_to_end": (
+                len(texts),
+                lambda: list(project_batch(traces, student, continuations=fitted)),
+            ),
             "paper_end_to_end": (
                 len(texts),
                 lambda: list(project_batch(traces, student, rule="paper")),
@@ -162,7 +169,7 @@ def measure(
 def _rates(
     measured: dict[str, tuple[int, Callable[[], Any]]], repeats: int = 3
 ) -> dict[str, float]:
-    """Return traces a second of each, the best of some rounds that take turns.
+    """Return traces a second of processor time of each, the best of some rounds that take turns.
 
     Each starts without remembered distances: the plain programme computes a distance once for all
     the texts of its run, which makes it faster than as published.
@@ -171,9 +178,9 @@ def _rates(
     for _ in range(repeats):
         for name, (count, run) in measured.items():
             levenshtein.cache_clear()
-            begin = time.perf_counter()
+            begin = time.process_time()
             run()
-            best[name] = max(best.get(name, 0.0), count / (time.perf_counter() - begin))
+            best[name] = max(best.get(name, 0.0), count / (time.process_time() - begin))
     return best
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from tokalign.align import next_cut
+from tokalign.continuations import Continuations, Expander, expander_of
 from tokalign.segmentation import spelled_mask
 from tokalign.spelling import (
     DISAGREES,
@@ -27,6 +28,7 @@ RULES = ("marginal", "paper")
 RESTS = ("drop", "renormalise", "other")
 _GROUP_TOKENS = 8192  # teacher tokens projected at once
 _CUT = np.array([True])
+_ONE = 0x3F800000  # float32 1; the bits of smaller ones are smaller numbers
 _LEAST_REST = 1e-3  # below this share the rest says too little of what follows a blank
 
 
@@ -75,6 +77,7 @@ def project(
     rest: str = "drop",
     cross_blanks: bool = True,
     k: int | None = None,
+    continuations: Continuations | None = None,
 ) -> Projection:
     """Carry a teacher's top-k to the student's tokens of the same text.
 
@@ -87,6 +90,8 @@ def project(
         cross_blanks: whether mass passes over blanks that the student drops.
         k: candidates kept a position, the widest row by default; mass cut off counts as beyond
             the top k.
+        continuations: how the teacher's candidates go on, fitted for the student; without them a
+            candidate is read as if it ended there.
 
     Returns:
         The projection; at each position the candidates and the lost mass sum to 1.
@@ -95,7 +100,15 @@ def project(
         ValueError: an unknown option, or a trace that TeacherTrace refuses.
     """
     return next(
-        project_batch([trace], student, rule=rule, rest=rest, cross_blanks=cross_blanks, k=k)
+        project_batch(
+            [trace],
+            student,
+            rule=rule,
+            rest=rest,
+            cross_blanks=cross_blanks,
+            k=k,
+            continuations=continuations,
+        )
     )
 
 
@@ -107,6 +120,7 @@ def project_batch(
     rest: str = "drop",
     cross_blanks: bool = True,
     k: int | None = None,
+    continuations: Continuations | None = None,
     processes: int = 1,
 ) -> Iterator[Projection]:
     """Project many traces, in order, several times faster than one by one.
@@ -118,6 +132,7 @@ def project_batch(
         rest: as for `project`.
         cross_blanks: as for `project`.
         k: as for `project`.
+        continuations: as for `project`.
         processes: over how many processes to spread; 1 stays in this one. They are spawned, so a
             script that asks for more keeps its own code under `if __name__ == "__main__"`.
 
@@ -127,32 +142,84 @@ def project_batch(
     Raises:
         ValueError: an unknown option, or a trace that TeacherTrace refuses.
     """
-    if rule not in RULES:
-        raise ValueError(f"expected a rule of {RULES}, got {rule!r}")
-    if rest not in RESTS:
-        raise ValueError(f"expected a rest of {RESTS}, got {rest!r}")
-    if k is not None and k < 1:
-        raise ValueError(f"expected a k of at least 1, got {k}")
+    options = _Options(student, rule, rest, cross_blanks, k, continuations)
     groups = _groups(traces)
-    if processes <= 1:
-        for group in groups:
-            yield from _project_group(group, student, rule, rest, cross_blanks, k)
-        return
+    found = map(options.project, groups) if processes <= 1 else _spread(groups, options, processes)
+    return itertools.chain.from_iterable(found)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Options:
+    """What `project` was asked for, but for the traces."""
+
+    student: Tokenizer
+    rule: str
+    rest: str
+    cross_blanks: bool
+    k: int | None
+    continuations: Continuations | None
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise ValueError(f"expected a rule of {RULES}, got {self.rule!r}")
+        if self.rest not in RESTS:
+            raise ValueError(f"expected a rest of {RESTS}, got {self.rest!r}")
+        if self.k is not None and self.k < 1:
+            raise ValueError(f"expected a k of at least 1, got {self.k}")
+        if self.rule == "paper" and self.continuations is not None:
+            raise ValueError("expected continuations with the rule marginal alone, got paper's")
+
+    def project(self, traces: Sequence[TeacherTrace]) -> list[Projection]:
+        """Project a few traces at once."""
+        speller = speller_of(self.student)
+        if speller.full:
+            speller.clear()
+        teacher = _Candidates(traces, speller)
+        places = _Places(traces, teacher, self.student)
+        if not self.cross_blanks:
+            places.usable &= ~places.crosses(self.student)
+        masses = _Masses(places, self.student.unk_id)
+        if self.rule == "paper":
+            _paper(teacher, places, masses, speller)
+        else:
+            expand = self.continuations and expander_of(
+                self.continuations, speller, cross_blanks=self.cross_blanks
+            )
+            cross = self.cross_blanks
+            _marginal(teacher, places, masses, speller, expand, cross_blanks=cross)
+        return _pack(places, masses, rest=self.rest, k=self.k)
+
+
+_kept: list[_Options] = []  # of a worker process, which is sent them once
+
+
+def _keep(options: _Options) -> None:
+    _kept.append(options)
+
+
+def _project_kept(traces: Sequence[TeacherTrace]) -> list[Projection]:
+    return _kept[0].project(traces)
+
+
+def _spread(
+    groups: Iterable[Sequence[TeacherTrace]], options: _Options, processes: int
+) -> Iterator[list[Projection]]:
+    """Project groups over processes, in order."""
     # A fifth of the time that the import would take.
     import multiprocessing
     from concurrent import futures
 
     # The caller may have threads (JAX has), which a fork would copy in whatever state they are.
     context = multiprocessing.get_context("spawn")
-    with futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
+    with futures.ProcessPoolExecutor(processes, context, _keep, (options,)) as pool:
         # A window of groups in flight, so that a long stream is not read ahead as a whole.
         waiting: list[futures.Future[list[Projection]]] = []
         for group in groups:
-            waiting.append(pool.submit(_project_group, group, student, rule, rest, cross_blanks, k))
+            waiting.append(pool.submit(_project_kept, group))
             if len(waiting) > 4 * processes:
-                yield from waiting.pop(0).result()
+                yield waiting.pop(0).result()
         for result in waiting:
-            yield from result.result()
+            yield result.result()
 
 
 def _groups(
@@ -169,29 +236,6 @@ def _groups(
             group, tokens = [], 0
     if group:
         yield group
-
-
-def _project_group(
-    traces: Sequence[TeacherTrace],
-    student: Tokenizer,
-    rule: str,
-    rest: str,
-    cross_blanks: bool,
-    k: int | None,
-) -> list[Projection]:
-    speller = speller_of(student)
-    if speller.full:
-        speller.clear()
-    teacher = _Candidates(traces, speller)
-    places = _Places(traces, teacher, student)
-    if not cross_blanks:
-        places.usable &= ~places.crosses(student)
-    masses = _Masses(places, student.unk_id)
-    if rule == "paper":
-        _paper(teacher, places, masses, speller)
-    else:
-        _marginal(teacher, places, masses, speller, cross_blanks=cross_blanks)
-    return _pack(places, masses, rest=rest, k=k)
 
 
 class _Candidates:
@@ -219,6 +263,7 @@ class _Candidates:
         string = np.fromiter(map(numbers.__getitem__, strings), np.int64, len(strings))
         self.own = np.fromiter(map(numbers.__getitem__, own), np.int64, len(own))
         speller.close()
+        self.before = np.append(numbers[b""], self.own[:-1])  # after an end stands a start
         self.own_bytes = own
         token = np.repeat(np.arange(len(own)), counts)
         mass = np.exp(np.minimum(np.concatenate(nats).astype(np.float64), 0))
@@ -391,15 +436,28 @@ class _Masses:
         place, token, mass = (np.concatenate(column) for column in zip(*terms, strict=True))
         mass *= scale[place]
         key = place * vocab_size + token
-        order = np.argsort(key, kind="stable")
+        order = _stable_order(key, len(self.ids) * vocab_size)
         key, mass = key[order], mass[order]
         first = np.flatnonzero(np.diff(key, prepend=-1))
         if not len(first):
             return place, token, mass
         mass = np.add.reduceat(mass, first)
         place, token = np.divmod(key[first], vocab_size)
-        order = np.lexsort((-mass, place))
+        falling = _ONE - np.minimum(mass, 1).astype(np.float32).view(np.int32).astype(np.int64)
+        order = _stable_order((place << _ONE.bit_length()) + falling, len(self.ids) << 30)
         return place[order], token[order], mass[order]
+
+
+def _stable_order(key: np.ndarray, above: int) -> np.ndarray:
+    """Return the stable order of int64 keys from 0 to below `above`.
+
+    Sorting numbers is several times faster than sorting places by numbers, so the place goes into
+    the low bits where there is room.
+    """
+    bits = len(key).bit_length()
+    if above.bit_length() + bits > 63:
+        return np.argsort(key, kind="stable")
+    return np.sort((key << bits) + np.arange(len(key))) & ((1 << bits) - 1)
 
 
 def _marginal(
@@ -407,6 +465,7 @@ def _marginal(
     places: _Places,
     masses: _Masses,
     speller: Speller,
+    expand: Expander | None,
     *,
     cross_blanks: bool,
 ) -> None:
@@ -435,6 +494,10 @@ def _marginal(
         place, number = teacher.of(token)
         found = _first_tokens(speller, context[place], teacher.string[number])
         mass = teacher.mass[number]
+        if expand is not None:
+            string = np.where(teacher.is_own[number], -1, teacher.string[number])
+            row, found, part = expand(context[place], teacher.before[token[place]], string, found)
+            place, number, mass = place[row], number[row], mass[row] * part
         agrees = (found != DISAGREES) | teacher.is_own[number]
         share = np.bincount(place, mass * agrees, len(active))
         share /= np.maximum(1 - teacher.beyond[token], 1e-300)
@@ -460,7 +523,7 @@ def _marginal(
         masses.lose(0, active, weight * teacher.beyond[token])
         weight = scale * teacher.own_mass[token]
         done = token >= places.last[active]
-        _look_ahead(teacher, places, masses, speller, active[done], weight[done])
+        _look_ahead(teacher, places, masses, speller, expand, active[done], weight[done])
         active, token, weight = active[~done], token[~done] + 1, weight[~done]
         opening = opening[~done]
         consumed = plain = np.zeros(len(active), bool)
@@ -480,6 +543,7 @@ def _look_ahead(
     places: _Places,
     masses: _Masses,
     speller: Speller,
+    expand: Expander | None,
     active: np.ndarray,
     weight: np.ndarray,
 ) -> None:
@@ -506,9 +570,13 @@ def _look_ahead(
     moves = ~teacher.is_own[number] & ~(settled[place] & speller.blank_led[string])
     place, number, string = place[moves], number[moves], string[moves]
     found = _first_tokens(speller, prefix[place], string)
+    mass = teacher.mass[number] * weight[place]
+    if expand is not None:
+        before = teacher.before[following[place]]
+        row, found, part = expand(prefix[place], before, string, found)
+        place, mass = place[row], mass[row] * part
     moves = (found >= 0) & (found != masses.unk_id) & (found != places.ids[active[place]])
-    place, found = place[moves], found[moves]
-    mass = teacher.mass[number[moves]] * weight[place]
+    place, found, mass = place[moves], found[moves], mass[moves]
     masses.give(active[place], found, mass)
     kept = weight - np.bincount(place, mass, len(active))
     masses.own += np.bincount(active, kept, len(masses.own))

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tokalign.continuations import Continuations
 from tokalign.project import Kind, Projection, project_batch
 from tokalign.simulate import KnownTeacher
 from tokalign.tokenizers import Tokenizer
@@ -52,6 +53,7 @@ def distances(
     rule: str,
     k: int = 5,
     cross_blanks: bool = True,
+    continuations: Continuations | None = None,
 ) -> dict[str, Distance]:
     """Measure a rule on texts of a known teacher, by the kind that `marginal` gives a position.
 
@@ -62,6 +64,7 @@ def distances(
         rule: as for `project`.
         k: candidates a token that the rule sees.
         cross_blanks: as for `project`.
+        continuations: as for `project`.
 
     Returns:
         Distance by name of Kind, the end of the text as "END", and "ALL".
@@ -70,7 +73,8 @@ def distances(
     exact = teacher.student_masses(student)
     found = {kind.name: Distance() for kind in Kind} | {"END": Distance(), "ALL": Distance()}
     kinds = project_batch(traces, student)
-    measured = project_batch(traces, student, rule=rule, cross_blanks=cross_blanks)
+    options = {"rule": rule, "cross_blanks": cross_blanks, "continuations": continuations}
+    measured = project_batch(traces, student, **options)
     for by_kind, projection in zip(kinds, measured, strict=True):
         ids = projection.ids.tolist()
         for t in range(len(ids)):
@@ -92,7 +96,9 @@ def row(projection: Projection, t: int) -> dict[int, float]:
 def quality(
     teacher: KnownTeacher, student: Tokenizer, *, texts: int = 300, seed: int = 0, k: int = 5
 ) -> dict[str, dict[str, Distance]]:
-    """Measure both rules on texts drawn from a known teacher, with and without blank crossing.
+    """Measure both rules on texts drawn from a known teacher, with and without their options.
+
+    Continuations are fitted on as many other draws.
 
     Args:
         teacher: the language.
@@ -106,13 +112,19 @@ def quality(
     """
     generator = np.random.default_rng(seed)
     names, weights = list(teacher.texts), np.array(list(teacher.texts.values()))
-    drawn = [names[i] for i in generator.choice(len(names), size=texts, p=weights)]
+    drawn, others = (
+        [names[i] for i in generator.choice(len(names), size=texts, p=weights)] for _ in range(2)
+    )
+    fitted = Continuations.fit((teacher.trace(text, k=k) for text in others), student)
     return {
-        name: distances(teacher, student, drawn, rule=rule, k=k, cross_blanks=cross)
-        for name, rule, cross in (
-            ("paper", "paper", True),
-            ("marginal", "marginal", True),
-            ("paper, blanks not crossed", "paper", False),
-            ("marginal, blanks not crossed", "marginal", False),
+        name: distances(
+            teacher, student, drawn, rule=rule, k=k, cross_blanks=cross, continuations=after
+        )
+        for name, rule, cross, after in (
+            ("paper", "paper", True, None),
+            ("marginal", "marginal", True, None),
+            ("marginal, with continuations", "marginal", True, fitted),
+            ("paper, blanks not crossed", "paper", False, None),
+            ("marginal, blanks not crossed", "marginal", False, None),
         )
     }

@@ -1,6 +1,7 @@
 """What a student makes of a teacher's candidates, remembered; no probabilities."""
 
 import threading
+from typing import Any
 
 import numpy as np
 
@@ -58,6 +59,7 @@ class Speller:
         self.strings: list[Context] = []
         self.numbers = _Numbers(self)
         self.after = _After(self)
+        self.expanders: dict[Any, Any] = {}  # of continuations, which count by these numbers
         self.first = np.empty(0, np.int32)
         self.single = np.empty(0, np.int32)
         self.blank_led = np.empty(0, bool)

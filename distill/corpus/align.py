@@ -3,6 +3,7 @@
 import itertools
 import logging
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -33,6 +34,7 @@ def align(
     rule: str = "marginal",
     cross_blanks: bool = True,
     k: int = 5,
+    continuations: tokalign.Continuations | None = None,
     processes: int = 1,
 ) -> Iterator[AlignedTrace]:
     """Yield each trace in the student's tokens with the teacher's distributions, in order.
@@ -46,14 +48,22 @@ def align(
         rule: "marginal" or "paper", as in tokalign.project.
         cross_blanks: whether mass passes over blanks that the student drops.
         k: candidates kept a position; mass cut off counts as beyond the teacher's top k.
+        continuations: how the teacher's candidates go on, as in tokalign.project.
         processes: how many work at it; the result does not depend on them.
 
     Raises:
         ValueError: an unknown rule.
     """
-    options = {"rule": rule, "cross_blanks": cross_blanks, "k": k, "processes": processes}
     pairs = [(trace, taught) for trace in traces if (taught := _taught(trace))]
-    projections = tokalign.project_batch([taught for _, taught in pairs], student, **options)
+    projections = tokalign.project_batch(
+        [taught for _, taught in pairs],
+        student,
+        rule=rule,
+        cross_blanks=cross_blanks,
+        k=k,
+        continuations=continuations,
+        processes=processes,
+    )
     for (trace, _), projected in zip(pairs, projections, strict=True):
         yield AlignedTrace(
             trace.problem_id,
@@ -156,6 +166,7 @@ def run(
     rule: str = "marginal",
     cross_blanks: bool = True,
     k: int = 5,
+    continuations: int = 5_000,
     processes: int | None = None,
 ) -> dict[str, Any]:
     """Fill RUN_DIR/aligned from the right traces; go on where an earlier start stopped.
@@ -166,6 +177,8 @@ def run(
         rule: "marginal" or "paper".
         cross_blanks: whether mass passes over blanks that the student drops.
         k: candidates kept a position.
+        continuations: right traces to learn from how the teacher's candidates go on, drawn by
+            their keys; 0 reads each as if it ended there. The rule "paper" has no use for them.
         processes: how many work at it, all cores by default.
 
     Raises:
@@ -174,15 +187,19 @@ def run(
     run_dir, tokenizer = Path(run_dir), students.load(student)
     if rule not in ("marginal", "paper"):
         raise UserError("a rule of marginal, paper", str(rule), "name one of them")
-    options = {"rule": rule, "cross_blanks": cross_blanks, "k": k}
-    settings = {"student": students.describe(tokenizer), **options}
+    options: dict[str, Any] = {"rule": rule, "cross_blanks": cross_blanks, "k": k}
+    learnt = continuations if rule == "marginal" else 0
+    settings = {"student": students.describe(tokenizer), **options, "continuations": learnt}
     with Stage.open(run_dir, "align", settings=settings, inputs=["harvest", "check"]) as stage:
         if stage.complete:
             return stage.summary
         outcomes = _outcomes(run_dir)
         shards = Shards(run_dir / "aligned", AlignedTrace)
+        traces = Shards(run_dir / "traces", Trace)
+        if learnt:
+            options["continuations"] = _learn(traces, outcomes, tokenizer, learnt)
         options["processes"] = processes or len(os.sched_getaffinity(0))
-        _fill(shards, Shards(run_dir / "traces", Trace), outcomes, tokenizer, options)
+        _fill(shards, traces, outcomes, tokenizer, options)
         stage.finish(**summarise(shards, outcomes, tokenizer))
         return stage.summary
 
@@ -195,6 +212,20 @@ def _outcomes(run_dir: Path) -> dict[Key, str]:
             "a right trace", f"none of {len(outcomes)}", "harvest more or another teacher"
         )
     return outcomes
+
+
+def _learn(
+    traces: Iterable[Trace], outcomes: Mapping[Key, str], student: tokalign.Tokenizer, count: int
+) -> tokalign.Continuations:
+    """Fit continuations on `count` right traces, whatever the order in which they are stored."""
+    right = [key for key, outcome in outcomes.items() if outcome == "right"]
+    drawn = set(
+        sorted(right, key=lambda key: (zlib.crc32("/".join(map(str, key)).encode()), key))[:count]
+    )
+    chosen = [trace for trace in traces if (trace.problem_id, trace.sample) in drawn]
+    chosen.sort(key=lambda trace: (trace.problem_id, trace.sample))
+    taught = (taught for trace in chosen if (taught := _taught(trace)))
+    return tokalign.Continuations.fit(taught, student)
 
 
 def _fill(

@@ -24,26 +24,32 @@ def assert_same(one, two):
             np.testing.assert_array_equal(left, right)
 
 
-@pytest.mark.parametrize("rule", ["marginal", "paper"])
-def test_the_right_traces_and_only_they_are_projected(tmp_path, rule):
+@pytest.mark.parametrize(
+    ("rule", "learnt"), [("marginal", 0), ("marginal", 5_000), ("paper", 5_000)]
+)
+def test_the_right_traces_and_only_they_are_projected(tmp_path, rule, learnt):
     _, traces, verdicts = world(tmp_path)
-    align.run(run_dir=tmp_path, student=STUDENT, rule=rule, k=K, processes=1)
+    align.run(run_dir=tmp_path, student=STUDENT, rule=rule, k=K, continuations=learnt, processes=1)
     tokenizer = tokalign.SentencePieceTokenizer(STUDENT)
     right = {(v.problem_id, v.sample) for v in verdicts if v.outcome == "right"}
-    stored = list(Shards(tmp_path / "traces", type(traces[0])))
+    taught = {
+        (trace.problem_id, trace.sample): tokalign.TeacherTrace(
+            trace.tokens,
+            trace.logprobs,
+            trace.top_tokens,
+            trace.top_logprobs,
+            trace.top_ends,
+            trace.end_logprob,
+        )
+        for trace in Shards(tmp_path / "traces", type(traces[0]))
+        if (trace.problem_id, trace.sample) in right
+    }
+    fitted = tokalign.Continuations.fit([taught[key] for key in sorted(taught)], tokenizer)
+    after = fitted if learnt and rule == "marginal" else None
     expected = {}
-    for trace in stored:
-        if (trace.problem_id, trace.sample) in right:
-            taught = tokalign.TeacherTrace(
-                trace.tokens,
-                trace.logprobs,
-                trace.top_tokens,
-                trace.top_logprobs,
-                trace.top_ends,
-                trace.end_logprob,
-            )
-            projected = tokalign.project(taught, tokenizer, rule=rule, k=K)
-            expected[trace.problem_id, trace.sample] = [getattr(projected, n) for n in FIELDS]
+    for key, trace in taught.items():
+        projected = tokalign.project(trace, tokenizer, rule=rule, k=K, continuations=after)
+        expected[key] = [getattr(projected, n) for n in FIELDS]
     assert_same(rows(tmp_path), expected)
 
 

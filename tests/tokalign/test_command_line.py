@@ -55,7 +55,8 @@ def test_bench_gives_every_figure_to_machines(shared, capsys):
     assert found["recall"] == found["precision"] == 1
     assert found["dp_cost_equal"] == found["dp_cost_compared"] == 4
     assert set(found["traces_per_s"]) == {
-        "plain_dtw", "exact", "dp", "plain_end_to_end", "marginal_end_to_end", "paper_end_to_end",
+        "plain_dtw", "exact", "dp", "plain_end_to_end", "marginal_end_to_end",
+        "continued_end_to_end", "paper_end_to_end",
     }  # fmt: skip
     assert found["coverage"]["marginal"]["digits"]["covered"] > 0.9
     assert found["quality"]["marginal"]["ALL"] < found["quality"]["paper"]["ALL"]

@@ -16,11 +16,13 @@ from distill.core.store import Shards, Stage
 from distill.corpus import arithmetic, rowfiles
 from distill.corpus.bbh import BigBenchHard
 from distill.corpus.benchmarks import AsDiv, Gsm8k, Math500, Mbpp, MultiArith, Svamp, choose
+from distill.corpus.contamination import TRAINED, Contamination, Index, Overlap, clean, count
 
 __all__ = [
     "AsDiv",
     "BigBenchHard",
     "BuiltIn",
+    "Contamination",
     "Gsm8k",
     "JsonLines",
     "Math500",
@@ -191,25 +193,54 @@ def _some(source: Source) -> Iterator[Problem]:
     yield from problems
 
 
-def run(*, run_dir: Path, sources: Sequence[Source]) -> dict[str, Any]:
+def run(
+    *,
+    run_dir: Path,
+    sources: Sequence[Source],
+    contamination: Contamination | None = None,
+) -> dict[str, Any]:
     """Fill RUN_DIR/problems from the sources; go on where an earlier start stopped.
 
     Args:
         run_dir: the run directory.
         sources: where the problems come from.
+        contamination: what counts as a training question that an evaluation set holds too; each is
+            recorded in RUN_DIR/contamination, and left out if its kind is to be dropped. Not looked
+            for where None.
 
     Raises:
         UserError: a source cannot be read, gives no problem, or repeats a problem_id.
     """
     run_dir = Path(run_dir)
-    with Stage.open(run_dir, "problems", settings={"sources": sources}) as stage:
+    settings: dict[str, Any] = {"sources": sources}
+    if contamination is not None:
+        settings["contamination"] = contamination
+    with Stage.open(run_dir, "problems", settings=settings) as stage:
         if stage.complete:
             return stage.summary
         shards = Shards(run_dir / "problems", Problem)
         done = {key for (key,) in shards.keys("problem_id")}
-        read = distinct(problem for source in sources for problem in _some(source))
+        read, overlaps = distinct(_all(sources)), []
+        if contamination is not None:
+            evaluated = (problem for problem in _all(sources) if problem.split != TRAINED)
+            read = clean(read, Index(evaluated, contamination), overlaps)
         left = (problem for problem in read if problem.problem_id not in done)
         while shards.append(islice(left, SHARD_PROBLEMS)):
             pass
-        stage.finish(**summarise(shards))
+        found = summarise(shards)
+        if contamination is not None:
+            _record(run_dir / "contamination", overlaps)
+            found["contaminated"] = count(overlaps)
+        stage.finish(**found)
         return stage.summary
+
+
+def _all(sources: Iterable[Source]) -> Iterator[Problem]:
+    return (problem for source in sources for problem in _some(source))
+
+
+def _record(directory: Path, overlaps: Iterable[Overlap]) -> None:
+    """Write all overlaps; each start of the stage finds the same ones."""
+    shards = Shards(directory, Overlap)
+    shards.remove()
+    shards.append(overlaps)

@@ -80,8 +80,9 @@ def convert(
     if directory.exists():
         raise UserError(f"no {directory} yet", "one", "remove it or name another")
     kind, model, tensors = _opened(source)
+    rows = model.config.vocab_size if rows is None else rows
+    chosen = _vocabulary(source, vocabulary, rows)
     model, tensors = _with_rows(model, tensors, rows)
-    chosen = _vocabulary(source, vocabulary, model.config.vocab_size)
     logger.info("import: %d tensors of %s", len(tensors), source)
     weights.write(directory, model, tensors, chosen, dtype=dtype)
     return {
@@ -106,12 +107,10 @@ def _opened(source: str) -> "tuple[str, T5Model, Tensors]":
     return "hugging_face", *hugging_face.read(Path(source))
 
 
-def _with_rows(model: "T5Model", tensors: "Tensors", rows: int | None) -> "tuple[T5Model, Tensors]":
+def _with_rows(model: "T5Model", tensors: "Tensors", rows: int) -> "tuple[T5Model, Tensors]":
     """Return the model with as many rows of the embedding, and of the head if it has one."""
     import dataclasses
 
-    if rows is None:
-        return model, tensors
     axes = {"token_embedder/embedding": 0, "decoder/logits_dense/kernel": 1}
     resized: Mapping[str, Any] = {
         name: tensor.resized(axes[name], rows) if name in axes else tensor

@@ -17,6 +17,7 @@ from distill.models.tensors import Tensor, Tensors
 from distill.models.weights import CONFIG, WEIGHTS
 
 ACTIVATIONS = {"gated-gelu": ("gelu", "linear"), "relu": ("relu",)}
+AGAIN = "download the directory again"
 EMBEDDING, HEAD = "shared.weight", "lm_head.weight"
 # A checkpoint may name its one embedding after any of its uses, or hold it under several.
 ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
@@ -128,6 +129,13 @@ def config_of(found: Mapping[str, Any]) -> T5Config:
             f"{found.get('model_type')!r} with {feed_forward!r}",
             "give the directory of a T5, FlanT5 or mT5",
         )
+    try:
+        return _shape(found, ACTIVATIONS[feed_forward])
+    except (TypeError, ValueError) as error:
+        raise UserError("the shape of a T5 in its configuration", str(error), AGAIN) from error
+
+
+def _shape(found: Mapping[str, Any], mlp_activations: tuple[str, ...]) -> T5Config:
     num_layers = found.get("num_layers", 6)
     # transformers 5 writes every T5 as tied and says by the scale whether it is.
     tied = found.get("scale_decoder_outputs", found.get("tie_word_embeddings", True) is not False)
@@ -139,7 +147,7 @@ def config_of(found: Mapping[str, Any]) -> T5Config:
         mlp_dim=found.get("d_ff", 2048),
         num_encoder_layers=num_layers,
         num_decoder_layers=found.get("num_decoder_layers") or num_layers,
-        mlp_activations=ACTIVATIONS[feed_forward],
+        mlp_activations=mlp_activations,
         logits_via_embedding=tied,
         relative_attention_num_buckets=found.get("relative_attention_num_buckets", 32),
         relative_attention_max_distance=found.get("relative_attention_max_distance", 128),
@@ -172,7 +180,7 @@ def read(directory: Path) -> tuple[T5Model, dict[str, Tensor]]:
     found = {}
     for ours, (name, transposed) in names(config).items():
         if name not in theirs:
-            raise UserError(f"{name} in {directory}", "none", "download the directory again")
+            raise UserError(f"{name} in {directory}", "none", AGAIN)
         found[ours] = theirs[name].transposed() if transposed else theirs[name]
     _refuse_unread(theirs, config, directory)
     model = T5Model(config)
@@ -185,11 +193,11 @@ def _open(directory: Path) -> dict[str, Tensor]:
     index = directory / f"{WEIGHTS}.index.json"
     if not index.is_file():
         return files.read(_only_file(directory))
-    weight_map = read_json(index)["weight_map"]
+    weight_map = read_json(index).get("weight_map", {})
     shards = {file: files.read(directory / file) for file in sorted(set(weight_map.values()))}
     for name, file in weight_map.items():
         if name not in shards[file]:
-            raise UserError(f"{name} in {directory / file}", "none", "download the file again")
+            raise UserError(f"{name} in {directory / file}", "none", AGAIN)
     return {name: tensor for shard in shards.values() for name, tensor in shard.items()}
 
 

@@ -116,6 +116,8 @@ def test_shards_that_are_missing_cut_or_of_others_are_named(tmp_path, arrays):
         ({"d_ff": 32}, r"wi_0/kernel of shape \(16, 32\).* got \(16, 24\)"),
         ({"vocab_size": 300}, r"logits_dense/kernel of shape \(16, 300\).* got \(16, 272\)"),
         ({"feed_forward_proj": "relu"}, "DenseReluDense.wi.weight in .*, got none"),
+        ({"d_model": 0}, "the shape of a T5 in its configuration, got expected embed_dim >= 1"),
+        ({"d_kv": "64"}, "the shape of a T5 in its configuration"),
         ({"model_type": "umt5"}, "the config of a T5 .* got 'umt5'"),
     ],
 )

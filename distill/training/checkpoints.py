@@ -1,21 +1,27 @@
 """A run's checkpoints through Orbax: every step's parameters, the newest optimizer state."""
 
+import functools
 import logging
+import math
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from jaxtyping import PyTree
 
 from distill.core.errors import UserError
+from distill.core.store import atomic_path
+from distill.models import processes
 
 logger = logging.getLogger(__name__)
 
 # What Orbax raises for files that are missing, cut short or overwritten.
 DAMAGE = (OSError, ValueError, KeyError, TypeError)
 OPTIMIZER_STATES = 2  # the newest, and the one before in case the newest is damaged
+LOCATION = "location.txt"
 
 
 class Checkpoints:
@@ -25,28 +31,72 @@ class Checkpoints:
     DIRECTORY/params/STEP/     kept for evaluation and selection
     DIRECTORY/optimizer/STEP/  the newest two
     ```
-    A step counts once both are whole; each appears under its name in one rename.
+    A step counts once both are whole; each appears under its name in one rename. With several
+    processes all of them save and restore, each what its devices hold, in one directory.
+
+    All parameters are kept unless an argument says otherwise; then those stay that any of the
+    arguments keeps, and the newest. Selection can choose only among those that stay.
 
     Args:
-        directory: made where there is none.
-        keep_last: parameters kept, of the newest steps; None keeps all.
-        keep_every: besides, keep the steps that this divides.
+        directory: of `located`; made at the first save.
+        keep_last: keep the newest steps.
+        keep_every: keep the steps that this divides.
+        keep_best: keep the steps of the lowest `loss`, as `save` is told.
     """
 
     def __init__(
-        self, directory: Path, *, keep_last: int | None = None, keep_every: int | None = None
+        self,
+        directory: Path | epath.Path,
+        *,
+        keep_last: int | None = None,
+        keep_every: int | None = None,
+        keep_best: int | None = None,
     ) -> None:
-        self.directory = Path(directory).absolute()
-        kept = {"max_to_keep": keep_last, "keep_period": keep_every}
-        self._params = _manager(self.directory / "params", create=True, **kept)
-        self._optimizer = _manager(
-            self.directory / "optimizer", create=True, max_to_keep=OPTIMIZER_STATES
+        self.directory = located(directory)
+        self._kept = _preservation(keep_last, keep_every, keep_best)
+        self._ranked = keep_best is not None
+
+    @functools.cached_property
+    def _params(self) -> ocp.CheckpointManager:
+        ranking = {"best_fn": _loss, "best_mode": "min"} if self._ranked else {}
+        kept = {"preservation_policy": self._kept, **ranking}
+        return _manager(self.directory / "params", create=True, **kept)
+
+    @functools.cached_property
+    def _optimizer(self) -> ocp.CheckpointManager:
+        kept = ocp.checkpoint_managers.LatestN(OPTIMIZER_STATES)
+        return _manager(self.directory / "optimizer", create=True, preservation_policy=kept)
+
+    def save(
+        self, step: int, params: PyTree, optimizer: PyTree, *, loss: float | None = None
+    ) -> None:
+        """Save both in the background; their buffers may be reused once this returns.
+
+        Args:
+            step: finished optimizer steps.
+            params: of that step.
+            optimizer: of that step.
+            loss: by which `keep_best` ranks, lower is better; None ranks last.
+        """
+        metrics = {} if loss is None else {"loss": loss}
+        self._optimizer.save(step, args=ocp.args.StandardSave({"state": optimizer}))
+        self._params.save(
+            step, args=ocp.args.StandardSave(params), metrics=metrics if self._ranked else None
         )
 
-    def save(self, step: int, params: PyTree, optimizer: PyTree) -> None:
-        """Save both in the background; their buffers may be reused once this returns."""
-        self._optimizer.save(step, args=ocp.args.StandardSave({"state": optimizer}))
-        self._params.save(step, args=ocp.args.StandardSave(params))
+    def require_shapes(self, params: PyTree, optimizer: PyTree) -> None:
+        """Refuse checkpoints of another shape before anything is read or computed.
+
+        Raises:
+            UserError: the newest readable one is of another model or optimizer.
+        """
+        kept = set(steps(self.directory)) & set(_on_disk(self.directory / "optimizer"))
+        for step in sorted(kept, reverse=True):
+            try:
+                _require_shapes(self._params, step, params)
+                return _require_shapes(self._optimizer, step, {"state": optimizer})
+            except DAMAGE:
+                continue  # `restore` reports it
 
     def restore(self, params: PyTree, optimizer: PyTree) -> tuple[int, PyTree, PyTree] | None:
         """Return (step, params, optimizer) of the newest whole checkpoint, or None where none is.
@@ -63,16 +113,11 @@ class Checkpoints:
         """
         candidates = self._candidates()
         for step in candidates:
-            try:
-                found = (
-                    _restore(self._params, step, params),
-                    _restore(self._optimizer, step, {"state": optimizer})["state"],
-                )
-            except DAMAGE as error:
-                logger.warning("checkpoint %d is damaged and skipped: %s", step, _first_line(error))
-                continue
-            self._forget_after(step)
-            return step, *found
+            found = self._attempt(step, params, optimizer)
+            agreed = processes.all_agree(found is not None)
+            if agreed and found is not None:
+                self._forget_after(step)
+                return step, *found
         if candidates:
             raise UserError(
                 f"a whole checkpoint in {self.directory}",
@@ -81,6 +126,17 @@ class Checkpoints:
             )
         self._forget_after(-1)  # half of a first checkpoint
         return None
+
+    def _attempt(self, step: int, params: PyTree, optimizer: PyTree) -> tuple[PyTree, ...] | None:
+        """Both parts of a step, or None where they are damaged."""
+        try:
+            return (
+                _restore(self._params, step, params),
+                _restore(self._optimizer, step, {"state": optimizer})["state"],
+            )
+        except DAMAGE as error:
+            logger.warning("checkpoint %d is damaged and skipped: %s", step, _first_line(error))
+            return None
 
     def _candidates(self) -> list[int]:
         both = set(self._params.all_steps()) & set(self._optimizer.all_steps())
@@ -93,13 +149,16 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Return when everything saved is on disk."""
-        self._optimizer.wait_until_finished()
-        self._params.wait_until_finished()
+        for manager in self._open():
+            manager.wait_until_finished()
 
     def close(self) -> None:
         """Wait, then end the background threads."""
-        self._optimizer.close()
-        self._params.close()
+        for manager in self._open():
+            manager.close()
+
+    def _open(self) -> list[ocp.CheckpointManager]:
+        return [vars(self)[name] for name in ("_optimizer", "_params") if name in vars(self)]
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -113,9 +172,44 @@ class Checkpoints:
         self.close()
 
 
-def steps(directory: Path) -> list[int]:
+def located(directory: Path | epath.Path) -> epath.Path:
+    """Return where the checkpoints of a directory lie: there, or where `place` has put them."""
+    if "://" in str(directory):
+        return epath.Path(directory)
+    pointer = Path(directory) / LOCATION
+    if pointer.exists():
+        return epath.Path(pointer.read_text().strip())
+    return epath.Path(Path(directory).absolute())
+
+
+def place(directory: Path, address: str) -> None:
+    """Let the checkpoints of a directory lie at an address, where all who read them look.
+
+    Args:
+        directory: of the run, on a file system.
+        address: gs://…, s3://… or a path that all processes see.
+
+    Raises:
+        UserError: the directory has checkpoints elsewhere.
+    """
+    target = address if "://" in address else str(Path(address).absolute())
+    if str(found := located(directory)) != target:
+        if steps(found):
+            raise UserError(
+                f"checkpoints of {directory} at {target}",
+                f"those at {found}",
+                "use that place or another --run_dir",
+            )
+        with atomic_path(Path(directory) / LOCATION) as temporary:
+            temporary.write_text(target + "\n")
+
+
+def steps(directory: Path | epath.Path) -> list[int]:
     """Return the steps whose parameters are whole, in order; 0 is the start."""
-    path = Path(directory).absolute() / "params"
+    return _on_disk(located(directory) / "params")
+
+
+def _on_disk(path: epath.Path) -> list[int]:
     return sorted(ocp.utils.checkpoint_steps(path)) if path.exists() else []
 
 
@@ -134,8 +228,7 @@ def load_params(directory: Path, step: int, *, like: PyTree | None = None) -> Py
         raise UserError(
             f"a checkpoint in {directory}", f"none of step {step}", f"use one of {steps(directory)}"
         )
-    path = Path(directory).absolute() / "params"
-    manager = _manager(path, read_only=True)
+    manager = _manager(located(directory) / "params", read_only=True)
     try:
         return _restore(manager, step, _saved_shapes(manager, step) if like is None else like)
     except DAMAGE as error:
@@ -145,7 +238,25 @@ def load_params(directory: Path, step: int, *, like: PyTree | None = None) -> Py
         manager.close()
 
 
-def _manager(path: Path, **how: Any) -> ocp.CheckpointManager:
+def _preservation(
+    last: int | None, every: int | None, best: int | None
+) -> ocp.checkpoint_managers.PreservationPolicy:
+    policies = ocp.checkpoint_managers
+    if last is every is best is None:
+        return policies.LatestN(None)
+    kept: list[ocp.checkpoint_managers.PreservationPolicy] = [policies.LatestN(last or 1)]
+    if every is not None:
+        kept.append(policies.EveryNSteps(every))
+    if best is not None:
+        kept.append(policies.BestN(get_metric_fn=_loss, reverse=True, n=best))
+    return policies.AnyPreservationPolicy(kept)
+
+
+def _loss(metrics: dict[str, float]) -> float:
+    return metrics.get("loss", math.inf)
+
+
+def _manager(path: epath.Path, **how: Any) -> ocp.CheckpointManager:
     # Orbax reports each file that it touches, and what it makes of its options.
     logging.getLogger("absl").setLevel(logging.ERROR)
     options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, **how)
@@ -170,7 +281,7 @@ def _saved_shapes(manager: ocp.CheckpointManager, step: int) -> PyTree:
     )
 
 
-def _restore(manager: ocp.CheckpointManager, step: int, like: PyTree) -> Any:
+def _require_shapes(manager: ocp.CheckpointManager, step: int, like: PyTree) -> None:
     saved, wanted = _shapes(_saved(manager, step)), _shapes(like)
     for name in sorted(saved.keys() | wanted.keys()):
         if saved.get(name) != wanted.get(name):
@@ -179,6 +290,10 @@ def _restore(manager: ocp.CheckpointManager, step: int, like: PyTree) -> Any:
                 f"{saved.get(name)}",
                 "use the configuration of that run or another directory",
             )
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, like: PyTree) -> Any:
+    _require_shapes(manager, step, like)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     return manager.restore(step, args=ocp.args.StandardRestore(abstract))
 

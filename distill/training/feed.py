@@ -50,12 +50,15 @@ class PackedBatches:
 
     def batch(self, step: int) -> Arrays:
         """Return the arrays of step `step`; leading axis batch."""
-        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, offsets = np.divmod(places, self.size)
-        rows = [
+        return self.batch_rows(step, np.arange(self.batch_size))
+
+    def batch_rows(self, step: int, rows: np.ndarray) -> Arrays:
+        """Return some rows of the arrays of a step, for a process that feeds a part of it."""
+        epochs, offsets = np.divmod(step * self.batch_size + rows, self.size)
+        places = [
             self._order(int(epoch))[offset] for epoch, offset in zip(epochs, offsets, strict=True)
         ]
-        return {name: column[rows] for name, column in self._columns.items()}
+        return {name: column[places] for name, column in self._columns.items()}
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:

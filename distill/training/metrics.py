@@ -7,12 +7,13 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 SECONDS_PER_LINE = 30.0
 
 Line = Mapping[str, int | float]
+T = TypeVar("T")
 
 
 class Figures(NamedTuple):
@@ -41,8 +43,11 @@ class Metrics(Protocol):
 
     A line holds `step` (finished steps, so the first is 1), `loss` (nats per token, of that step's
     batch before its update), `tokens` (sum of loss weights), `learning_rate`, `gradient_norm`
-    (before clipping), `seconds` (mean over the steps of one fetch) and `tokens_per_second`
-    (of all towers, padding apart).
+    (before clipping), `seconds` (mean over the steps of one fetch), `tokens_per_second`
+    (of all towers, padding apart) and `input_wait_seconds` (of `seconds`, those in which the
+    devices had nothing to do because the next batch was not there). Where the model's FLOPs and the
+    accelerator's peak are known it holds `model_flops_utilisation`, the share of the peak that
+    forward and backward take (padding counts, rematerialisation does not).
     """
 
     def resume(self, step: int) -> None:
@@ -133,43 +138,96 @@ def _shown(line: Line) -> str:
     return f"loss {line['loss']:.4f}, {line['tokens_per_second']:.0f} tokens/s"
 
 
-class TensorBoard:
-    """Event files through clu; built by `tensorboard`, which tells whether it can be."""
+class Mirror:
+    """A copy of a metrics file at an address without appends, such as gs:// or s3://.
 
-    def __init__(self, writer: Any) -> None:
-        self._writer = writer
+    Objects there are written whole, so this is done at most each half minute and at the end.
+    """
+
+    def __init__(self, source: Path, target: epath.Path) -> None:
+        self.source, self.target = Path(source), target
+        self._last = -math.inf
+
+    def resume(self, step: int) -> None:
+        """Copy the lines that stay."""
+        self._copy()
+
+    def write(self, lines: Sequence[Line]) -> None:
+        """Copy all lines if the last copy is old enough."""
+        if time.monotonic() - self._last >= SECONDS_PER_LINE:
+            self._copy()
+
+    def close(self) -> None:
+        """Copy all lines."""
+        self._copy()
+
+    def _copy(self) -> None:
+        if self.source.exists():
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            self.target.write_text(self.source.read_text())
+        self._last = time.monotonic()
+
+
+class TensorBoard:
+    """Event files through clu; built by `tensorboard`, which tells whether it can be.
+
+    Args:
+        make: makes clu's writer, and its directory with it, when the first lines come.
+    """
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make, self._writer = make, None
 
     def resume(self, step: int) -> None:
         """Do nothing: TensorBoard shows the newest value of a step."""
 
     def write(self, lines: Sequence[Line]) -> None:
         """Write every figure of every line."""
+        self._writer = self._writer or self._make()
         for line in lines:
             scalars = {name: value for name, value in line.items() if name != "step"}
             self._writer.write_scalars(int(line["step"]), scalars)
 
     def close(self) -> None:
         """Flush the event file."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
-def tensorboard(directory: Path) -> list[Metrics]:
+def tensorboard(directory: Path | epath.Path) -> list[Metrics]:
     """Return a TensorBoard sink, or none where clu, TensorFlow or tensorboard are not installed."""
     try:
         from clu import metric_writers
     except ImportError as error:
         logger.info("no TensorBoard metrics: %s", error)
         return []
-    return [TensorBoard(metric_writers.SummaryWriter(str(directory)))]
+    return [TensorBoard(lambda: metric_writers.SummaryWriter(str(directory)))]
 
 
 class Record:
-    """Figures on their way from the devices to the sinks."""
+    """Figures on their way from the devices to the sinks.
 
-    def __init__(self, sinks: Sequence[Metrics]) -> None:
-        self._sinks = sinks
+    Args:
+        sinks: of the lines.
+        seconds_at_peak: that the model FLOPs of a step take at the devices' peak, where known.
+    """
+
+    def __init__(self, sinks: Sequence[Metrics], seconds_at_peak: float | None = None) -> None:
+        self._sinks, self._seconds_at_peak = sinks, seconds_at_peak
         self._waiting: list[tuple[range, Figures]] = []
-        self._last = time.monotonic()
+        self._starved, self._last = 0.0, time.monotonic()
+        self._nats, self._weight = 0.0, 0.0
+
+    def timed(self, stacks: Iterator[T]) -> Iterator[T]:
+        """Pass the stacks on; count the seconds in which the devices wait for one of them."""
+        while True:
+            before = time.monotonic()
+            stack = next(stacks, None)
+            if stack is None:
+                return
+            if not self._waiting or self._waiting[-1][1].nats.is_ready():  # type: ignore[attr]
+                self._starved += time.monotonic() - before
+            yield stack
 
     def add(self, steps: range, figures: Figures) -> None:
         """Keep the figures of `steps`, counted from 0, without waiting for them."""
@@ -184,17 +242,33 @@ class Record:
         numbers = [step + 1 for steps, _ in self._waiting for step in steps]
         fetched = jax.device_get([figures for _, figures in self._waiting])
         columns = [np.concatenate(column).tolist() for column in zip(*fetched, strict=True)]
-        self._waiting = []
-        now = time.monotonic()
-        seconds = (now - self._last) / len(numbers)
-        self._last = now
         rows = zip(numbers, *columns, strict=True)
-        self._write([_line(number, row, seconds) for number, *row in rows])
+        speed = self._speed(len(numbers))
+        self._waiting = []
+        self._write([_line(number, row, speed) for number, *row in rows])
+
+    def mean_loss(self) -> float | None:
+        """Return nats per token of the lines since the last call, None where there is none."""
+        mean = self._nats / self._weight if self._weight else None
+        self._nats, self._weight = 0.0, 0.0
+        return mean
+
+    def _speed(self, steps: int) -> dict[str, float]:
+        """What the clock says of a step, as a mean over those since the last fetch."""
+        now = time.monotonic()
+        seconds, starved = (now - self._last) / steps, self._starved / steps
+        self._last, self._starved = now, 0.0
+        speed = {"seconds": seconds, "input_wait_seconds": starved}
+        if self._seconds_at_peak is not None:
+            speed["model_flops_utilisation"] = self._seconds_at_peak / seconds
+        return speed
 
     def _write(self, lines: Sequence[Line]) -> None:
         good = list(itertools.takewhile(_finite, lines))
         for sink in self._sinks if good else ():
             sink.write(good)
+        self._nats += sum(line["loss"] * line["tokens"] for line in good)
+        self._weight += sum(line["tokens"] for line in good)
         if len(good) < len(lines):
             line = lines[len(good)]
             raise UserError(
@@ -209,7 +283,7 @@ def _finite(line: Line) -> bool:
     return math.isfinite(line["loss"] + line["gradient_norm"])
 
 
-def _line(number: int, row: Sequence[int | float], seconds: float) -> Line:
+def _line(number: int, row: Sequence[int | float], speed: Mapping[str, float]) -> Line:
     figures = dict(zip(Figures._fields, row, strict=True))
     nats, weight, tokens = (figures.pop(name) for name in ("nats", "weight", "tokens"))
     return {
@@ -217,6 +291,6 @@ def _line(number: int, row: Sequence[int | float], seconds: float) -> Line:
         "loss": nats / weight if weight else math.nan,
         "tokens": weight,
         **figures,
-        "seconds": seconds,
-        "tokens_per_second": tokens / seconds,
+        **speed,
+        "tokens_per_second": tokens / speed["seconds"],
     }

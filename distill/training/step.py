@@ -65,7 +65,8 @@ def compiled(
         return state, jax.tree.map(lambda leaf: leaf[None], figures)
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(call, donate_argnums=0, out_shardings=(shardings, None))
+    # Figures lie as the step counter does, on every device, so that every process can read them.
+    return jax.jit(call, donate_argnums=0, out_shardings=(shardings, shardings.step))
 
 
 def _gradient(

@@ -2,8 +2,8 @@
 
 import contextlib
 import dataclasses
+import itertools
 import logging
-import math
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -11,19 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from distill.core.errors import UserError
 from distill.core.ports import Batches
 from distill.core.records import PackedExample
 from distill.core.store import Shards, Stage
-from distill.models import partitioning, weights
-from distill.models.partitioning import batch_sharding, param_shardings
-from distill.training import initialise, metrics
+from distill.models import accelerators, flops, partitioning, processes, weights
+from distill.models.decoder import DecoderModel
+from distill.models.partitioning import RULES
+from distill.models.processes import Cluster
+from distill.models.t5 import T5Model
+from distill.training import checkpoints as saved
+from distill.training import initialise, metrics, placement
 from distill.training.checkpoints import Checkpoints
 from distill.training.feed import PackedBatches, ahead, in_order
 from distill.training.losses import DistributionMatching, Loss
@@ -32,6 +36,7 @@ from distill.training.optimizers import AdamW, Constant, Optimizer
 from distill.training.step import Key, Model, State, compiled
 
 logger = logging.getLogger(__name__)
+METRICS = "metrics.jsonl"
 
 # Fu et al. 2023, section 4 and the public code.
 PAPER_LOSS = DistributionMatching()
@@ -95,13 +100,15 @@ def train(
     checkpoints: Checkpoints,
     sinks: Sequence[Metrics] = (),
     mesh: Mesh | None = None,
+    rules: Mapping[str, str | None] = RULES,
 ) -> PyTree:
     """Train from `params`, or from the newest checkpoint there is, to the end of the course.
 
     The loss of a step is sum over count of the whole global batch, over all devices and
     microbatches. Dropout's randomness is folded from `key` and the step, batches are addressed by
     step, so a run that is killed and started again computes what an undisturbed one does, bit for
-    bit on CPU.
+    bit on CPU. With several processes each makes the rows that its own devices need, and all stop
+    after the same step when SIGTERM comes to one of them.
 
     Args:
         model: gives logits for a batch.
@@ -114,35 +121,44 @@ def train(
         checkpoints: the start is saved as step 0.
         sinks: of one line a step; they forget lines after the resumed step.
         mesh: of `partitioning.mesh`; without it all devices share the batch.
+        rules: logical axis to mesh axis.
 
     Returns:
         The parameters after the last step.
 
     Raises:
-        UserError: the loss or the gradient is not finite (no checkpoint is made of that), or the
-            batch cannot be divided.
+        UserError: the loss or the gradient is not finite (no checkpoint is made of that); or,
+            before anything is computed or written, the batch or a parameter cannot be divided, a
+            checkpoint has another shape, or a step does not fit in memory.
         SystemExit: with code 0, after SIGTERM; the finished steps are saved.
     """
     mesh = mesh or partitioning.mesh()
-    mesh = Mesh(mesh.devices, mesh.axis_names)  # axes whose layouts the compiler carries through
-    state = _start(model, params, optimizer, mesh, checkpoints)
+    layout = placement.state_layout(model, params, optimizer, mesh, rules)
+    rows = placement.batch_layout(batches.batch(0), mesh, course.microbatches)
+    checkpoints.require_shapes(layout.params, layout.optimizer)
+    advance = compiled(model, loss, optimizer, course.microbatches, layout)
+    first = next(course.calls(0))
+    placement.require_room(advance, layout, placement.stacked(rows, len(first)), key)
+    state = _start(params, layout, optimizer, checkpoints)
     start = int(state.step)
     for sink in sinks:
         sink.resume(start)
-    advance = compiled(model, loss, optimizer, course.microbatches, state)
-    record = Record(sinks)
-    place = _placement(mesh, course.microbatches)
-    stacks = _placed(in_order(batches, course.calls(start), workers=course.workers), place)
+    logger.info("train: %s", _described(layout, mesh))
+    mine = in_order(placement.share(batches, rows), course.calls(start), workers=course.workers)
+    stacks = _placed(mine, lambda stack: placement.put(stack, rows))
+    record = Record(sinks, _seconds_at_peak(model, rows, mesh))
     with _termination() as terminated, contextlib.closing(ahead(stacks)) as feed:
-        for steps, stack in zip(course.calls(start), feed, strict=True):
+        for steps, stack in zip(course.calls(start), record.timed(feed), strict=True):
             state, figures = advance(state, stack, key)
             record.add(steps, figures)
-            saves = course.saves(steps.stop) or terminated.is_set()
+            stops = terminated()
+            saves = course.saves(steps.stop) or stops
             if saves or steps.stop // course.log_every > steps.start // course.log_every:
                 record.flush()
             if saves:
-                checkpoints.save(steps.stop, state.params, state.optimizer)
-            if terminated.is_set():
+                loss_since = record.mean_loss()
+                checkpoints.save(steps.stop, state.params, state.optimizer, loss=loss_since)
+            if stops:
                 _end(checkpoints, sinks)
                 logger.info("terminated: step %d is saved", steps.stop)
                 raise SystemExit(0)
@@ -156,80 +172,64 @@ def _end(checkpoints: Checkpoints, sinks: Sequence[Metrics]) -> None:
         sink.close()
 
 
-# --- State -------------------------------------------------------------------------------------
-
-
-def _start(
-    model: Model, params: PyTree, optimizer: Optimizer, mesh: Mesh, checkpoints: Checkpoints
-) -> State:
+def _start(params: PyTree, layout: State, optimizer: Optimizer, checkpoints: Checkpoints) -> State:
     """The newest checkpoint's state, or the given start, saved as step 0."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    of_params = param_shardings(mesh, params, model.logical_axes(params))
-    transformation = optimizer.transformation()
-    of_optimizer = optax.tree.map_params(
-        transformation,
-        # Adafactor's factors have other shapes than their parameter and are small: everywhere.
-        lambda leaf, sharding, param: sharding if leaf.shape == param.shape else everywhere,
-        jax.eval_shape(transformation.init, params),
-        of_params,
-        params,
-        transform_non_params=lambda _: everywhere,
-    )
-
-    def begin(start: PyTree) -> tuple[PyTree, PyTree]:
-        copy = jax.tree.map(jnp.copy, start)  # steps take over their buffers, never the caller's
-        return copy, transformation.init(copy)
-
-    placed = jax.device_put(params, of_params)
-    fresh, inner = jax.jit(begin, out_shardings=(of_params, of_optimizer))(placed)
-    found = checkpoints.restore(fresh, inner)
+    found = checkpoints.restore(layout.params, layout.optimizer)
     if found is None:
-        checkpoints.save(0, fresh, inner)
+        state = placement.begin(params, layout, optimizer)
+        checkpoints.save(0, state.params, state.optimizer)
         checkpoints.wait()
-        found = 0, fresh, inner
-    elif found[0]:
-        logger.info("train: goes on from step %d", found[0])
-    step, fresh, inner = found
-    return State(fresh, inner, jax.device_put(jnp.int32(step), everywhere))
+        return state
+    step, params, inner = found
+    if step:
+        logger.info("train: goes on from step %d", step)
+    return State(params, inner, placement.spread(np.int32(step), layout.step))
 
 
-def _placement(mesh: Mesh, microbatches: int) -> Callable[[Mapping[str, np.ndarray]], Any]:
-    """Puts a stack [steps, batch, ...] on the devices, each with its rows."""
-    (axes,) = batch_sharding(mesh).spec
-    parts = math.prod(mesh.shape[axis] for axis in axes) * microbatches
-    rows = NamedSharding(mesh, PartitionSpec(None, axes))
-
-    def place(stack: Mapping[str, np.ndarray]) -> Any:
-        batch = next(iter(stack.values())).shape[1]
-        if batch % parts:
-            raise UserError(
-                f"a batch that {parts} divides (devices times microbatches)",
-                f"{batch} rows",
-                "change batch_size or microbatches",
-            )
-        return jax.device_put(dict(stack), rows)
-
-    return place
-
-
-def _placed(stacks: Generator[Mapping[str, np.ndarray]], place: Callable) -> Generator[Any]:
+def _placed(
+    stacks: Generator[Mapping[str, np.ndarray]], place: Callable[[Mapping[str, np.ndarray]], Any]
+) -> Generator[Any]:
     with contextlib.closing(stacks):
         for stack in stacks:
             yield place(stack)
 
 
+def _described(layout: State, mesh: Mesh) -> str:
+    size = placement.bytes_per_device((layout.params, layout.optimizer)) / placement.GIGABYTE
+    axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({axes})"
+    return f"{devices}, {jax.process_count()} processes, {size:.2f} GB of state a device"
+
+
+def _seconds_at_peak(model: Model, rows: placement.Layout, mesh: Mesh) -> float | None:
+    """What the model FLOPs of a step take at the peak of all devices; None where not known."""
+    peak = accelerators.peak_flops(mesh.devices.flat[0].device_kind)
+    if peak is None or not isinstance(model, T5Model | DecoderModel):
+        return None
+    batch, target = rows["decoder_input_tokens"].shape
+    source = rows["encoder_input_tokens"].shape[1] if "encoder_input_tokens" in rows else 0
+    return batch * flops.training_flops(model.config, source, target) / (peak * mesh.size)
+
+
 @contextlib.contextmanager
-def _termination() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets; outside the main thread nobody may ask for signals."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _termination() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM has come, to be asked once after each call of the trainer.
+
+    With several processes JAX catches the signal and agrees on the call after which all stop, so
+    that none waits in a collective for one that has gone. Outside the main thread nobody may ask
+    for signals.
+    """
+    event, calls = threading.Event(), itertools.count()
+    if jax.distributed.is_initialized():
+        yield lambda: multihost_utils.reached_preemption_sync_point(next(calls))
+    elif threading.current_thread() is not threading.main_thread():
+        yield event.is_set
+    else:
+        before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+        try:
+            yield event.is_set
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 # --- The stage ---------------------------------------------------------------------------------
@@ -247,19 +247,23 @@ def fit(
     seed: int = 0,
     keep_last: int | None = None,
     keep_every: int | None = None,
+    keep_best: int | None = None,
     tensorboard: bool = True,
+    mesh: Mesh | None = None,
+    rules: Mapping[str, str | None] = RULES,
 ) -> tuple[PyTree, dict[str, Any]]:
     """Train in a directory of one's own: checkpoints, metrics.jsonl and TensorBoard events.
 
+    With several processes the first alone writes metrics.
+
     Returns:
         The parameters after the last step, and the counts that a stage reports: steps, tokens (sum
-        of loss weights), first and last loss (nats per token, mean over a tenth of the steps).
+        of loss weights), first and last loss (nats per token, mean over a tenth of the steps). The
+        counts are those of the metrics file, so only the first process has them.
     """
-    lines = metrics.JsonLines(directory / "metrics.jsonl")
-    sinks: list[metrics.Metrics] = [lines, metrics.Progress("train", course.steps)]
-    if tensorboard:
-        sinks += metrics.tensorboard(directory)
-    with Checkpoints(directory, keep_last=keep_last, keep_every=keep_every) as checkpoints:
+    sinks = _sinks(directory, course.steps, tensorboard=tensorboard) if processes.is_first() else []
+    kept = {"keep_last": keep_last, "keep_every": keep_every, "keep_best": keep_best}
+    with Checkpoints(directory, **kept) as checkpoints:
         params = train(
             model,
             params,
@@ -270,8 +274,19 @@ def fit(
             key=jax.random.key(seed),
             checkpoints=checkpoints,
             sinks=sinks,
+            mesh=mesh,
+            rules=rules,
         )
-    return params, _summary(metrics.read_lines(lines.path))
+    return params, _summary(metrics.read_lines(directory / METRICS)) if processes.is_first() else {}
+
+
+def _sinks(directory: Path, steps: int, *, tensorboard: bool) -> list[Metrics]:
+    """Metrics of a run; TensorBoard's events and a copy of the lines go with the checkpoints."""
+    file, place = directory / METRICS, saved.located(directory)
+    sinks: list[Metrics] = [metrics.JsonLines(file), metrics.Progress("train", steps)]
+    if place != epath.Path(directory.absolute()):
+        sinks.append(metrics.Mirror(file, place / METRICS))
+    return sinks + metrics.tensorboard(place) if tensorboard else sinks
 
 
 def _summary(lines: Sequence[Mapping[str, float]]) -> dict[str, Any]:
@@ -305,7 +320,13 @@ def run(
     workers: int = 0,
     keep_last: int | None = None,
     keep_every: int | None = None,
+    keep_best: int | None = None,
     tensorboard: bool = True,
+    model_settings: Mapping[str, Any] | None = None,
+    mesh: Callable[[], Mesh] = partitioning.mesh,
+    rules: Mapping[str, str | None] = RULES,
+    cluster: Cluster | None = None,
+    checkpoint_dir: str | None = None,
 ) -> dict[str, Any]:
     """Train the student on RUN_DIR/dataset and keep checkpoints in RUN_DIR/checkpoints.
 
@@ -323,27 +344,42 @@ def run(
         steps_per_call: optimizer steps compiled into one call, to save dispatches.
         log_every: steps between fetches of the figures.
         workers: processes that make batches; 0 makes them in a thread.
-        keep_last: checkpoints kept, the newest; all where None.
+        keep_last: checkpoints kept, the newest; without this and the next two all are kept, for
+            `select` to choose from.
         keep_every: besides, keep the steps that this divides.
+        keep_best: besides, keep as many with the lowest loss on the rows since the checkpoint
+            before; held-out accuracy is not known yet when a checkpoint is dropped.
         tensorboard: write event files too, where TensorFlow and tensorboard are installed.
+        model_settings: fields of the start's configuration that hold while it is trained, such as
+            {"dtype": "bfloat16", "dropout_rate": 0.1}.
+        mesh: makes the mesh; bind `partitioning.mesh.fsdp` and its other axes.
+        rules: logical axis to mesh axis, None for a copy on each.
+        cluster: `processes.Detected()` or `processes.Given()` where several processes train
+            together, or else what DISTILL_CLUSTER says; each runs `distill train` with the same
+            files in a run directory that all see.
+        checkpoint_dir: where checkpoints, TensorBoard events and a copy of metrics.jsonl go
+            instead of RUN_DIR/checkpoints: a path, gs://… or s3://….
 
     Returns:
         `steps`, `tokens`, `loss_first` and `loss_last`, as `fit` says.
 
     Raises:
         UserError: `dataset` is not complete or of another vocabulary, the start is damaged, the
-            batch cannot be divided, or the loss is not finite.
+            batch or a parameter cannot be divided, a step does not fit in memory, the processes
+            do not meet, or the loss is not finite.
         SystemExit: with code 0, after SIGTERM; the same command goes on.
     """
+    processes.join(cluster)
     course = Course(steps, save_every, log_every, microbatches, steps_per_call, workers)
     settings = {"student": student, "steps": steps, "save_every": save_every, "seed": seed}
     settings |= {"batch_size": batch_size, "microbatches": microbatches}
-    settings |= {"loss": loss, "optimizer": optimizer}
+    settings |= {"loss": loss, "optimizer": optimizer, "model_settings": model_settings}
     inputs = ["dataset"] if student else ["initialise", "dataset"]
-    with Stage.open(run_dir, "train", settings=settings, inputs=inputs) as stage:
-        if stage.complete:
-            return stage.summary
-        model, params, _ = weights.load(initialise.directory(run_dir, student))
+    opened = _opened(Path(run_dir), settings, inputs, checkpoint_dir)
+    with processes.held_by_first(opened) as stage:
+        if processes.told(stage is not None and stage.complete):
+            return stage.summary if stage else {}
+        model, params = _student(run_dir, student, model_settings or {})
         rows = Shards(Path(run_dir) / "dataset", PackedExample)
         batches = PackedBatches(rows, batch_size, seed)
         _refuse_other_vocabulary(batches.largest_id, model.config.vocab_size)
@@ -358,10 +394,42 @@ def run(
             seed=seed,
             keep_last=keep_last,
             keep_every=keep_every,
+            keep_best=keep_best,
             tensorboard=tensorboard,
+            mesh=mesh(),
+            rules=rules,
         )
-        stage.finish(**summary)
-        return stage.summary
+        if stage is not None:
+            stage.finish(**summary)
+        return summary
+
+
+@contextlib.contextmanager
+def _opened(
+    run_dir: Path,
+    settings: Mapping[str, Any],
+    inputs: Sequence[str],
+    checkpoint_dir: str | None,
+) -> Iterator[Stage]:
+    """The stage; its checkpoints are where they shall be before it looks at what it has written."""
+    if checkpoint_dir is not None:
+        saved.place(run_dir / "checkpoints", checkpoint_dir)
+    with Stage.open(run_dir, "train", settings=settings, inputs=inputs) as stage:
+        yield stage
+
+
+def _student(
+    run_dir: Path, student: str | None, settings: Mapping[str, Any]
+) -> tuple[weights.Model, PyTree]:
+    with accelerators.on_host():
+        model, params, _ = weights.load(initialise.directory(run_dir, student))
+    known = {field.name for field in dataclasses.fields(model.config)}
+    if unknown := sorted(settings.keys() - known):
+        raise UserError(
+            f"model_settings of {', '.join(sorted(known))}", unknown[0], "correct the name"
+        )
+    config = dataclasses.replace(model.config, **settings)
+    return dataclasses.replace(model, config=config), params
 
 
 def _refuse_other_vocabulary(largest: int, vocab_size: int) -> None:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from training_world import Tiny, curve, optimizer, train_tiny
+from training_world import Tiny, course, curve, optimizer, train_tiny
 
 from distill.core.errors import UserError
 from distill.training import checkpoints
@@ -60,6 +60,43 @@ def test_retention_keeps_the_last_and_the_multiples(tmp_path):
         for step in range(8):
             saved.save(step, *state())
     assert checkpoints.steps(tmp_path) == [0, 4, 6, 7]
+
+
+def test_retention_keeps_the_best_beside_the_newest(tmp_path):
+    losses = [None, 5.0, 2.0, 4.0, 1.0, 3.0, 6.0]
+    for half in (losses[:4], losses):  # what is best is known after a restart too
+        with Checkpoints(tmp_path, keep_best=2) as saved:
+            for step in range(len(checkpoints.steps(tmp_path)) and 4, len(half)):
+                saved.save(step, *state(), loss=half[step])
+    assert checkpoints.steps(tmp_path) == [2, 4, 6]
+    with Checkpoints(tmp_path) as saved:
+        assert saved.restore(*state())[0] == 6
+
+
+def test_run_keeps_the_checkpoints_of_the_lowest_loss(tmp_path):
+    train_tiny(tmp_path, keep={"keep_best": 1}, course=course(steps=9, save_every=2))
+    assert checkpoints.steps(tmp_path / "checkpoints")[-1] == 9
+    assert len(checkpoints.steps(tmp_path / "checkpoints")) <= 2
+
+
+def test_checkpoints_may_lie_elsewhere_and_all_who_read_find_them(tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other"
+    checkpoints.place(run, str(other))
+    fill(run, [0, 5])
+    assert sorted(path.name for path in run.iterdir()) == ["location.txt"]
+    assert (other / "params" / "5").is_dir()
+    assert checkpoints.steps(run) == checkpoints.steps(other) == [0, 5]
+    assert same(checkpoints.load_params(run, 5), state(6.0)[0])
+    checkpoints.place(run, str(other))
+    with pytest.raises(UserError, match=r"checkpoints of .* at gs://bucket/run, got those at"):
+        checkpoints.place(run, "gs://bucket/run")
+
+
+def test_an_address_is_kept_as_it_is(tmp_path):
+    checkpoints.place(tmp_path, "gs://bucket/run/checkpoints")
+    found = checkpoints.located(tmp_path) / "params"
+    assert str(found) == "gs://bucket/run/checkpoints/params"
+    assert str(checkpoints.located("s3://bucket/run")) == "s3://bucket/run"
 
 
 def test_half_of_a_first_checkpoint_is_no_checkpoint(tmp_path):

@@ -4,9 +4,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from etils import epath
 
-from distill.training.metrics import JsonLines, Progress, read_lines, tensorboard
+from distill.training.metrics import (
+    Figures,
+    JsonLines,
+    Mirror,
+    Progress,
+    Record,
+    read_lines,
+    tensorboard,
+)
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -56,6 +66,36 @@ def test_progress_logs_a_line_each_half_minute_where_there_is_no_terminal(caplog
         progress.write([line(4)])
         progress.close()
     assert caplog.messages == ["train: step 2 of 9, loss 0.5000, 10 tokens/s"]
+
+
+def test_mirror_copies_whole_lines_to_an_address(tmp_path):
+    lines = JsonLines(tmp_path / "metrics.jsonl")
+    mirror = Mirror(lines.path, epath.Path(tmp_path / "far" / "metrics.jsonl"))
+    lines.resume(0)
+    mirror.resume(0)
+    for step in (1, 2):
+        lines.write([line(step)])
+        mirror.write([line(step)])
+    assert read_lines(mirror.target) == []  # not half a minute since the copy before
+    mirror.close()
+    assert read_lines(mirror.target) == [line(1), line(2)]
+
+
+def test_utilisation_and_mean_loss_follow_from_the_figures(tmp_path, monkeypatch):
+    clock = iter([0.0, 4.0])
+    monkeypatch.setattr("distill.training.metrics.time.monotonic", lambda: next(clock))
+    sink = JsonLines(tmp_path / "metrics.jsonl")
+    record = Record([sink], seconds_at_peak=0.5)
+    figures = Figures(
+        *(np.array([a, b]) for a, b in ((6.0, 1.0), (3.0, 1.0), (8, 4), (1, 1), (1, 1)))
+    )
+    record.add(range(0, 2), figures)
+    record.flush()
+    one, two = read_lines(sink.path)
+    assert (one["loss"], two["loss"], one["seconds"]) == (2.0, 1.0, 2.0)
+    assert one["model_flops_utilisation"] == 0.25 and one["tokens_per_second"] == 4.0
+    assert record.mean_loss() == 7.0 / 4.0
+    assert record.mean_loss() is None
 
 
 @pytest.mark.slow

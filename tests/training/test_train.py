@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from training_world import Tiny, TinyBatches, course, curve, train_tiny
+from training_world import Slow, Tiny, TinyBatches, course, curve, train_tiny
 
 from distill.core.errors import UserError
 from distill.training import checkpoints
 from distill.training.losses import SampleMatching
 from distill.training.metrics import read_lines
-from distill.training.optimizers import AdamW, Constant
+from distill.training.optimizers import Adafactor, AdamW, Constant
 from distill.training.train import Course, train
 
 WORLD = Path(__file__).with_name("training_world.py")
@@ -167,9 +167,33 @@ def test_non_finite_loss_stops_the_run_and_keeps_what_was_good(tmp_path):
     assert [line["step"] for line in curve(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_batch_that_does_not_divide_is_refused(tmp_path):
+def test_batch_that_does_not_divide_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(UserError, match="a batch that 3 divides"):
         train_tiny(tmp_path, course=course(microbatches=3))
+    assert not list(tmp_path.iterdir())
+
+
+def test_step_larger_than_memory_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("distill.models.accelerators.memory_bytes", lambda device: 5_000)
+    with pytest.raises(UserError, match=r"a step within the 0.0 GB of cpu, got .* state and batch"):
+        train_tiny(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_checkpoint_of_another_shape_is_refused_before_anything_is_compiled(tmp_path, monkeypatch):
+    train_tiny(tmp_path, course=course(steps=4))
+    monkeypatch.setattr("distill.training.train.compiled", lambda *_: pytest.fail("compiled"))
+    with pytest.raises(UserError, match=r"optimizer/4"):
+        train_tiny(tmp_path, optimizer=Adafactor(schedule=Constant(1e-2)))
+    assert checkpoints.steps(tmp_path / "checkpoints") == [0, 4]
+
+
+def test_lines_tell_how_long_the_devices_waited_for_a_batch(tmp_path):
+    train_tiny(tmp_path, batches=Slow(), course=course(steps=6))
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    assert all(0 <= line["input_wait_seconds"] <= line["seconds"] for line in lines)
+    assert lines[-1]["input_wait_seconds"] > 0.02  # each batch takes 0.05 s, a step nothing
+    assert all("model_flops_utilisation" not in line for line in lines)  # a CPU's peak is unknown
 
 
 def test_failing_batches_end_the_run_with_their_own_error(tmp_path):

@@ -88,11 +88,13 @@ def course(**settings):
     return Course(**{"steps": 12, "save_every": 4, "log_every": 3, **settings})
 
 
-def train_tiny(directory, *, model=None, batches=None, loss=None, metrics=(), **settings):
+def train_tiny(
+    directory, *, model=None, batches=None, loss=None, metrics=(), keep=None, **settings
+):
     """Train in `directory`, where checkpoints and metrics.jsonl go."""
     model = model or Tiny(dropout_rate=0.1)
     named = {"optimizer": optimizer(), "course": course(), "key": jax.random.key(1), **settings}
-    with Checkpoints(Path(directory) / "checkpoints") as checkpoints:
+    with Checkpoints(Path(directory) / "checkpoints", **(keep or {})) as checkpoints:
         return train(
             model,
             model.init(jax.random.key(0)),

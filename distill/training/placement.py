@@ -1,0 +1,220 @@
+"""Where a run's state and batches lie on its mesh, and whether a step fits there; it runs none."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from distill.core.errors import UserError
+from distill.core.ports import Batches
+from distill.models import accelerators
+from distill.models.partitioning import RULES, batch_sharding, param_shardings
+from distill.training.optimizers import Optimizer
+from distill.training.step import Model, State
+
+GIGABYTE = 1e9
+Layout = Mapping[str, jax.ShapeDtypeStruct]
+
+
+# --- State -------------------------------------------------------------------------------------
+
+
+def state_layout(
+    model: Model,
+    params: PyTree,
+    optimizer: Optimizer,
+    mesh: Mesh,
+    rules: Mapping[str, str | None] = RULES,
+) -> State:
+    """Return shape, type and place of each array of the state; nothing is computed.
+
+    Args:
+        model: names the logical axes.
+        params: arrays or their shapes.
+        optimizer: its state lies where its parameters do.
+        mesh: of `partitioning.mesh`.
+        rules: logical axis to mesh axis.
+
+    Raises:
+        UserError: an axis of a parameter is not divisible by its mesh axis.
+    """
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    of_params = param_shardings(mesh, params, model.logical_axes(params), rules)
+    transformation = optimizer.transformation()
+    inner = jax.eval_shape(transformation.init, params)
+    of_inner = optax.tree.map_params(
+        transformation,
+        # Adafactor's factors have other shapes than their parameter and are small: everywhere.
+        lambda leaf, sharding, param: sharding if leaf.shape == param.shape else everywhere,
+        inner,
+        of_params,
+        params,
+        transform_non_params=lambda _: everywhere,
+    )
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    return State(_described(params, of_params), _described(inner, of_inner), step)  # type: ignore[arg-type]
+
+
+def _described(tree: PyTree, shardings: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )
+
+
+def begin(params: PyTree, layout: State, optimizer: Optimizer) -> State:
+    """Return the state before the first step; the caller's parameters are copied."""
+
+    def start(given: PyTree) -> State:
+        copy = jax.tree.map(jnp.copy, given)  # steps take over their buffers, never the caller's
+        return State(copy, optimizer.transformation().init(copy), jnp.int32(0))
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, layout)
+    return jax.jit(start, out_shardings=shardings)(spread(params, layout.params))
+
+
+def spread(tree: PyTree, layout: PyTree) -> PyTree:
+    """Return arrays that every process has whole as arrays that lie as `layout` says."""
+
+    def placed(leaf: Any, place: jax.ShapeDtypeStruct) -> jax.Array:
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, place.sharding, lambda at: whole[at])
+
+    return jax.tree.map(placed, tree, layout)
+
+
+def bytes_per_device(tree: PyTree) -> int:
+    """Return the bytes of a layout on one device."""
+    leaves = jax.tree.leaves(tree)
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves
+    )
+
+
+# --- Batches -----------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class ByRow(Protocol):
+    """Batches that give some rows of a step without making the others."""
+
+    def batch_rows(self, step: int, rows: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Return those rows of the arrays of a step."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Share:
+    """The rows of each batch that the devices of this process need."""
+
+    batches: Batches
+    places: np.ndarray
+
+    def batch(self, step: int) -> Mapping[str, np.ndarray]:
+        """Return this process' rows of a step, in the order of the whole batch."""
+        if isinstance(self.batches, ByRow):
+            return self.batches.batch_rows(step, self.places)
+        return {name: array[self.places] for name, array in self.batches.batch(step).items()}
+
+
+def batch_layout(batch: Mapping[str, np.ndarray], mesh: Mesh, microbatches: int = 1) -> Layout:
+    """Return shape, type and place of each array of a whole batch.
+
+    Args:
+        batch: one of the run's, all of its rows.
+        mesh: of `partitioning.mesh`.
+        microbatches: parts of a batch.
+
+    Raises:
+        UserError: its rows cannot be divided.
+    """
+    sharding = batch_sharding(mesh)
+    parts = math.prod(mesh.shape[axis] for axis in sharding.spec[0]) * microbatches
+    size = len(next(iter(batch.values())))
+    if size % parts:
+        raise UserError(
+            f"a batch that {parts} divides (devices that share its rows times microbatches)",
+            f"{size} rows",
+            "change batch_size, microbatches or the mesh",
+        )
+    return {
+        name: jax.ShapeDtypeStruct(
+            array.shape, jax.dtypes.canonicalize_dtype(array.dtype), sharding=sharding
+        )
+        for name, array in batch.items()
+    }
+
+
+def stacked(layout: Layout, steps: int) -> Layout:
+    """Return the layout of as many batches in one stack [steps, batch, ...]."""
+    return {
+        name: jax.ShapeDtypeStruct((steps, *leaf.shape), leaf.dtype, sharding=_under_steps(leaf))
+        for name, leaf in layout.items()
+    }
+
+
+def _under_steps(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    sharding = leaf.sharding
+    return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+
+
+def share(batches: Batches, layout: Layout) -> Batches:
+    """Return the batches that this process feeds its devices with."""
+    leaf = next(iter(layout.values()))
+    size = len(leaf)
+    pieces = leaf.sharding.addressable_devices_indices_map((size,)).values()
+    places = np.unique(np.concatenate([np.arange(size)[at] for at in pieces]))
+    return batches if len(places) == size else Share(batches, places)
+
+
+def put(stack: Mapping[str, np.ndarray], layout: Layout) -> dict[str, jax.Array]:
+    """Return this process' rows of a stack as arrays of the whole stack over all processes."""
+    steps = len(next(iter(stack.values())))
+    return {
+        name: jax.make_array_from_process_local_data(leaf.sharding, stack[name], leaf.shape)
+        for name, leaf in stacked(layout, steps).items()
+    }
+
+
+# --- Room --------------------------------------------------------------------------------------
+
+
+def require_room(advance: Any, state: State, stack: Layout, key: Any) -> None:
+    """Compile a call of the trainer and refuse it where a device has too little memory for it.
+
+    What is compiled here is what runs later; nothing is compiled twice.
+
+    Args:
+        advance: of `step.compiled`.
+        state: its layout.
+        stack: layout of the batches of a call.
+        key: of dropout.
+
+    Raises:
+        UserError: the step does not fit, by XLA's account.
+    """
+    device = jax.local_devices()[0]
+    limit = accelerators.memory_bytes(device)
+    room = f"a step within the {limit / GIGABYTE:.1f} GB of {device.device_kind}"
+    advice = "raise microbatches or the mesh's fsdp or tensor, or lower batch_size"
+    try:
+        found = advance.lower(state, stack, key).compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(room, str(error).partition("\n")[0], advice) from error
+    if found is None:
+        return
+    kept = found.argument_size_in_bytes
+    work = found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    if kept + work > limit:
+        got = f"{(kept + work) / GIGABYTE:.1f} GB, {kept / GIGABYTE:.1f} of them state and batch"
+        raise UserError(room, got, advice)

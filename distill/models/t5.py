@@ -177,12 +177,14 @@ class DecoderLayer(nn.Module):
         """Run the first positions at once; return the caches of `x` and of the encoder's states."""
         y = self.pre_self_attention_layer_norm(x)
         written = self.self_attention.keys_values(y)
+        read = self.encoder_decoder_attention.keys_values(encoded)
+        caches = layers.open_cache(*written), layers.open_cache(*read)
+        if not x.shape[1]:
+            return x, caches
         x = x + self.self_attention.attend(y, *written, bias)
         y = self.pre_cross_attention_layer_norm(x)
-        read = self.encoder_decoder_attention.keys_values(encoded)
         x = x + self.encoder_decoder_attention.attend(y, *read, cross_bias)
-        x = x + self.mlp(self.pre_mlp_layer_norm(x), deterministic=True)
-        return x, (layers.open_cache(*written), layers.open_cache(*read))
+        return x + self.mlp(self.pre_mlp_layer_norm(x), deterministic=True), caches
 
     def step(
         self,

@@ -35,6 +35,8 @@ MAIN_JOB = tuple(STAGES)[:11]
 # `main(arguments) -> int` that reads its own flags and imports what is heavy when it runs.
 TOOLS = {
     "verify": "distill.verify",
+    "watch": "distill.watch",
+    "launch": "distill.launch",
     "import": "distill.importing",
     "serve": "distill.serve",
     "merge": "distill.corpus.merge",

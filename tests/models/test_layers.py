@@ -62,3 +62,47 @@ def test_segments_see_themselves_and_padding_sees_nothing():
         [0, 0, 1, 0],
         [0, 0, 0, 0],
     ]
+
+
+def test_linear_has_the_value_and_the_gradients_of_a_product():
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, kernel = jax.random.normal(keys[0], (2, 3, 4)), jax.random.normal(keys[1], (4, 5))
+    cotangent = jax.random.normal(keys[2], (2, 3, 5))
+    value, pull = jax.vjp(layers.linear, x, kernel)
+    plain, pull_plain = jax.vjp(jnp.matmul, x, kernel)
+    np.testing.assert_array_equal(value, plain)
+    for ours, theirs in zip(pull(cotangent), pull_plain(cotangent), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attention_equals_its_naive_twin_head_by_head(kv_heads):
+    module = layers.Attention(4, kv_heads, 2, 6, 0.0, "float32", query_scale=0.5)
+    keys = jax.random.split(jax.random.key(kv_heads), 4)
+    x, sources = jax.random.normal(keys[0], (2, 3, 6)), jax.random.normal(keys[1], (2, 5, 6))
+    bias = jax.random.normal(keys[2], (1, 4, 3, 5))
+    variables = module.init(keys[3], x, sources, bias, deterministic=True)
+    ours = module.apply(variables, x, sources, bias, deterministic=True)
+    kernels = {name: np.asarray(p["kernel"]) for name, p in variables["params"].items()}
+    mixed = np.zeros((2, 3, 4, 2))
+    for row, head in np.ndindex(2, 4):
+        own, shared = slice(2 * head, 2 * head + 2), head * kv_heads // 4
+        kv = slice(2 * shared, 2 * shared + 2)
+        scores = 0.5 * (x[row] @ kernels["query"][:, own]) @ (
+            sources[row] @ kernels["key"][:, kv]
+        ).T + np.asarray(bias[0, head])
+        weights = np.asarray(jax.nn.softmax(scores))
+        mixed[row, :, head] = weights @ (sources[row] @ kernels["value"][:, kv])
+    np.testing.assert_allclose(ours, mixed.reshape(2, 3, 8) @ kernels["out"], atol=1e-5)
+
+
+def test_dropout_takes_the_same_keys_from_every_query_of_a_head():
+    module = layers.Attention(2, 2, 1, 2, 0.5, "float32")
+    x, sources = jnp.ones((1, 3, 2)), jnp.ones((1, 40, 2))
+    bias = jnp.zeros((1, 1, 1, 40))
+    variables = module.init(jax.random.key(0), x, sources, bias, deterministic=True)
+    rngs = {"dropout": jax.random.key(1)}
+    dropped = module.apply(variables, x, sources, bias, deterministic=False, rngs=rngs)
+    plain = module.apply(variables, x, sources, bias, deterministic=True)
+    assert not np.allclose(dropped, plain)
+    np.testing.assert_allclose(dropped, np.broadcast_to(dropped[:, :1], dropped.shape), atol=1e-6)

@@ -60,7 +60,9 @@ def read(source: str) -> tuple[T5Model, dict[str, Tensor]]:
     """
     checkpoint = _Checkpoint.open(source)
     stored = dict(_layers(checkpoint.arrays(), source))
-    tensors = {name: _tensor(array, f"{name} in {source}") for name, array in stored.items()}
+    tensors = {
+        name: _joined(name, _tensor(array, f"{name} in {source}")) for name, array in stored.items()
+    }
     model = T5Model(_config(tensors, source))
     weights.require_shapes(model, tensors, source)
     return model, tensors
@@ -172,6 +174,22 @@ def _tensor(array: Stored, name: str) -> Tensor:
             raise UserError(f"whole chunks of {name}", _first_line(error), AGAIN) from error
 
     return Tensor(tuple(array.shape), held, whole)
+
+
+def _joined(name: str, tensor: Tensor) -> Tensor:
+    """Return an attention kernel with heads and their width as one axis, which scanned ones part.
+
+    ```
+    query, key, value  [embed, heads, kv] -> [embed, joined_kv]
+    out                [heads, kv, embed] -> [joined_kv, embed]
+    ```
+    """
+    if len(tensor.shape) != 3:
+        return tensor
+    first, second, third = tensor.shape
+    if name.endswith("out/kernel"):
+        return tensor.reshaped(first * second, third)
+    return tensor.reshaped(first, second * third)
 
 
 def _first_line(error: BaseException) -> str:

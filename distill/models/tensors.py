@@ -58,6 +58,10 @@ class Tensor:
         """Return the tensor with its axes reversed."""
         return Tensor(self.shape[::-1], self.dtype, lambda: self.read().T)
 
+    def reshaped(self, *shape: int) -> "Tensor":
+        """Return the tensor in another shape of the same size."""
+        return Tensor(shape, self.dtype, lambda: self.read().reshape(shape))
+
     def cast(self, dtype: str) -> "Tensor":
         """Return the tensor in another dtype."""
         wanted = np.dtype(getattr(ml_dtypes, dtype, dtype))

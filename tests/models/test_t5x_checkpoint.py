@@ -62,7 +62,11 @@ def flat(model, dtype="float32"):
 
 
 def scanned(arrays, model):
-    """Stack the layers of each tower on axis 1, the shared table of positions with them."""
+    """Stack the layers of each tower on axis 1 as T5X's scalable_t5 does.
+
+    The shared table of positions is stacked with them, and heads and their width are two axes.
+    """
+    heads, head_dim = model.config.num_heads, model.config.head_dim
     counts = {"encoder": model.config.num_encoder_layers}
     counts["decoder"] = model.config.num_decoder_layers
     whole = {name: array for name, array in arrays.items() if "/layers_" not in name}
@@ -70,6 +74,9 @@ def scanned(arrays, model):
         start = f"{tower}/layers_0/"
         for name in [name for name in arrays if name.startswith(start)]:
             layers = [arrays[name.replace("layers_0", f"layers_{layer}")] for layer in range(count)]
+            if "attention/" in name:
+                split = (heads, head_dim, -1) if "/out/" in name else (-1, heads, head_dim)
+                layers = [layer.reshape(split) for layer in layers]
             whole[f"{tower}/{tower}/{name.removeprefix(start)}"] = np.stack(layers, 1)
         table = whole.pop(f"{tower}/relpos_bias/rel_embedding")
         name = f"{tower}/{tower}/relpos_bias/rel_embedding"

@@ -164,7 +164,8 @@ class Trials(Asking):
         """Return whether every endpoint's card of the model says that it takes a prefix apart."""
         if self.kind == "chat":
             return False
-        cards = [client.models.with_raw_response.retrieve for client in self.clients]
+        servers = {str(client.base_url): client for client in self.clients}
+        cards = [client.models.with_raw_response.retrieve for client in servers.values()]
         name = {"model": self.model}
         try:
             return all(

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 Finished = tuple[int, Completion]
 # Some servers answer what they do not know with a fault, for ever.
 TRIES_OF_A_PROBE = 4
+CONNECTIONS_OF_A_CLIENT = 8
 
 
 # --- An endpoint -------------------------------------------------------------------------------
@@ -253,12 +254,18 @@ class OpenAICompatible:
 
     @contextlib.asynccontextmanager
     async def _clients(self) -> AsyncIterator[Clients]:
+        """Open clients that share the connections: a pool looks at all of its own at each request.
+
+        Those of different addresses alternate, so that the next one stands in for a failed one.
+        """
         import openai
 
         async with contextlib.AsyncExitStack() as stack:
             key = read_key(self.api_key_variable)
             settings = {"api_key": key, "timeout": self.timeout, "max_retries": 0}
-            opened = (openai.AsyncOpenAI(base_url=url, **settings) for url in self._addresses)
+            rounds = -(-self.concurrency // (CONNECTIONS_OF_A_CLIENT * len(self._addresses)))
+            urls = self._addresses * rounds
+            opened = (openai.AsyncOpenAI(base_url=url, **settings) for url in urls)
             yield [await stack.enter_async_context(client) for client in opened]
 
 

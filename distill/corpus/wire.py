@@ -1,7 +1,9 @@
 """Read completions from the JSON of OpenAI-compatible APIs; sends nothing."""
 
+import functools
+import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -28,6 +30,9 @@ _FINISH_REASONS = {
 _ENDS = frozenset(
     text.encode() for text in (*END_TEXTS, "<|end_of_text|>", "<|end|>", "<eos>", "<end_of_turn>")
 )
+
+
+_NATS = operator.itemgetter(1)
 
 
 class WireError(Exception):
@@ -198,7 +203,7 @@ def _legacy_tokens(choice: Mapping[str, Any], text: str) -> list[Reported]:
     if not len(names) == len(nats) == len(tops):
         raise WireError(f"{len(names)} tokens with {len(nats)} log-probabilities")
     return [
-        Reported(_bytes({"token": name}), _nats(logprob), _top(_items(top or {})))
+        Reported(_spelled(name), _nats(logprob), _ranked(_pairs(top)))
         for name, logprob, top in zip(names, nats, tops, strict=True)
     ]
 
@@ -215,20 +220,28 @@ def _chat_tokens(choice: Mapping[str, Any], text: str) -> list[Reported]:
             raise _no_logprobs()
         return []
     return [
-        Reported(_bytes(item), _nats(item.get("logprob")), _top(item.get("top_logprobs") or []))
+        Reported(_bytes(item), _nats(item.get("logprob")), _top(item.get("top_logprobs")))
         for item in _field(logprobs, "content", list)
         if _is_mapping(item)
     ]
 
 
-def _items(top: Any) -> list[dict[str, Any]]:
-    return [
-        {"token": key, "logprob": value} for key, value in (top if _is_mapping(top) else {}).items()
-    ]
+def _pairs(top: Any) -> Iterator[tuple[bytes, Any]]:
+    """Yield a legacy token's candidates, which may be null."""
+    if top and _is_mapping(top):
+        yield from ((_named(name), nats) for name, nats in top.items())
+
+
+def _top(items: Any) -> tuple[tuple[bytes, float], ...]:
+    """Return a chat token's candidates, which may be null."""
+    if not isinstance(items or [], list):
+        raise WireError(f"candidates as {type(items).__name__}")
+    named = filter(_is_mapping, items or [])
+    return _ranked((_bytes(item), item.get("logprob")) for item in named)
 
 
 def _is_mapping(value: Any) -> bool:
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):  # JSON has no other, and abstract classes are slow to ask.
         raise WireError(f"a {type(value).__name__} in the place of an object")
     return True
 
@@ -263,13 +276,25 @@ def _whole(text: str) -> str:
 def _bytes(item: Mapping[str, Any]) -> bytes:
     raw = item.get("bytes")
     if raw is None:
-        return name_bytes(_field(item, "token", str))
+        return _spelled(item.get("token"))
     if not isinstance(raw, list):
         raise WireError(f"bytes of {raw!r}")
     try:
         return bytes(raw)
     except (TypeError, ValueError) as error:
         raise WireError(f"bytes of {raw!r}") from error
+
+
+def _spelled(name: Any) -> bytes:
+    if not isinstance(name, str):
+        raise WireError(f"token is {type(name).__name__}, not str")
+    return _named(name)
+
+
+@functools.lru_cache(maxsize=1 << 15)
+def _named(name: str) -> bytes:
+    """Return `name_bytes`; the names of a vocabulary come again and again."""
+    return name_bytes(name)
 
 
 def name_bytes(name: str) -> bytes:
@@ -300,24 +325,22 @@ def _nats(logprob: Any) -> float:
     return max(min(float(logprob), 0.0), SENTINEL)
 
 
-def _top(items: Any) -> tuple[tuple[bytes, float], ...]:
+def _ranked(pairs: Iterable[tuple[bytes, Any]]) -> tuple[tuple[bytes, float], ...]:
     """Keep the candidates whose log-probability is known, those of equal bytes joined.
 
     A candidate that ends the text is b"". One whose bytes are untold keeps its mass, which no
     student token can take.
     """
-    if not isinstance(items, list):
-        raise WireError(f"candidates as {type(items).__name__}")
     known: dict[bytes, float] = {}
-    for item in filter(_is_mapping, items):
-        name, nats = _bytes(item), _nats(item.get("logprob"))
+    for name, told in pairs:
+        nats = _nats(told)
         if not nats > SENTINEL:
             continue
         name = b"" if name in _ENDS else name
         if known.get(name, nats) != nats:
             nats = min(float(np.logaddexp(known[name], nats)), 0.0)
         known[name] = nats
-    return tuple(sorted(known.items(), key=lambda pair: -pair[1]))
+    return tuple(sorted(known.items(), key=_NATS, reverse=True))
 
 
 # --- Text and tokens together ------------------------------------------------------------------

@@ -1,20 +1,23 @@
 """Answers of checkpoints to problems, graded and counted; choosing one is select's part."""
 
+import contextlib
 import dataclasses
 import itertools
 import logging
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from distill.core.errors import UserError
-from distill.core.ports import Generator, Request, Sampling
+from distill.core.ports import Completion, Generator, Request, Sampling
 from distill.core.progress import progress
-from distill.core.records import Accuracy, Prediction, Problem, Trace
+from distill.core.records import Accuracy, Prediction, Problem, Trace, Verdict
 from distill.core.store import Shards, Stage, manifest, read_json
-from distill.corpus import prompts
-from distill.corpus.check import GRADERS, Grader, check
+from distill.corpus import graders, prompts
+from distill.corpus.check import Judge, check
 from distill.corpus.completions import cut_after_answer
+from distill.corpus.harvest import sample_seed
 
 logger = logging.getLogger(__name__)
 
@@ -23,40 +26,146 @@ STEERING = ("validation", "selection")
 REPORTED = ("report", "test")
 PER_SHARD = 256
 GREEDY = Sampling(temperature=0.0, top_logprobs=0)
+_FINISHED = ("right", "wrong", "undecided", "unparsed")
+
+Prompt = Callable[[Problem], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How one set is asked and graded, where the stage's own way does not do.
+
+    Attributes:
+        format: one of `prompts.FORMATS`, or a function from a problem to its prompt, such as
+            `bbh.PublishedPrompt`; the stage's where None.
+        grader: one of `graders.NAMES`; the stage's where None.
+        beside: a second grader, whose right answers are counted beside the first's.
+    """
+
+    format: str | Prompt | None = None
+    grader: str | None = None
+    beside: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.format, str):
+            _require("format", prompts.FORMATS, self.format)
+        for name in filter(None, (self.grader, self.beside)):
+            graders.require(name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Voting:
+    """Self-consistency: several samples a problem, of which the answer given most often counts.
+
+    Answers are one where the grader's keys are. Samples without an answer have no vote; of answers
+    with as many votes the one that came first, by sample, is taken.
+
+    Attributes:
+        samples: votes a problem.
+        temperature: of the samples, above 0.
+        top_p: nucleus mass kept, 1 keeps all.
+        seed: from which each sample's own is derived.
+
+    Source: Wang et al. 2022, arXiv 2203.11171; without its sum of normalised probabilities, which
+    it found to be no better than the plain count.
+    """
+
+    samples: int = 8
+    temperature: float = 0.7
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.temperature <= 0:
+            raise UserError(
+                "samples of at least 1 and a temperature above 0",
+                f"{self.samples} and {self.temperature}",
+                "correct evaluate.Voting",
+            )
 
 
 def evaluate(
     problems: Sequence[Problem],
     generator: Generator,
     *,
-    format: Callable[[Problem], str],
-    grader: Grader,
+    format: Prompt,
+    grader: Judge,
+    graders: Mapping[str, Judge] | None = None,
     sampling: Sampling = GREEDY,
+    voting: Voting | None = None,
     step: int = 0,
 ) -> Iterator[Prediction]:
-    """Ask every problem once; cut and grade what comes as a teacher's traces are.
+    """Ask every problem; cut and grade what comes as a teacher's traces are.
 
-    A prediction depends on its problem, the generator and the sampling alone.
+    A prediction depends on its problem, the generator, the sampling and the voting alone.
 
     Args:
         problems: what is asked.
         generator: who answers.
         format: a problem's prompt.
         grader: how an answer is found and compared with the gold one.
-        sampling: greedy by default.
+        graders: other graders, by set.
+        sampling: greedy by default; with voting, its temperature and top_p are the voting's.
+        voting: how many samples vote; each problem is asked once where None.
         step: the checkpoint that the generator runs.
 
     Returns:
         One prediction for each problem, in the order in which they finish.
     """
-    requests = [Request(format(problem)) for problem in problems]
-    for index, completion in generator.generate(requests, sampling):
-        problem, asked = problems[index], requests[index]
-        written = vars(cut_after_answer(completion))
-        trace = Trace(problem.problem_id, 0, asked.prompt, **written, model="", seed=asked.seed)
-        (verdict,) = check([trace], [problem], grader)
-        found = (trace.text, verdict.outcome, verdict.answer)
-        yield Prediction(step, problem.problem_id, problem.source, problem.split, *found)
+    seeds = _seeds(voting)
+    requests = [Request(format(p), seed) for p in problems for seed in seeds(p)]
+    votes = voting.samples if voting else 1
+    waiting: defaultdict[int, dict[int, Completion]] = defaultdict(dict)
+    for index, completion in generator.generate(requests, _drawn(sampling, voting)):
+        place, sample = divmod(index, votes)
+        waiting[place][sample] = completion
+        if len(waiting[place]) == votes:
+            problem, came = problems[place], waiting.pop(place)
+            judge = (graders or {}).get(problem.source, grader)
+            asked = requests[place * votes : (place + 1) * votes]
+            traces = [_trace(problem, n, asked[n], came[n]) for n in range(votes)]
+            yield _prediction(problem, traces, judge, step)
+
+
+def _seeds(voting: Voting | None) -> Callable[[Problem], list[int]]:
+    if voting is None:
+        return lambda problem: [0]
+    samples = range(voting.samples)
+    return lambda problem: [sample_seed(voting.seed, problem.problem_id, n) for n in samples]
+
+
+def _drawn(sampling: Sampling, voting: Voting | None) -> Sampling:
+    if voting is None:
+        return sampling
+    return dataclasses.replace(sampling, temperature=voting.temperature, top_p=voting.top_p)
+
+
+def _trace(problem: Problem, sample: int, asked: Request, completion: Completion) -> Trace:
+    written = cut_after_answer(completion).traced()
+    return Trace(problem.problem_id, sample, asked.prompt, **written, model="", seed=asked.seed)
+
+
+def _prediction(problem: Problem, traces: Sequence[Trace], judge: Judge, step: int) -> Prediction:
+    verdicts = list(check(traces, [problem], judge))
+    chosen = majority(verdicts, judge)
+    found = (traces[chosen].text, verdicts[chosen].outcome, verdicts[chosen].answer)
+    return Prediction(step, problem.problem_id, problem.source, problem.split, *found)
+
+
+def majority(verdicts: Sequence[Verdict], judge: Judge) -> int:
+    """Return the place of the first sample that gives the answer given most often, 0 if none does.
+
+    Example:
+        >>> said = [Verdict("a", n, "wrong", answer, "") for n, answer in enumerate("878")]
+        >>> majority(said, graders.GRADERS["default"])
+        0
+    """
+    keys = [None if v.answer is None else judge.key(v.answer) for v in verdicts]
+    votes = Counter(key for key in keys if key is not None)
+    if not votes:
+        return 0
+    most = max(votes.values())
+    return next(place for place, key in enumerate(keys) if key is not None and votes[key] == most)
 
 
 def tally(predictions: Iterable[Prediction]) -> dict[int, dict[str, Accuracy]]:
@@ -201,35 +310,33 @@ def run(
     max_tokens: int = 256,
     batch_size: int = 64,
     limit: int | None = None,
+    ways: Mapping[str, Way] | None = None,
+    voting: Voting | None = None,
 ) -> dict[str, Any]:
     """Answer the validation sets and the selection halves with every checkpoint, step 0 included.
+
+    A student that is named, in a run without training, answers as it is, as step 0.
 
     Args:
         run_dir: the run.
         student: the directory of the start; where train found it if None.
         format: the prompt format that is asked.
-        grader: `default`, or `fu2023` for parity with the paper.
+        grader: one of `graders.NAMES`.
         max_tokens: most tokens of an answer.
         batch_size: problems decoded together; it changes no answer.
         limit: most problems of a set; all where None.
+        ways: how sets are asked and graded otherwise, by set.
+        voting: how many samples of a problem vote; greedy where None.
 
     Returns:
-        `accuracy`, {step: {set: {"correct", "n"}}}, and the numbers of checkpoints and predictions.
+        `accuracy`, {step: {set: {"correct", "n"}}}, and the numbers of checkpoints and predictions;
+        `accuracy_beside`, the same of second graders, where a set has one.
 
     Raises:
-        UserError: no such format or grader, no such problems, or an input is not complete.
+        UserError: no such format, grader or set, no such problems, or an input is not complete.
     """
-    from distill.training import checkpoints
-
-    settings = _settings(format, grader, max_tokens, limit)
-    inputs = ("problems", "train")
-    with Stage.open(run_dir, "evaluate", settings=settings, inputs=inputs) as stage:
-        if not stage.complete:
-            make = students(run_dir, batch_size, start=student)
-            sink = Shards(run_dir / "predictions", Prediction)
-            steps = sorted({0, *checkpoints.steps(run_dir / "checkpoints")})
-            stage.finish(**_fill(run_dir, sink, STEERING, steps, make, settings))
-        return stage.summary
+    options = _Options(format, grader, max_tokens, limit, ways or {}, voting)
+    return _stage(Path(run_dir), _EVALUATE, options, student, batch_size)
 
 
 def final(
@@ -241,54 +348,102 @@ def final(
     max_tokens: int = 256,
     batch_size: int = 64,
     limit: int | None = None,
+    ways: Mapping[str, Way] | None = None,
+    voting: Voting | None = None,
 ) -> dict[str, Any]:
     """Answer the report halves and test splits with the start and the chosen checkpoint.
 
-    Where validation would have chosen another checkpoint, that one answers too.
+    Where validation would have chosen another checkpoint, that one answers too. A student that is
+    named, in a run without training, answers as it is, as step 0.
 
     Args:
         run_dir: the run.
         student: the directory of the start; where train found it if None.
         format: the prompt format that is asked.
-        grader: `default`, or `fu2023` for parity with the paper.
+        grader: one of `graders.NAMES`.
         max_tokens: most tokens of an answer.
         batch_size: problems decoded together; it changes no answer.
         limit: most problems of a set; all where None.
+        ways: how sets are asked and graded otherwise, by set.
+        voting: how many samples of a problem vote; greedy where None.
 
     Returns:
-        `accuracy`, {step: {set: {"correct", "n"}}}, and the numbers of checkpoints and predictions.
+        As `run`.
 
     Raises:
-        UserError: no such format or grader, no such problems, or an input is not complete.
+        UserError: no such format, grader or set, no such problems, or an input is not complete.
     """
-    settings = _settings(format, grader, max_tokens, limit)
-    inputs = ("problems", "train", "select")
-    with Stage.open(run_dir, "final", settings=settings, inputs=inputs) as stage:
-        if not stage.complete:
-            make = students(run_dir, batch_size, start=student)
-            sink = Shards(run_dir / "final", Prediction)
-            steps = _reported_steps(run_dir)
-            stage.finish(**_fill(run_dir, sink, REPORTED, steps, make, settings))
-        return stage.summary
+    options = _Options(format, grader, max_tokens, limit, ways or {}, voting)
+    return _stage(Path(run_dir), _FINAL, options, student, batch_size)
 
 
-def _reported_steps(run_dir: Path) -> list[int]:
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """What decides a stage's answers, refused before a manifest holds it."""
+
+    format: str
+    grader: str
+    max_tokens: int
+    limit: int | None
+    ways: Mapping[str, Way]
+    voting: Voting | None
+
+    def __post_init__(self) -> None:
+        _require("format", prompts.FORMATS, self.format)
+        graders.require(self.grader)
+        if self.max_tokens < 1 or (self.limit is not None and self.limit < 1):
+            raise UserError(
+                "max_tokens and limit of at least 1",
+                f"max_tokens {self.max_tokens} and limit {self.limit}",
+                "raise them or leave them out",
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """Return the manifest's; without `ways` and `voting` those of a version without them."""
+        later = {"ways": self.ways, "voting": self.voting}
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in found.items() if value or name not in later}
+
+
+class _Kind(NamedTuple):
+    """What sets the two stages apart."""
+
+    name: str
+    folder: str
+    splits: Sequence[str]
+    after: Sequence[str]
+    steps: Callable[[Path], list[int]]
+
+
+def _saved_steps(run_dir: Path) -> list[int]:
+    from distill.training import checkpoints
+
+    return sorted({0, *checkpoints.steps(run_dir / "checkpoints")})
+
+
+def _chosen_steps(run_dir: Path) -> list[int]:
     selection = read_json(run_dir / "reports" / "selection.json")
     names = ("chosen_step", "validation_step")
     return sorted({0, *(selection[name] for name in names if name in selection)})
 
 
-def _settings(format: str, grader: str, max_tokens: int, limit: int | None) -> dict[str, Any]:
-    """Refuse what is wrong before a manifest holds it."""
-    _require("format", prompts.FORMATS, format)
-    _require("grader", GRADERS, grader)
-    if max_tokens < 1 or (limit is not None and limit < 1):
-        raise UserError(
-            "max_tokens and limit of at least 1",
-            f"max_tokens {max_tokens} and limit {limit}",
-            "raise them or leave them out",
-        )
-    return {"format": format, "grader": grader, "max_tokens": max_tokens, "limit": limit}
+_EVALUATE = _Kind("evaluate", "predictions", STEERING, ["train"], _saved_steps)
+_FINAL = _Kind("final", "final", REPORTED, ["train", "select"], _chosen_steps)
+
+
+def _stage(
+    run_dir: Path, kind: _Kind, options: _Options, student: str | None, batch_size: int
+) -> dict[str, Any]:
+    trained = student is None or (run_dir / "manifests" / "train.json").exists()
+    settings = options.settings() | ({} if trained else {"student": student})
+    inputs = ["problems", *(kind.after if trained else ())]
+    with Stage.open(run_dir, kind.name, settings=settings, inputs=inputs) as stage:
+        if not stage.complete:
+            steps = kind.steps(run_dir) if trained else [0]
+            make = students(run_dir, batch_size, start=student)
+            sink = Shards(run_dir / kind.folder, Prediction)
+            stage.finish(**_fill(run_dir, sink, kind.splits, steps, make, options))
+        return stage.summary
 
 
 def _require(what: str, known: Collection[str], name: str) -> None:
@@ -302,21 +457,62 @@ def _fill(
     splits: Sequence[str],
     steps: Sequence[int],
     make: Callable[[int], Generator],
-    settings: Mapping[str, Any],
+    options: _Options,
 ) -> dict[str, Any]:
     """Ask what is left to ask and count all of it."""
     every = list(Shards(run_dir / "problems", Problem))
-    how = {
-        "format": prompt(settings["format"], [p for p in every if p.split == "train"]),
-        "grader": GRADERS[settings["grader"]],
-        "sampling": dataclasses.replace(GREEDY, max_tokens=settings["max_tokens"]),
-    }
-    ask(choose(every, splits, settings["limit"]), steps, make, sink, **how)
+    for name in options.ways:
+        _require("set", sorted({problem.source for problem in every}), name)
+    with contextlib.ExitStack() as stack:
+        judges = {name: stack.enter_context(graders.opened(name)) for name in _graders(options)}
+        how = {
+            "format": _prompts(options, [p for p in every if p.split == "train"]),
+            "grader": judges[options.grader],
+            "graders": {s: judges[w.grader] for s, w in options.ways.items() if w.grader},
+            "sampling": dataclasses.replace(GREEDY, max_tokens=options.max_tokens),
+            "voting": options.voting,
+        }
+        ask(choose(every, splits, options.limit), steps, make, sink, **how)
+        beside = {s: judges[w.beside] for s, w in options.ways.items() if w.beside}
+        again = tally(_graded_again(sink, every, beside))
+    accuracy = tally(sink)
+    for step, of_step in sorted(accuracy.items()):
+        told = ", ".join(f"{name} {value}" for name, value in sorted(of_step.items()))
+        logger.info("step %d: %s", step, told)
     return {
         "checkpoints": len(steps),
         "predictions": len(sink),
-        "accuracy": _table(tally(sink)),
+        "accuracy": _table(accuracy),
+        **({"accuracy_beside": _table(again)} if again else {}),
     }
+
+
+def _graders(options: _Options) -> set[str]:
+    ways = options.ways.values()
+    named = (name for way in ways for name in (way.grader, way.beside) if name)
+    return {options.grader, *named}
+
+
+def _prompts(options: _Options, train: Sequence[Problem]) -> Prompt:
+    """Return what asks every set in its way."""
+    formats = {name: way.format for name, way in options.ways.items() if way.format is not None}
+    made = {name: prompt(f, train) if isinstance(f, str) else f for name, f in formats.items()}
+    usual = prompt(options.format, train)
+    return lambda problem: made.get(problem.source, usual)(problem)
+
+
+def _graded_again(
+    predictions: Iterable[Prediction], problems: Iterable[Problem], beside: Mapping[str, Judge]
+) -> Iterator[Prediction]:
+    """Yield the predictions of sets with a second grader, with its outcome."""
+    asked = {problem.problem_id: problem for problem in problems if problem.source in beside}
+    for prediction in predictions:
+        if prediction.problem_id in asked:
+            judge, outcome = beside[prediction.source], prediction.outcome
+            if outcome in _FINISHED:
+                gold = getattr(asked[prediction.problem_id], judge.field)
+                outcome, _, _ = judge(prediction.text, gold)
+            yield dataclasses.replace(prediction, outcome=outcome)
 
 
 def _table(counted: Mapping[int, Mapping[str, Accuracy]]) -> dict[str, dict[str, Any]]:

@@ -136,13 +136,19 @@ def _selection(held_out: Table, validation: Table, rule: Rule) -> dict[str, Any]
     return {**chosen, "alternatives": alternatives, "steps": steps}
 
 
+def _with_general(selection: dict[str, Any], general: Table) -> dict[str, Any]:
+    """Add the sets of general ability, which choose nothing, to every step of a selection."""
+    steps = [{**entry, "general": _counts(general[entry["step"]])} for entry in selection["steps"]]
+    return {**selection, "steps": steps}
+
+
+def _counts(of_step: Accuracies) -> dict[str, Any]:
+    return {name: dataclasses.asdict(value) for name, value in sorted(of_step.items())}
+
+
 def _sets(held_out: Table, validation: Table, step: int) -> dict[str, Any]:
     pairs = ((HELD_OUT, held_out), (IN_DISTRIBUTION, validation))
-    return {
-        split: {name: dataclasses.asdict(value) for name, value in sorted(table[step].items())}
-        for split, table in pairs
-        if step in table
-    }
+    return {split: _counts(table[step]) for split, table in pairs if step in table}
 
 
 def run(
@@ -151,6 +157,7 @@ def run(
     rule: Rule = mean,
     sets: Sequence[str] | None = None,
     validation_sets: Sequence[str] | None = None,
+    general: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Choose the checkpoint by the held-out sets and write `reports/selection.json`.
 
@@ -160,23 +167,41 @@ def run(
         sets: the held-out sets that count; all where None.
         validation_sets: the in-distribution sets, by whose mean the other choice is made; all
             where None.
+        general: sets of general ability, of either kind: they choose nothing, and are told beside
+            each step's score, so that the price of specialising can be seen.
 
     Returns:
         `chosen_step`, and `validation_step` where there is a validation set.
 
     Raises:
-        UserError: evaluate is not complete, its predictions are on other splits, a set is unknown,
-            there is no held-out set, or the rule's weights are of other sets.
+        UserError: evaluate is not complete, its predictions are on other splits, a set is unknown
+            or both general and chosen by, there is no held-out set, or the rule's weights are of
+            other sets.
     """
     settings = {"rule": rule, "sets": sets, "validation_sets": validation_sets}
+    settings |= {"general": general} if general else {}
     with Stage.open(run_dir, "select", settings=settings, inputs=("evaluate",)) as stage:
         if not stage.complete:
             held_out, validation = tables(run_dir)
-            selection = _selection(_only(held_out, sets), _only(validation, validation_sets), rule)
+            chosen_by = _only(_without(held_out, general), sets)
+            beside = _only(_without(validation, general), validation_sets)
+            selection = _selection(chosen_by, beside, rule)
+            if general:
+                both = {s: {**held_out.get(s, {}), **validation.get(s, {})} for s in held_out}
+                selection = _with_general(selection, _only(both, general))
             write_json(run_dir / "reports" / "selection.json", selection)
             steps = ("chosen_step", "validation_step")
             stage.finish(**{name: selection[name] for name in steps if name in selection})
         return stage.summary
+
+
+def _without(table: Table, general: Sequence[str]) -> Table:
+    """Leave out the sets of general ability, and steps that have no other set."""
+    left = {
+        step: {name: value for name, value in of_step.items() if name not in general}
+        for step, of_step in table.items()
+    }
+    return {step: of_step for step, of_step in left.items() if of_step}
 
 
 def _only(table: Table, sets: Sequence[str] | None) -> Table:

@@ -14,13 +14,24 @@ import tokalign
 from distill.core.errors import UserError
 from distill.core.paths import shipped
 from distill.core.ports import Completion
-from distill.core.records import Accuracy, Prediction, Problem
+from distill.core.records import Accuracy, Prediction, Problem, Verdict
 from distill.core.store import Shards, Stage, manifest, write_json
 from distill.corpus.check import GRADERS
 from distill.models import weights
 from distill.models.t5 import T5Config, T5Model
 from distill.training.checkpoints import Checkpoints
-from distill.training.evaluate import ask, choose, evaluate, final, prompt, run, tally
+from distill.training.evaluate import (
+    Voting,
+    Way,
+    ask,
+    choose,
+    evaluate,
+    final,
+    majority,
+    prompt,
+    run,
+    tally,
+)
 
 HOW = {"format": prompt("zero_shot_cot", []), "grader": GRADERS["default"]}
 
@@ -108,6 +119,53 @@ def test_a_step_with_nothing_left_makes_no_generator(tmp_path):
 
     ask([problem(1)], [0], refuse, sink, **HOW)
     assert len(sink) == 1
+
+
+@dataclasses.dataclass
+class Drawer:
+    """Says what its draw finds: an answer, or None for a text without one."""
+
+    said: list
+    seeds: set = dataclasses.field(default_factory=set)
+    model: str = "drawer"
+    finish_reason: str = "stop"
+
+    def generate(self, requests, sampling):
+        assert (sampling.temperature, sampling.top_p) == (0.5, 0.9)
+        for index in reversed(range(len(requests))):
+            self.seeds.add(requests[index].seed)
+            answer = self.said[index % len(self.said)]
+            text = "Who knows?" if answer is None else f"So.\nThe answer is {answer}"
+            yield index, completion(text, self)
+
+    def score(self, requests, top_logprobs=5):
+        raise NotImplementedError
+
+
+answered = st.lists(st.sampled_from(["8", "8.0", "9", "$9", "1", None]), min_size=1, max_size=7)
+
+
+@settings(deadline=None)
+@given(answered)
+def test_a_vote_takes_the_key_given_most_often_and_of_these_the_first(said):
+    default = GRADERS["default"]
+    keys = [None if answer is None else default.key(answer) for answer in said]
+    chosen = keys[majority([Verdict("p", n, "wrong", a, "") for n, a in enumerate(said)], default)]
+    votes = {key: keys.count(key) for key in keys if key is not None}
+    assert chosen == max(votes, key=votes.get, default=None)  # a dict keeps the order of the first
+
+
+@settings(deadline=None, max_examples=30)
+@given(answered)
+def test_a_voted_prediction_is_that_of_the_vote_for_every_problem(said):
+    problems, voting = [problem(4), problem(5)], Voting(len(said), 0.5, top_p=0.9)
+    drawer = Drawer(said)
+    found = by_id(evaluate(problems, drawer, voting=voting, **HOW))
+    place = majority(
+        [Verdict("p", n, "wrong", answer, "") for n, answer in enumerate(said)], GRADERS["default"]
+    )
+    assert {p.answer for p in found.values()} == {said[place]}
+    assert len(found) == 2 and len(drawer.seeds) == 2 * len(said)
 
 
 # --- Goldens -----------------------------------------------------------------------------------
@@ -242,6 +300,48 @@ def test_a_run_that_lost_shards_and_changed_its_batches_ends_the_same(trained, t
     assert both[0] == both[1]
 
 
+def test_a_set_is_asked_and_graded_in_its_own_way_and_by_a_second_grader(trained, tmp_path):
+    run_dir = copied(trained, tmp_path)
+    plain = run(**asked(run_dir))
+    shutil.rmtree(run_dir / "predictions")
+    (run_dir / "manifests/evaluate.json").unlink()
+    way = Way(format=_as_it_is, grader="exact", beside="caseless")
+    summary = run(**asked(run_dir), ways={"svamp": way})
+    assert summary["accuracy"].keys() == plain["accuracy"].keys()
+    assert summary["accuracy_beside"]["3"].keys() == {"svamp"}
+    found = [p for p in Shards(run_dir / "predictions", Prediction) if p.source == "svamp"]
+    assert all(
+        p.answer == (p.text.strip().split("\n")[0].strip().removesuffix(".") or None)
+        for p in found
+        if p.outcome != "truncated" and "answer is" not in p.text
+    )
+    written = manifest(run_dir, "evaluate")["settings"]["ways"]["svamp"]
+    assert written["grader"] == "exact" and written["format"].endswith("_as_it_is")
+
+
+def _as_it_is(problem):
+    return problem.question
+
+
+def test_a_student_of_no_training_answers_as_it_is(trained, tmp_path):
+    run_dir = tmp_path / "bare"
+    shutil.copytree(trained / "problems", run_dir / "problems")
+    with Stage.open(run_dir, "problems", settings={}) as stage:
+        stage.finish()
+    for stage in (run, final):
+        summary = stage(**asked(run_dir), student=str(trained / "start"))
+        assert summary["accuracy"].keys() == {"0"}
+    assert summary["accuracy"]["0"].keys() == {"gsm", "svamp"}
+    assert manifest(run_dir, "final")["settings"]["student"] == str(trained / "start")
+
+
+def test_voting_runs_through_the_stage(trained, tmp_path):
+    run_dir = copied(trained, tmp_path)
+    summary = run(**asked(run_dir), voting=Voting(3), limit=2)
+    assert (summary["checkpoints"], summary["predictions"]) == (3, 12)
+    assert manifest(run_dir, "evaluate")["settings"]["voting"]["samples"] == 3
+
+
 # --- Refusals ----------------------------------------------------------------------------------
 
 
@@ -264,7 +364,7 @@ def test_too_few_problems_to_show_are_refused():
 def test_wrong_settings_are_refused_before_a_manifest_holds_them(trained, tmp_path):
     run_dir = copied(trained, tmp_path)
     wrong = {
-        "a grader of default, fu2023, got exact": {"grader": "exact"},
+        "a grader of default, fu2023, .*, got strict": {"grader": "strict"},
         "a format of zero_shot_answer, .* got chat": {"format": "chat"},
         "max_tokens and limit of at least 1, got max_tokens 0": {"max_tokens": 0},
         "max_tokens and limit of at least 1, got .* limit 0": {"limit": 0},
@@ -274,6 +374,22 @@ def test_wrong_settings_are_refused_before_a_manifest_holds_them(trained, tmp_pa
             with pytest.raises(UserError, match=line):
                 stage(**{**asked(run_dir), **choice})
     assert not (run_dir / "manifests" / "evaluate.json").exists()
+
+
+def test_a_way_of_an_unknown_set_is_refused(trained, tmp_path):
+    run_dir = copied(trained, tmp_path)
+    with pytest.raises(UserError, match="a set of gsm, svamp, got multi"):
+        run(**asked(run_dir), ways={"multi": Way()})
+    assert not (run_dir / "manifests" / "evaluate.json").exists()
+
+
+def test_ways_and_votes_without_meaning_are_refused():
+    with pytest.raises(UserError, match=r"a format of zero_shot_answer, .* got chat"):
+        Way(format="chat")
+    with pytest.raises(UserError, match=r"a grader of default, .* got strict"):
+        Way(beside="strict")
+    with pytest.raises(UserError, match="a temperature above 0, got 8 and 0"):
+        Voting(temperature=0)
 
 
 def test_final_before_select_is_refused(trained):

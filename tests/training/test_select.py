@@ -136,6 +136,23 @@ def test_only_the_named_validation_sets_make_the_other_choice(tmp_path):
     assert run(run_dir=tmp_path, validation_sets=["gsm"])["validation_step"] == 5
 
 
+def test_general_sets_choose_nothing_and_are_told_beside_every_step(tmp_path):
+    evaluated(
+        tmp_path,
+        *[(0, "multi", "selection", 1), (0, "gsm", "validation", 1), (0, "words", "validation", 9)],
+        *[(0, "bbh", "selection", 8), (5, "bbh", "selection", 3)],
+        *[(5, "multi", "selection", 2), (5, "gsm", "validation", 2), (5, "words", "validation", 0)],
+    )
+    chosen = run(run_dir=tmp_path, general=["words", "bbh"])
+    assert chosen == {"chosen_step": 5, "validation_step": 5}
+    steps = json.loads((tmp_path / "reports" / "selection.json").read_text())["steps"]
+    assert steps[0]["selection"] == {"multi": {"correct": 1, "n": 10}}
+    assert [entry["general"] for entry in steps] == [
+        {"bbh": {"correct": 8, "n": 10}, "words": {"correct": 9, "n": 10}},
+        {"bbh": {"correct": 3, "n": 10}, "words": {"correct": 0, "n": 10}},
+    ]
+
+
 # --- Refusals ----------------------------------------------------------------------------------
 
 
@@ -169,6 +186,14 @@ def test_an_unknown_set_is_refused(tmp_path):
     evaluated(tmp_path, (0, "multi", "selection", 1))
     with pytest.raises(UserError, match="expected a set of multi, got svamp"):
         run(run_dir=tmp_path, sets=["svamp"])
+
+
+def test_a_general_set_that_is_unknown_or_chosen_by_is_refused(tmp_path):
+    evaluated(tmp_path, (0, "multi", "selection", 1), (0, "bbh", "selection", 1))
+    with pytest.raises(UserError, match="expected a set of bbh, multi, got words"):
+        run(run_dir=tmp_path, general=["words"])
+    with pytest.raises(UserError, match="expected a set of multi, got bbh"):
+        run(run_dir=tmp_path, general=["bbh"], sets=["bbh"])
 
 
 def test_weights_that_do_not_fit_the_sets_are_refused():

@@ -138,7 +138,7 @@ class Session:
             except openai.APIConnectionError as error:
                 fault, pause = type(error.__cause__ or error).__name__, 0.0
             except WireError as error:
-                fault, pause = f"a malformed answer ({error})", 0.0
+                fault, pause = self._public(f"a malformed answer ({error})"), 0.0
             self.faults[fault] += 1
             if self._ended:
                 break
@@ -183,9 +183,8 @@ class Session:
         self.answers += 1
         self._waiting = False
         if "model" in answer and len(self.served) < _SHOWN_MODELS:
-            self.served.add(
-                f"{answer.get('model')} {answer.get('system_fingerprint') or ''}".strip()
-            )
+            served = f"{answer.get('model')} {answer.get('system_fingerprint') or ''}"
+            self.served.add(self._public(served).strip())
         self.prompt_tokens += prompt
         self.completion_tokens += completion
         self.pace.answered(prompt + completion, headers)
@@ -207,6 +206,10 @@ class Session:
             "raise it and run the command again",
         )
 
+    def _public(self, text: str) -> str:
+        """Return a text of the endpoint's without the key, should it repeat it."""
+        return text.replace(self._secret, "***")
+
     def _refusal(self, error: "openai.APIStatusError") -> UserError:
         reason = PROMPT_AT_FAULT.get(str(error.code))
         if reason is not None:
@@ -215,7 +218,7 @@ class Session:
         message = " ".join(str(error.message).split())[:300]
         return UserError(
             f"{self.place} to serve",
-            f"HTTP {error.status_code}: {message.replace(self._secret, '***')}",
+            f"HTTP {error.status_code}: {self._public(message)}",
             "check the model, the key and the sampling against what the endpoint offers",
         )
 

@@ -2,11 +2,13 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+import traceback
 
 import gin
 import pytest
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 
 from distill.__main__ import main
 from distill.core.errors import UserError
-from distill.core.ports import Sampling
+from distill.core.ports import Fire, Sampling
 from distill.core.records import Problem, Trace
 from distill.core.store import Shards, Stage, manifest
 from distill.corpus.completions import Token, assemble
@@ -226,6 +228,43 @@ def test_the_key_reaches_no_file_of_the_run(tmp_path):
     generator = manifest(tmp_path, "harvest")["settings"]["generator"]
     shown = {"type": "OpenAICompatible", "model": "m", "kind": "completions"}
     assert generator == {**shown, "fire": None}
+
+
+def leaky(path, body):
+    """An endpoint that repeats the key wherever it can say something."""
+    told = {"error": {"message": f"Incorrect API key provided: {KEY}", "code": KEY}}
+    if body.get("echo") or "top_k" in body or body.get("temperature", 1.0) > 2:
+        return 401, told
+    if body["seed"] % 5 == 0 and body["max_tokens"] > 1:
+        return 200, {"choices": [{"text": "8", "logprobs": {"tokens": [KEY]}}]}
+    if body["seed"] % 5 == 1 and body["max_tokens"] > 1:
+        return 503, told
+    return None
+
+
+@pytest.mark.parametrize("kind", ["completions", "chat"])
+def test_the_key_reaches_no_log_file_or_error_of_a_harvest_that_fails(tmp_path, kind, caplog):
+    caplog.set_level(logging.DEBUG)
+    ready(tmp_path, problems(4))
+    told = []
+    settings = {"kind": kind, "fire": Fire(top_k=4), "backoff": 0.001, "concurrency": 4}
+    for override in (
+        leaky,
+        lambda *_: (401, {"error": {"message": f"no access for {KEY}", "code": KEY}}),
+        lambda *_: (200, {"model": KEY, "system_fingerprint": KEY, "choices": []}),
+    ):
+        with endpoint(faults=FAULTS) as server, pytest.raises(UserError) as raised:
+            server.override = override
+            asks = OpenAICompatible("m", server.url, max_retries=1, **settings)
+            run(run_dir=tmp_path, generator=asks, samples=2, sampling=SAMPLING)
+        told.append("".join(traceback.format_exception(raised.value)))
+    with endpoint(faults=FAULTS) as server:
+        asks = OpenAICompatible("m", server.url, **settings)
+        run(run_dir=tmp_path, generator=asks, samples=2, sampling=SAMPLING)
+    assert "***" in "".join(told) and len(caplog.text) > 1000
+    assert KEY not in caplog.text and KEY not in "".join(told)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 4 and not any(KEY.encode() in path.read_bytes() for path in files)
 
 
 RUN = """

@@ -68,6 +68,7 @@ def page(report: Mapping[str, Any]) -> str:
         _section("Data set", "dataset", report, _dataset),
         _section("Answers before and after", "samples", report, _samples),
         _section("Traces of the teacher", "traces", report, _traces),
+        _wrapped("Compute at test time", _scaling(report)) if "scaling" in report else "",
         _wrapped("Time", _times(report)),
         _wrapped("Settings", _settings(report)),
     )
@@ -364,6 +365,54 @@ def _traces(report: Mapping[str, Any]) -> str:
         f"{_text(trace['reason'])}</div><pre>{_text(trace['text'])}</pre>"
         for trace in report["traces"]
     )
+
+
+def _scaling(report: Mapping[str, Any]) -> str:
+    """Return a study of compute at test time: curves, accuracy by budget, equal FLOPs."""
+    study = report["scaling"]
+    sets = ", ".join(f"{_text(name)} {count:,}" for name, count in study["sets"].items())
+    words = f"<p>{study['questions']:,} questions ({sets}), bins of difficulty by pass@1.</p>"
+    curves = plots.compute_curves(study)
+    bins = range(len(study["bins"]["oracle"]["sizes"]))
+    pictures = "".join(
+        f"<h3>Bin {bin_ + 1}</h3>{_picture(plots.compute_curves(study, bin_))}" for bin_ in bins
+    )
+    return (
+        f"{words}{_picture(curves)}{_by_budget(study)}{_equal_flops(study)}"
+        f"<details><summary>By bin of difficulty, from the easiest</summary>{pictures}</details>"
+    )
+
+
+def _by_budget(study: Mapping[str, Any]) -> str:
+    rows = [
+        _row((_text(name), *(_points(p, signed=False) if p else "" for p in points)))
+        for name, points in plots.by_budget(study).items()
+    ]
+    for kind, policy in study["policies"].items():
+        ratios = ("" if row["ratio"] is None else f"{row['ratio']:.2f}" for row in policy["saved"])
+        rows.append(_row((f"samples saved, {_text(kind)} bins", *ratios)))
+    return _table(("strategy", *(f"N = {budget}" for budget in study["budgets"])), rows)
+
+
+def _equal_flops(study: Mapping[str, Any]) -> str:
+    """Return the policies against larger models; nothing where none was compared."""
+    head = ("larger, greedy", "times", "R", "bins", "counted", "N", "theirs", "ours less theirs")
+    rows = [
+        _row(
+            (
+                _text(row["larger"]),
+                f"{row['times']:.2f}",
+                f"{row['ratio']:g}",
+                _text(row["difficulty"]),
+                _text(row["counted"]),
+                "none" if row["budget"] is None else f"{row['budget']:,}",
+                f"{100 * row['theirs']:.1f}",
+                "" if row["budget"] is None else _points(row["difference"]),
+            )
+        )
+        for row in study["matched"]
+    ]
+    return f"<h3>At equal FLOPs</h3>{_table(head, rows)}" if rows else ""
 
 
 def _times(report: Mapping[str, Any]) -> str:

@@ -139,6 +139,47 @@ def change(before: Mapping[str, Counts], after: Mapping[str, Counts]) -> Picture
     return picture(draw, 1.3 + 0.55 * len(sets), f"Accuracy before and after on {len(sets)} sets.")
 
 
+def by_budget(study: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any] | None]]:
+    """Return a study's estimates by strategy or policy, one for each budget, None for none.
+
+    Args:
+        study: what the stage `scale` reports.
+    """
+    found: dict[str, list[Mapping[str, Any] | None]] = {}
+    for each in study["curves"]:
+        points = {point["budget"]: point for point in each["points"]}
+        found[each["strategy"]] = [points.get(budget) for budget in study["budgets"]]
+    for kind, policy in study["policies"].items():
+        found[f"policy, {kind} bins"] = list(policy["points"])
+    return found
+
+
+def compute_curves(study: Mapping[str, Any], bin_: int | None = None) -> Picture:
+    """Return accuracy over the budget, policies dashed, overall or in one oracle bin."""
+    budgets = study["budgets"]
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        for place, (name, points) in enumerate(by_budget(study).items()):
+            there = [(b, p) for b, p in zip(budgets, points, strict=True) if p is not None]
+            rows = [p if bin_ is None else p["by_bin"]["oracle"][bin_] for _, p in there]
+            colour = theme.curves[place % len(theme.curves)]
+            style = "s--" if name.startswith("policy") else "o:" if place > 5 else "o-"
+            at, values = [b for b, _ in there], [row["value"] for row in rows]
+            axes.plot(at, values, style, color=colour, label=name, markersize=4, linewidth=1.6)
+            low, high = ([row[end] for row in rows] for end in ("low", "high"))
+            axes.fill_between(at, low, high, color=colour, alpha=0.05, linewidth=0)
+        axes.set(xlabel="budget, solutions", ylabel="accuracy", xscale="log")
+        axes.set_xticks(budgets, [str(budget) for budget in budgets])
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.grid(axis="y", color=theme.faint, linewidth=0.6)
+        if bin_ is None:
+            _legend(axes, len(by_budget(study)))
+
+    where = "on all questions" if bin_ is None else f"in bin {bin_ + 1} of difficulty"
+    return picture(draw, 4.6 if bin_ is None else 2.8, f"Accuracy over the budget {where}.")
+
+
 def _whiskers(
     axes: Axes, counted: Sequence[Accuracy], shift: float, colour: str, label: str
 ) -> None:

@@ -58,6 +58,8 @@ def report(run_dir: Path) -> dict[str, Any]:
         else:
             left = "left none" if stage in summaries else "is not complete"
             absent[part] = f"stage {stage} {left}"
+    if "scale" in summaries:  # no part of the main job, so nobody misses it
+        found["scaling"] = read_json(run_dir / "reports" / "scale.json")
     return {**found, "absent": absent}
 
 

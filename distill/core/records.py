@@ -235,6 +235,47 @@ class Rollouts:
             raise ValueError(f"expected 0 <= right <= n and n > 0, got {self.right} of {self.n}")
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Answered:
+    """What a strategy made of one problem at one budget; one entry a candidate in the last four.
+
+    Attributes:
+        strategy: its name.
+        budget: what it was given.
+        problem_id: the problem.
+        answer: what it answered, None where it had no answer.
+        right: whether that is right.
+        charged: units of the budget that it used.
+        source: tokens of the prompt, None where the generator does not tell, as in the counts read.
+        policy_requests: completions drawn.
+        policy_read: tokens that the generator read.
+        policy_drawn: tokens that it drew.
+        verifier_requests: solutions scored.
+        verifier_read: tokens that the scorer read.
+        texts: UTF-8 of the solutions.
+        answers: UTF-8 of their answers, empty where there is none.
+        rights: 1 where the candidate is right.
+        scores: of the candidates, NaN where nobody scored them.
+    """
+
+    strategy: str
+    budget: int
+    problem_id: str
+    answer: str | None
+    right: bool
+    charged: int
+    source: int | None
+    policy_requests: int
+    policy_read: int | None
+    policy_drawn: int
+    verifier_requests: int
+    verifier_read: int | None
+    texts: tuple[bytes, ...]
+    answers: tuple[bytes, ...]
+    rights: UInt8Vector
+    scores: Float32Vector
+
+
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
     """Right answers out of n, as a pair until the last moment.

@@ -40,6 +40,8 @@ DIRECTORIES = {
     "evaluate": "predictions",
     "final": "final",
     "diversity": "diversity",
+    "scale": "scale",
+    "rollouts": "rollouts",
 }
 
 
@@ -181,6 +183,7 @@ _COLUMNS: dict[Any, _Column] = {
     str: _plain(pa.string()),
     str | None: _plain(pa.string()),
     int: _plain(pa.int64()),
+    int | None: _plain(pa.int64()),
     float: _plain(pa.float64()),
     bool: _plain(pa.bool_()),
     tuple[bytes, ...]: _plain(pa.list_(pa.binary()), tuple),

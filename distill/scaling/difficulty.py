@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from distill.core.errors import UserError
 from distill.models import layers
 from distill.models.layers import Params
-from distill.models.sampling import LocalGenerator, bucket
+from distill.models.sampling import LocalGenerator, Shipped, bucket
 from distill.models.t5 import T5, T5Model
 
 BINS = 5
@@ -144,6 +144,12 @@ def cross_fitted(
         held = folds == fold
         predicted[held] = ridge(features[~held], targets[~held])(features[held])
     return predicted
+
+
+def local(generator: object) -> LocalGenerator | None:
+    """Return the model behind a generator in this process; None for an endpoint."""
+    found = generator.generator if isinstance(generator, Shipped) else generator
+    return found if isinstance(found, LocalGenerator) else None
 
 
 def encoder_means(

@@ -1,7 +1,7 @@
 """Meshes and where each array lies on them; how a step uses them is the trainer's part."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,16 +19,20 @@ RULES: Mapping[str, str | None] = {
     "joined_kv": "tensor",
     "heads": "tensor",
     "relpos_buckets": None,
+    "score": None,
 }
 
 
-def mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """Return a mesh over all devices.
+def mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """Return a mesh over all devices of all processes, whose layouts the compiler carries through.
 
     Args:
         data: rows of a batch are cut this many ways; -1 takes what the others leave.
         fsdp: parameters and rows are cut this many ways.
         tensor: parameters are cut this many ways within a layer.
+        devices: those to take instead of all.
 
     Raises:
         UserError: the three do not multiply to the number of devices.
@@ -37,7 +41,8 @@ def mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
         >>> mesh().axis_names
         ('data', 'fsdp', 'tensor')
     """
-    count, sizes = jax.device_count(), (data, fsdp, tensor)
+    devices = jax.devices() if devices is None else devices
+    count, sizes = len(devices), (data, fsdp, tensor)
     given = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise UserError("positive mesh axes, at most one of -1", f"{sizes}", "correct the mesh")
@@ -48,7 +53,7 @@ def mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
             f"choose axes that multiply to {count}",
         )
     shape = tuple(count // given if size == -1 else size for size in sizes)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def param_shardings(

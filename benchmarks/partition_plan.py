@@ -1,0 +1,121 @@
+"""Plan how a published T5 shape lies on a mesh: bytes of parameters and optimizer state a device.
+
+    python benchmarks/partition_plan.py
+    python benchmarks/partition_plan.py --shapes t5_1_1_xl --mesh 2 8 1 --lower --rows 16
+
+Nothing of a model is allocated: its shapes are evaluated and placed by the trainer's own rules, and
+with --lower a training step in bfloat16 is traced and lowered for as many virtual CPU devices.
+Activations are not counted; `distill train` asks XLA for them on the devices themselves and refuses
+a step that does not fit.
+"""
+
+import argparse
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+
+SHAPES = ("t5_1_1_base", "t5_1_1_large", "t5_1_1_xl", "t5_1_1_xxl")
+# Of axes data, fsdp, tensor: one device, a host, slices of 16, 32 and 64.
+MESHES = ((1, 1, 1), (1, 8, 1), (1, 16, 1), (2, 16, 1), (1, 16, 4))
+HEADER = """\
+| shape | parameters | devices | data x fsdp x tensor | GB of parameters | of AdamW's moments |
+|---|---|---|---|---|---|"""
+
+
+def main() -> None:
+    """Print a table in Markdown."""
+    options = _parser().parse_args()
+    meshes = [tuple(mesh) for mesh in options.mesh or MESHES]
+    # JAX reads both when it is imported.
+    devices = max(math.prod(mesh) for mesh in meshes)
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    print(HEADER)
+    for name in options.shapes:
+        for line in rows(name, meshes, options):
+            print(line, flush=True)
+
+
+def rows(name: str, meshes: Sequence[Sequence[int]], options: argparse.Namespace) -> Iterator[str]:
+    """Yield the line of a shape on each mesh, and that a step was lowered where that is asked."""
+    import jax
+
+    from distill import config
+    from distill.models import partitioning
+    from distill.models.t5 import T5Model
+
+    config.load([f"models/{name}.gin"], [])
+    model = T5Model(config.configured("distill.models.t5", "T5Config")(dtype="bfloat16"))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    for axes in meshes:
+        mesh = partitioning.mesh(*axes, devices=jax.devices()[: math.prod(axes)])
+        yield from _planned(name, model, params, mesh, options)
+
+
+def _planned(name, model, params, mesh, options) -> Iterator[str]:
+    import jax
+
+    from distill.training import placement
+    from distill.training.optimizers import AdamW, Constant
+
+    axes, optimizer = mesh.devices.shape, AdamW(schedule=Constant(5e-4, warmup=10))
+    layout = placement.state_layout(model, params, optimizer, mesh)
+    if options.lower:
+        seconds = _lower(model, optimizer, mesh, layout, options)
+        yield f"lowered {name} on {axes} in {seconds:.0f} s"
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    sizes = [placement.bytes_per_device(part) / 1e9 for part in (layout.params, layout.optimizer)]
+    cells = [
+        name,
+        f"{count:,}",
+        mesh.size,
+        " x ".join(map(str, axes)),
+        *(f"{s:.2f}" for s in sizes),
+    ]
+    yield f"| {' | '.join(map(str, cells))} |"
+
+
+def _lower(model, optimizer, mesh, layout, options) -> float:
+    """Trace and lower one step; return the seconds it took."""
+    import jax
+    import numpy as np
+
+    from distill.training import placement
+    from distill.training.losses import DistributionMatching
+    from distill.training.step import compiled
+
+    source, target = (np.zeros((options.rows, length), np.int32) for length in options.lengths)
+    top = np.zeros((options.rows, options.lengths[1], 5))
+    batch = {f"encoder_{name}": source for name in ("input_tokens", "segment_ids", "positions")}
+    names = ("input_tokens", "target_tokens", "segment_ids", "positions")
+    batch |= {f"decoder_{name}": target for name in names}
+    batch |= {"decoder_loss_weights": target.astype(np.float32)}
+    batch |= {"decoder_target_top_ids": top.astype(np.int32)}
+    batch |= {"decoder_target_top_probs": top.astype(np.float32)}
+    rows = placement.batch_layout(batch, mesh, options.microbatches)
+    start = time.perf_counter()
+    step = compiled(model, DistributionMatching(), optimizer, options.microbatches, layout)
+    step.lower(layout, placement.stacked(rows, 1), jax.random.key(0))
+    return time.perf_counter() - start
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shapes", nargs="+", default=SHAPES, help="gin files of models/")
+    parser.add_argument(
+        "--mesh", nargs=3, type=int, action="append", metavar=("DATA", "FSDP", "TENSOR")
+    )
+    parser.add_argument("--lower", action="store_true", help="trace and lower a step as well")
+    parser.add_argument("--rows", type=int, default=16, help="of a batch, %(default)s")
+    parser.add_argument("--microbatches", type=int, default=1, help="%(default)s")
+    parser.add_argument(
+        "--lengths", nargs=2, type=int, default=(1024, 256), help="source and target, %(default)s"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    main()

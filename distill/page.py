@@ -62,10 +62,12 @@ def page(report: Mapping[str, Any]) -> str:
     parts = (
         _section("Accuracy before and after", "accuracy", report, _accuracy),
         _section("Choice of the checkpoint", "checkpoints", report, _checkpoints),
+        _wrapped("The price of specialising", _price(report)) if _is_priced(report) else "",
         _section("Training", "training", report, _training),
         _section("Harvest", "harvest", report, _harvest),
         _section("Alignment", "alignment", report, _alignment),
         _section("Data set", "dataset", report, _dataset),
+        _wrapped("Contamination", _contamination(report)) if _is_cleaned(report) else "",
         _section("Answers before and after", "samples", report, _samples),
         _section("Traces of the teacher", "traces", report, _traces),
         _wrapped("Compute at test time", _scaling(report)) if "scaling" in report else "",
@@ -286,6 +288,50 @@ def _cost(report: Mapping[str, Any]) -> str:
         return "."
     other = _points(means["validation_choice"], signed=False)
     return f", with a mean of {other} instead of {_points(means['after'], signed=False)}."
+
+
+def _is_priced(report: Mapping[str, Any]) -> bool:
+    return "price" in report.get("selection", {})
+
+
+def _price(report: Mapping[str, Any]) -> str:
+    """Return how general ability fares while the held-out sets improve."""
+    entries, chosen = report["selection"]["price"], report["selection"]["chosen_step"]
+    rows = (
+        _row(
+            (f"{entry['step']:,}", *(_points(entry[name], signed=False) for name in _PRICED)),
+            "chosen" if entry["step"] == chosen else "",
+        )
+        for entry in entries
+    )
+    words = (
+        "<p>Means over the held-out sets that the choice is made by, and over sets of general "
+        "ability, which choose nothing.</p>"
+    )
+    details = _table(("step", *_PRICED), rows)
+    return (
+        f"{words}{_picture(plots.price(entries))}"
+        f"<details><summary>All checkpoints</summary>{details}</details>"
+    )
+
+
+_PRICED = ("specific", "general")
+
+
+def _is_cleaned(report: Mapping[str, Any]) -> bool:
+    return "contaminated" in report.get("problems", {})
+
+
+def _contamination(report: Mapping[str, Any]) -> str:
+    """Return how many training questions an evaluation set holds too, by kind and set."""
+    counts = dict(report["problems"]["contaminated"])
+    by_set = counts.pop("by_set")
+    words = f"<p>{counts.pop('dropped'):,} training questions were left out.</p>"
+    rows = (
+        _row((_text(name), *(f"{found.get(kind, 0):,}" for kind in counts)))
+        for name, found in (*by_set.items(), ("all", counts))
+    )
+    return words + _table(("held by", *map(_text, counts)), rows)
 
 
 def _training(report: Mapping[str, Any]) -> str:

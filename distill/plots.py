@@ -119,6 +119,32 @@ def checkpoints(table: Mapping[int, Mapping[str, Counts]], chosen: int | None) -
     return picture(draw, 3.4, f"{words}{marked}.")
 
 
+def price(entries: Sequence[Mapping[str, Any]]) -> Picture:
+    """Return the mean over held-out sets and that over general ones, step by step, with bands.
+
+    Args:
+        entries: of each `step` the estimates `specific` and `general` as {value, low, high}.
+    """
+    steps = [entry["step"] for entry in entries]
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        for colour, name in zip(theme.curves, ("specific", "general"), strict=False):
+            value, low, high = (
+                [entry[name][end] for entry in entries] for end in ("value", "low", "high")
+            )
+            axes.plot(steps, value, marker="o", markersize=4, color=colour, label=name)
+            axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
+        axes.set(xlabel="optimizer step", ylabel="mean accuracy", ylim=(0, 1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(axis="y", color=theme.faint, linewidth=0.6)
+        _legend(axes, 2)
+
+    first, last = entries[0]["general"]["value"], entries[-1]["general"]["value"]
+    words = f"Mean over general sets from {first:.0%} at step {steps[0]} to {last:.0%} at step"
+    return picture(draw, 3.0, f"{words} {steps[-1]}, beside that over held-out sets.")
+
+
 def change(before: Mapping[str, Counts], after: Mapping[str, Counts]) -> Picture:
     """Return accuracy before and after, set by set, with 95 % intervals."""
     sets = [name for name in before if name in after]

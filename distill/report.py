@@ -146,7 +146,21 @@ def _table(run_dir: Path, predictions: Iterable[Prediction]) -> dict[str, dict[s
 
 
 def _selection(run_dir: Path, summaries: Summaries) -> dict[str, Any]:
-    return read_json(run_dir / "reports" / "selection.json")
+    """Return the choice, with the price of specialising where general sets were followed."""
+    selection = read_json(run_dir / "reports" / "selection.json")
+    followed = [entry for entry in selection["steps"] if entry.get("general")]
+    return {**selection, **({"price": [_price(entry) for entry in followed]} if followed else {})}
+
+
+def _price(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a step's mean over the held-out sets and its mean over those of general ability."""
+    means = {
+        name: intervals.mean(
+            [intervals.of_accuracy(Accuracy(**counts)) for counts in entry[sets].values()]
+        )
+        for name, sets in (("specific", "selection"), ("general", "general"))
+    }
+    return {"step": entry["step"], **{name: _estimate(mean) for name, mean in means.items()}}
 
 
 def _accuracy(run_dir: Path, summaries: Summaries) -> dict[str, Any]:

@@ -194,6 +194,45 @@ def test_a_set_without_a_say_in_the_choice_is_shown_but_not_in_the_mean(tmp_path
     assert accuracy["mean"]["after"]["value"] == pytest.approx(0.6)
 
 
+def test_the_price_of_specialising_is_a_curve_with_intervals(tmp_path):
+    general = {0: 9, 5: 4, 9: 2}
+    for step, rights in general.items():
+        sink = Shards(tmp_path / "predictions", Prediction)
+        sink.append(predictions(step, ("validation", "selection")))
+        for number in range(10):
+            outcome = "right" if number < rights else "wrong"
+            name = f"{HOSTILE}/selection/{number}"
+            sink.append([Prediction(step, name, HOSTILE, "selection", "", outcome, None)])
+    stage(tmp_path, "problems", problems=1)
+    stage(tmp_path, "evaluate")
+    select.run(run_dir=tmp_path, general=[HOSTILE])
+    found = report(tmp_path)
+    price = found["selection"]["price"]
+    assert [(entry["step"], entry["general"]["value"]) for entry in price] == [
+        (0, 0.9),
+        (5, 0.4),
+        (9, 0.2),
+    ]
+    assert [entry["specific"]["value"] for entry in price] == [0.1, 0.6, 0.3]
+    assert all(entry["general"]["low"] < entry["general"]["value"] for entry in price)
+    shown = Tags(page.page(found))
+    assert "The price of specialising" in shown.text and "script" not in shown.seen
+
+
+def test_what_was_contaminated_is_counted_by_kind_and_set(tmp_path):
+    counts = {"dropped": 1203, "exact": 3, "similar": 1200, "by_set": {HOSTILE: {"similar": 7}}}
+    stage(tmp_path, "problems", problems=1, contaminated=counts)
+    found = report(tmp_path)
+    assert found["problems"]["contaminated"] == counts
+    shown = Tags(page.page(found))
+    assert "1,203 training questions were left out." in shown.text
+    text = [word.strip() for word in shown.text if word.strip()]
+    place = text.index("held by")
+    assert text[place : place + 3] == ["held by", "exact", "similar"]
+    assert text[text.index("all") : text.index("all") + 3] == ["all", "3", "1,200"]
+    assert "script" not in shown.seen
+
+
 def test_samples_show_what_was_gained_kept_and_missed(whole):
     samples = report(whole)["samples"]
     assert [sample["kind"] for sample in samples] == [

@@ -1,40 +1,23 @@
-"""What the records of a study come to: curves, bins, policies and the FLOPs-matched comparison."""
+"""What a study comes to: curves, bins, policies and the comparison at equal FLOPs; asks nobody."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from distill.core import answers
-from distill.core.records import Answered, Problem
+from distill.core.records import Answered
 from distill.models.flops import decoding_flops
-from distill.scaling import allocate, difficulty, ledger, vote
+from distill.scaling import allocate, difficulty, ledger, measured
 from distill.scaling.allocate import Policy
 from distill.scaling.difficulty import Linear
 from distill.scaling.diversity import estimates
-from distill.scaling.ledger import Config, Tokens
+from distill.scaling.ledger import Config
+from distill.scaling.measured import BASELINE, DIFFICULTY, GREEDY, TOKENS, Measured, Records, Shapes
 
-# Names of records that are no strategy's.
-DIFFICULTY, SAMPLES, GREEDY = "difficulty", "samples", "greedy"
-BASELINE = "best_of-weighted"
-TOKENS = ("policy_read", "policy_drawn", "verifier_read")
-
-Estimate = dict[str, float]
-# Expected accuracy of k of the samples, and whether the verifier has a say in it.
-Measure = Callable[[vote.Samples, int], float]
-
-
-def _weighted(samples: vote.Samples, k: int) -> float:
-    return vote.weighted(samples, k, np.random.default_rng(k))[0]
-
-
-VOTES: dict[str, tuple[Measure, bool]] = {
-    BASELINE: (_weighted, True),
-    "best_of-best": (vote.best, True),
-    "best_of-majority": (vote.majority, False),
-}
+Bins = Mapping[str, Int[np.ndarray, "question"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +29,6 @@ class How:
     ratios: tuple[float, ...]
     resamples: int
     seed: int
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Shapes:
-    """The shapes of the models, by which FLOPs are counted; None where one is not known."""
-
-    policy: Config | None
-    verifier: Config | None
-    larger: Mapping[str, Config | None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,129 +47,31 @@ class Eases:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Records:
-    """A study's records by name and budget, each list in the order of the problems."""
+class _Study:
+    """All that a report is worked out from."""
 
-    problems: tuple[Problem, ...]
-    by_task: Mapping[tuple[str, int], Sequence[Answered]]
-
-    @classmethod
-    def of(cls, records: Iterable[Answered], problems: Sequence[Problem]) -> "Records":
-        """Sort the records; there is one of each problem for each task."""
-        found: dict[tuple[str, int], dict[str, Answered]] = {}
-        for each in records:
-            found.setdefault((each.strategy, each.budget), {})[each.problem_id] = each
-        names = [problem.problem_id for problem in problems]
-        return cls(
-            tuple(problems), {task: [of[name] for name in names] for task, of in found.items()}
-        )
-
-    def single(self, name: str) -> tuple[int, Sequence[Answered]]:
-        """Return the one budget of a name, and its records."""
-        ((budget, found),) = [(b, rows) for (n, b), rows in self.by_task.items() if n == name]
-        return budget, found
+    records: Records
+    eases: Eases
+    shapes: Shapes
+    how: How
+    measured: Measured
+    bins: Bins
 
     @property
-    def ids(self) -> list[str]:
-        """The problems' ids."""
-        return [problem.problem_id for problem in self.problems]
+    def baseline(self) -> Float[np.ndarray, "budget question"]:
+        """The accuracy of weighted best-of-N."""
+        return self.measured.right[self.measured.names.index(BASELINE)]
 
-    @property
-    def strategies(self) -> list[str]:
-        """The names of strategies that were run, in their order."""
-        others = (DIFFICULTY, SAMPLES)
-        names = dict.fromkeys(name for name, _ in self.by_task)
-        return [name for name in names if name not in others and not name.startswith(GREEDY)]
-
-
-def samples_of(answered: Answered) -> vote.Samples:
-    """Return a record's candidates as samples; those without an answer score 0 and never count."""
-    texts = [answer.decode() for answer in answered.answers]
-    return vote.Samples(
-        tuple(answers.canonical(text) if text else None for text in texts),
-        tuple(bool(right) for right in answered.rights),
-        tuple(np.nan_to_num(answered.scores).tolist()),
-    )
-
-
-def sampled_eases(records: Records) -> tuple[np.ndarray, np.ndarray]:
-    """Return float [question] of pass@1 and of the mean final score, over the samples apart."""
-    _, rows = records.single(DIFFICULTY)
-    oracle = np.array([row.rights.mean() for row in rows])
-    return oracle, np.array([float(np.nan_to_num(row.scores).mean()) for row in rows])
-
-
-# --- Accuracy and cost -------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Measured:
-    """What each strategy earned and cost at each budget on each question.
-
-    Attributes:
-        names: of the strategies.
-        right: expected accuracy; NaN where the budget is below the least that a strategy needs.
-        tokens: of TOKENS, NaN where they are not known.
-        flops: of policy and verifier, NaN where they are not known.
-    """
-
-    names: tuple[str, ...]
-    right: Float[np.ndarray, "strategy budget question"]
-    tokens: Float[np.ndarray, "strategy budget question 3"]
-    flops: Float[np.ndarray, "strategy budget question"]
-
-
-def measure(records: Records, shapes: Shapes, how: How) -> Measured:
-    """Return the votes over samples and all strategies that were run."""
-    names = (*VOTES, *records.strategies)
-    shape = (len(names), len(how.budgets), len(records.problems))
-    right, flops = np.full((2, *shape), np.nan)
-    tokens = np.full((*shape, len(TOKENS)), np.nan)
-    drawn, rows = records.single(SAMPLES)
-    for place, name in enumerate(names):
-        for column, budget in enumerate(how.budgets):
-            if name in VOTES:
-                measured, scored = VOTES[name]
-                share = budget / drawn
-                right[place, column] = [measured(samples_of(row), budget) for row in rows]
-                kept = rows if scored else [_unscored(row) for row in rows]
-            elif (name, budget) in records.by_task:
-                kept, share = records.by_task[name, budget], 1.0
-                right[place, column] = [row.right for row in kept]
-            else:
-                continue
-            tokens[place, column] = [_tokens(row) for row in kept]
-            tokens[place, column] *= share
-            flops[place, column] = share * flops_of(kept, shapes)
-    return Measured(names, right, tokens, flops)
-
-
-def _unscored(row: Answered) -> Answered:
-    return dataclasses.replace(row, verifier_requests=0, verifier_read=0)
-
-
-def _tokens(row: Answered) -> list[float]:
-    found = (row.policy_read, row.policy_drawn, row.verifier_read)
-    return [np.nan if count is None else count for count in found]
-
-
-def flops_of(rows: Sequence[Answered], shapes: Shapes) -> Float[np.ndarray, "question"]:
-    """Return the FLOPs of policy and verifier on each question, NaN where one is not known."""
-    return np.array([_flops(row, shapes) for row in rows])
-
-
-def _flops(row: Answered, shapes: Shapes) -> float:
-    verifier = Tokens(row.verifier_requests, row.verifier_read)
-    if row.source is None or shapes.policy is None or (verifier.requests and not shapes.verifier):
-        return np.nan
-    policy = Tokens(row.policy_requests, row.policy_read, row.policy_drawn)
-    found = [ledger.policy_flops(shapes.policy, policy, row.source)]
-    if shapes.verifier is not None:
-        found.append(ledger.verifier_flops(shapes.verifier, verifier, row.source))
-    return np.nan if None in found else float(sum(filter(None, found)))
-
-
-# --- The report --------------------------------------------------------------------------------
+    def allocated(self) -> dict[str, "_Allocated"]:
+        """Return what the policy of each kind of bins earned and cost."""
+        of_samples = measured.flops_of(self.records.single(DIFFICULTY)[1], self.shapes)
+        costs = {kind: of_samples for kind in self.bins}
+        if self.eases.encoder_flops is not None:
+            costs["encoder"] = self.eases.encoder_flops
+        return {
+            kind: _Allocated.of(self.measured, self.records.ids, bins, costs[kind])
+            for kind, bins in self.bins.items()
+        }
 
 
 def found(
@@ -209,64 +85,59 @@ def found(
         shapes: of its models.
         how: its settings.
     """
-    measured = measure(records, shapes, how)
-    bins = {
-        kind: _bins(records.ids, ease, how.bins) for kind, ease in sorted(eases.by_kind.items())
-    }
-    apart, rows = records.single(DIFFICULTY)
-    of_samples = flops_of(rows, shapes)
-    cost = {
-        kind: eases.encoder_flops if kind == "encoder" else of_samples for kind in eases.by_kind
-    }
-    allocated = {
-        kind: _Allocated.of(measured, records.ids, bins[kind], cost[kind]) for kind in bins
-    }
-    baseline = measured.right[measured.names.index(BASELINE)]
+    bins = {kind: _bins(records.ids, ease, how.bins) for kind, ease in eases.by_kind.items()}
+    of_all = measured.measure(records, shapes, how.budgets)
+    study = _Study(records, eases, shapes, how, of_all, bins)
+    allocated = study.allocated()
     report = {
         "questions": len(records.problems),
-        "sets": _counts(problem.source for problem in records.problems),
+        "sets": _counts([problem.source for problem in records.problems]),
         "budgets": list(how.budgets),
-        "difficulty_samples": apart,
+        "difficulty_samples": records.single(DIFFICULTY)[0],
         "resamples": how.resamples,
         "seed": how.seed,
         "greedy": _estimates(_greedy(records, GREEDY)[:, None], bins, how)[0],
         "curves": [
-            {"strategy": name, "points": _points(measured, place, bins, how)}
-            for place, name in enumerate(measured.names)
+            {"strategy": name, "points": _points(study, place)}
+            for place, name in enumerate(of_all.names)
         ],
         "bins": {kind: _told(bins[kind], eases, kind) for kind in bins},
-        "policies": {
-            kind: {
-                "points": _estimates(each.right.T, bins, how),
-                "flops": _mean(each.flops.mean(1)),
-                "strategies": each.named(measured.names, bins[kind]),
-                "saved": allocate.saved_samples(
-                    each.right.T,
-                    baseline.T,
-                    how.budgets,
-                    resamples=how.resamples,
-                    seed=how.seed,
-                ),
-            }
-            for kind, each in allocated.items()
-        },
-        "matched": list(_matched(records, allocated, shapes, bins, how)),
+        "policies": {kind: _earned(study, kind, each) for kind, each in allocated.items()},
+        "matched": list(_matched(study, allocated)),
     }
-    names = measured.names
-    values = measured.right.transpose(1, 0, 2)
-    policies = {
-        kind: Policy(
+    return report, {kind: _policy(study, kind) for kind in bins if kind in allocate.KINDS}
+
+
+def _earned(study: _Study, kind: str, policy: "_Allocated") -> dict[str, Any]:
+    """Return the accuracy, cost and choices of a policy, and the samples that it saves."""
+    how = study.how
+    return {
+        "points": _estimates(policy.right.T, study.bins, how),
+        "flops": _mean(policy.flops.mean(1)),
+        "strategies": policy.named(study.measured.names, study.bins[kind]),
+        "saved": allocate.saved_samples(
+            policy.right.T,
+            study.baseline.T,
             how.budgets,
-            allocate.chosen(values, names, bins[kind]),
-            difficulty.edges(dict(zip(records.ids, ease.tolist(), strict=True)), how.bins),
-            kind,
-            0 if kind == "encoder" else apart,
-            eases.estimator if kind == "encoder" else None,
-        )
-        for kind, ease in eases.by_kind.items()
-        if kind in allocate.KINDS
+            resamples=how.resamples,
+            seed=how.seed,
+        ),
     }
-    return report, policies
+
+
+def _policy(study: _Study, kind: str) -> Policy:
+    """Return the policy to use: the best strategies on all questions."""
+    ease = dict(zip(study.records.ids, study.eases.by_kind[kind].tolist(), strict=True))
+    values = study.measured.right.transpose(1, 0, 2)
+    by_encoder = kind == "encoder"
+    return Policy(
+        study.how.budgets,
+        allocate.chosen(values, study.measured.names, study.bins[kind]),
+        difficulty.edges(ease, study.how.bins),
+        kind,
+        0 if by_encoder else study.records.single(DIFFICULTY)[0],
+        study.eases.estimator if by_encoder else None,
+    )
 
 
 def headline(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -277,11 +148,8 @@ def headline(report: Mapping[str, Any]) -> dict[str, Any]:
     return {"greedy": report["greedy"]["value"], **names, **policies}
 
 
-def _counts(names: Iterable[str]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for name in names:
-        found[name] = found.get(name, 0) + 1
-    return found
+def _counts(names: Sequence[str]) -> dict[str, int]:
+    return {name: names.count(name) for name in dict.fromkeys(names)}
 
 
 def _greedy(records: Records, name: str) -> Float[np.ndarray, "question"]:
@@ -312,7 +180,7 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
 
 def _estimates(
     values: Float[np.ndarray, "question column"],
-    bins: Mapping[str, Int[np.ndarray, "question"]],
+    bins: Bins,
     how: How,
 ) -> list[dict[str, Any]]:
     """Return the mean of each column with its interval, overall and in each bin of each kind."""
@@ -329,23 +197,20 @@ def _estimates(
     ]
 
 
-def _points(
-    measured: Measured, place: int, bins: Mapping[str, np.ndarray], how: How
-) -> list[dict[str, Any]]:
+def _points(study: _Study, place: int) -> list[dict[str, Any]]:
     """Return a strategy's accuracy and cost a question at each budget that it can have."""
-    there = np.flatnonzero(~np.isnan(measured.right[place, :, 0]))
-    rows = _estimates(measured.right[place, there].T, bins, how)
-    flops = _mean(measured.flops[place, there].mean(1))
-    tokens = [_mean(each) for each in measured.tokens[place, there].mean(1)]
-    return [
-        {
-            "budget": how.budgets[column],
-            **row,
-            "flops": cost,
-            "tokens": dict(zip(TOKENS, spent, strict=True)),
-        }
-        for column, row, cost, spent in zip(there, rows, flops, tokens, strict=True)
-    ]
+    right, tokens, flops = (
+        of[place] for of in (study.measured.right, study.measured.tokens, study.measured.flops)
+    )
+    there = np.flatnonzero(~np.isnan(right[:, 0]))
+    rows = zip(
+        (study.how.budgets[column] for column in there),
+        _estimates(right[there].T, study.bins, study.how),
+        _mean(flops[there].mean(1)),
+        [dict(zip(TOKENS, _mean(each), strict=True)) for each in tokens[there].mean(1)],
+        strict=True,
+    )
+    return [{"budget": b, **row, "flops": cost, "tokens": spent} for b, row, cost, spent in rows]
 
 
 def _mean(values: np.ndarray) -> list[float | None]:
@@ -395,58 +260,41 @@ class _Allocated:
         ]
 
 
-def _matched(
-    records: Records,
-    allocated: Mapping[str, _Allocated],
-    shapes: Shapes,
-    bins: Mapping[str, np.ndarray],
-    how: How,
-) -> Iterable[dict[str, Any]]:
+def _matched(study: _Study, allocated: Mapping[str, _Allocated]) -> Iterator[dict[str, Any]]:
     """Yield the policies against each larger model, greedy, at equal FLOPs.
 
     Counted in two ways: `samples` as the paper counts, N samples for N; and `flops`, in which
     policy, verifier and difficulty are counted by their shapes, over those of one greedy answer.
     """
-    _, rows = records.single(GREEDY)
-    single = flops_of(rows, shapes)
-    for name, config in shapes.larger.items():
-        times = _times_larger(rows, shapes.policy, config)
-        theirs = _greedy(records, name)
-        for ratio in how.ratios if times is not None and times >= 1 else ():
-            allowed = ledger.matched_samples(times, ratio)  # pyright: ignore[reportArgumentType]
-            for kind, each in allocated.items():
-                costs = {
-                    "samples": np.array(how.budgets, float),
-                    "flops": each.flops.mean(1) / single.mean(),
-                }
-                for counted, cost in costs.items():
-                    yield {
-                        **{"larger": name, "times": times, "ratio": ratio, "allowed": allowed},
-                        **{"difficulty": kind, "counted": counted},
-                        "theirs": float(theirs.mean()),
-                        **_against(each.right, theirs, cost <= allowed, bins, how),
-                    }
+    _, rows = study.records.single(GREEDY)
+    single = measured.flops_of(rows, study.shapes).mean()
+    for name, config in study.shapes.larger.items():
+        times = _times_larger(rows, study.shapes.policy, config)
+        if times is None or times < 1:
+            continue
+        theirs = _greedy(study.records, name)
+        for ratio, (kind, each) in itertools.product(study.how.ratios, allocated.items()):
+            allowed = ledger.matched_samples(times, ratio)
+            where = {"larger": name, "times": times, "ratio": ratio, "allowed": allowed}
+            where |= {"difficulty": kind, "theirs": float(theirs.mean())}
+            budgets = np.array(study.how.budgets, float)
+            for counted, costs in (("samples", budgets), ("flops", each.flops.mean(1) / single)):
+                against = _against(study, each.right, theirs, costs <= allowed)
+                yield {**where, "counted": counted, **against}
 
 
 def _against(
-    ours: np.ndarray,
-    theirs: np.ndarray,
-    affordable: np.ndarray,
-    bins: Mapping[str, np.ndarray],
-    how: How,
+    study: _Study, ours: np.ndarray, theirs: np.ndarray, affordable: np.ndarray
 ) -> dict[str, Any]:
     """Return our accuracy less theirs at the largest budget that we can afford, if any."""
     fitting = np.flatnonzero(affordable)
     if not len(fitting):
         return {"budget": None}
-    column = fitting[-1]
-    oracle = {"oracle": bins["oracle"]}
-    difference = _estimates((ours[column] - theirs)[:, None], oracle, how)[0]
-    return {
-        "budget": how.budgets[column],
-        "ours": float(ours[column].mean()),
-        "difference": difference,
-    }
+    column = int(fitting[-1])
+    oracle = {"oracle": study.bins["oracle"]}
+    difference = _estimates((ours[column] - theirs)[:, None], oracle, study.how)[0]
+    mean = float(ours[column].mean())
+    return {"budget": study.how.budgets[column], "ours": mean, "difference": difference}
 
 
 def _times_larger(

@@ -91,6 +91,10 @@ class OpenAICompatible:
     timeout: float = dataclasses.field(default=120.0, repr=False)
     max_retries: int = dataclasses.field(default=8, repr=False)
     backoff: float = dataclasses.field(default=0.5, repr=False)
+    # Asked once: whoever searches goes on from prefixes again and again.
+    _found: dict[tuple[bool, int], Means] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         for address in self._addresses:
@@ -141,7 +145,12 @@ class OpenAICompatible:
 
         async def find(clients: Clients) -> Means:
             begun = any(request.prefix for request in requests)
-            return await self._trials(clients).means(sampling, self.fire, self.hot_by, begun=begun)
+            key = (begun, sampling.top_logprobs)
+            if key not in self._found:
+                trials = self._trials(clients)
+                found = await trials.means(sampling, self.fire, self.hot_by, begun=begun)
+                self._found[key] = found
+            return self._found[key]
 
         async def ask(
             clients: Clients, means: Means, session: Session, request: Request

@@ -309,6 +309,16 @@ def test_a_prefix_ends_a_legacy_prompt_or_is_apart_where_the_card_says_so():
     assert joined.text != apart.text
 
 
+def test_what_a_prefix_needs_is_found_out_once():
+    request = dataclasses.replace(REQUESTS[0], prefix="I add")
+    with endpoint() as server:
+        generator = teacher(server, kind="chat")
+        list(generator.generate([request], SAMPLING))
+        asked = len(server.seen)
+        list(generator.generate([request], SAMPLING))
+        assert len(server.seen) == asked + 1 < 5
+
+
 def test_a_chat_goes_on_from_its_last_message_or_is_refused():
     request = dataclasses.replace(REQUESTS[0], prefix="I add")
     with endpoint() as server:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from distill.core.errors import UserError
 from distill.core.ports import Batches
 from distill.core.records import PackedExample
 
@@ -36,7 +37,11 @@ class PackedBatches:
     def __init__(self, examples: Iterable[PackedExample], batch_size: int, seed: int = 0) -> None:
         rows = list(examples)
         if not rows or batch_size < 1:
-            raise ValueError(f"expected examples and a batch size, got {len(rows)}, {batch_size}")
+            raise UserError(
+                "examples to train on and batch_size >= 1",
+                f"{len(rows)} examples, {batch_size}",
+                "build a dataset with rows, or correct batch_size",
+            )
         names = [field.name for field in dataclasses.fields(PackedExample)]
         self._columns = {name: np.stack([getattr(row, name) for row in rows]) for name in names}
         self.size, self.batch_size, self.seed = len(rows), batch_size, seed

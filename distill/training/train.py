@@ -67,7 +67,7 @@ class Course:
         least = {name: 0 if name == "workers" else 1 for name in dataclasses.asdict(self)}
         for name, bound in least.items():
             if getattr(self, name) < bound:
-                raise ValueError(f"expected {name} >= {bound}, got {getattr(self, name)}")
+                raise UserError(f"{name} >= {bound}", f"{getattr(self, name)}", "correct it")
 
     def calls(self, start: int) -> Iterator[range]:
         """Yield the steps of each call from `start` on.

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_world import TinyBatches
 
+from distill.core.errors import UserError
 from distill.core.records import PackedExample
 from distill.training.feed import PackedBatches, ahead, in_order
 
@@ -114,5 +115,5 @@ def test_workers_end_when_the_trainer_is_killed():
 
 
 def test_nothing_to_train_on_is_refused():
-    with pytest.raises(ValueError, match="expected examples and a batch size, got 0"):
+    with pytest.raises(UserError, match=r"expected examples to train on .* got 0 examples, 4"):
         PackedBatches([], 4)

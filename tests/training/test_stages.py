@@ -139,6 +139,41 @@ SMALLER = {
 
 
 @pytest.mark.slow
+def test_training_by_the_file_of_flan_t5_xl_runs_small_on_a_host_of_eight(run_dir, start):
+    required = {"STUDENT": str(start), "VOCABULARY": STUDENT, "TEACHER": "none"}
+    given = [f"--gin.{name}='{value}'" for name, value in required.items()]
+    small = ("STEPS=2", "train.run.workers=0", "train.run.tensorboard=False")
+    command = [sys.executable, "-m", "distill", "train", "--gin_file=runs/gsm8k_flan_t5_xl.gin"]
+    command += [*given, *(f"--gin.{binding}" for binding in small), f"--run_dir={run_dir}"]
+    done = subprocess.run(
+        [*command, "--json"],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "8 x cpu (data 1, fsdp 8, tensor 1), 1 processes" in done.stderr
+    assert json.loads(done.stdout)["steps"] == 2
+    assert manifest(run_dir, "train")["settings"]["model_settings"] == {"dtype": "bfloat16"}
+
+
+def test_unknown_model_setting_and_bad_numbers_are_refused(run_dir, start):
+    with pytest.raises(UserError, match=r"model_settings of .*dtype.*, got dtyp; correct"):
+        run(run_dir=run_dir, student=str(start), model_settings={"dtyp": "bfloat16"}, **SMALL)
+    with pytest.raises(UserError, match="batch_size >= 1, got 8 examples, 0"):
+        run(run_dir=run_dir, student=str(start), **{**SMALL, "batch_size": 0})
+    assert not (run_dir / "checkpoints").exists()
+    assert not (run_dir / "manifests" / "train.json").exists()  # a corrected command begins
+
+
+@pytest.mark.slow
 def test_gin_file_of_the_teacher_runs_small(tmp_path):
     done = pretrain("builtin_teacher", tmp_path / "teacher")
     assert done.returncode == 0, done.stderr

@@ -209,7 +209,7 @@ def test_failing_batches_end_the_run_with_their_own_error(tmp_path):
 
 @pytest.mark.parametrize("name", ["steps", "save_every", "log_every", "microbatches"])
 def test_course_refuses_what_is_not_positive(name):
-    with pytest.raises(ValueError, match=f"expected {name} >= 1, got 0"):
+    with pytest.raises(UserError, match=f"expected {name} >= 1, got 0"):
         course(**{name: 0})
 
 

@@ -29,6 +29,12 @@ STAGES = {
     "initialise": ("distill.training.initialise", "run"),
     "pretrain": ("distill.training.pretraining", "run"),
     "diversity": ("distill.scaling.diversity", "run"),
+    "scale": ("distill.scaling.study", "run"),
+    "rollouts": ("distill.scaling.rollouts", "run"),
+    "verifier": ("distill.scaling.verifier", "run"),
+    "revisions": ("distill.scaling.revisions", "run"),
+    "chains": ("distill.scaling.chains", "run"),
+    "chain_verifier": ("distill.scaling.chains", "verifier"),
 }
 MAIN_JOB = tuple(STAGES)[:11]
 # Tools work on files or sockets instead of a run directory. Each is a module with
@@ -42,6 +48,7 @@ TOOLS = {
     "merge": "distill.corpus.merge",
     "grade": "distill.corpus.grade",
     "vote": "distill.scaling.vote",
+    "answer": "distill.scaling.answer",
 }
 QUICKSTART = "runs/quickstart.gin"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -1,6 +1,5 @@
 """What the maker of an accelerator says of it, and what memory there is; it measures nothing."""
 
-import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,9 +7,9 @@ from typing import Any
 
 import jax
 
-# Dense bfloat16 FLOPs per second of one device, by the start of JAX's `device_kind`; the
-# longest that fits counts. TPUs: cloud.google.com/tpu/docs, "Peak compute per chip (bf16)" of v4, v5e, v5p and v6e.
-# GPUs: NVIDIA's data sheets of A100, H100 and H200, half of the figure "with sparsity".
+# Dense bfloat16 FLOPs per second of one device, by the start of JAX's `device_kind`; the longest
+# that fits counts. TPUs: cloud.google.com/tpu/docs, "Peak compute per chip (bf16)" of v4, v5e, v5p
+# and v6e. GPUs: NVIDIA's data sheets of A100, H100 and H200, half of the figure "with sparsity".
 PEAK_FLOPS: Mapping[str, float] = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -57,14 +56,3 @@ def memory_bytes(device: Any) -> int:
     given = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
     allowed = min(memory, int(given)) if given.isdecimal() else memory
     return allowed // jax.local_device_count()
-
-
-def on_host() -> contextlib.AbstractContextManager[object]:
-    """Return a context in which arrays are made in the host's memory, where JAX has it.
-
-    So a start larger than one device's memory can be read before it is spread over all.
-    """
-    try:
-        return jax.default_device(jax.local_devices(backend="cpu")[0])
-    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
-        return contextlib.nullcontext()

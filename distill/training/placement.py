@@ -16,6 +16,7 @@ from distill.core.errors import UserError
 from distill.core.ports import Batches
 from distill.models import accelerators
 from distill.models.partitioning import RULES, batch_sharding, param_shardings
+from distill.models.tensors import Tensor
 from distill.training.optimizers import Optimizer
 from distill.training.step import Model, State
 
@@ -37,7 +38,7 @@ def state_layout(
 
     Args:
         model: names the logical axes.
-        params: arrays or their shapes.
+        params: arrays, tensors on disk, or their shapes.
         optimizer: its state lies where its parameters do.
         mesh: of `partitioning.mesh`.
         rules: logical axis to mesh axis.
@@ -46,6 +47,7 @@ def state_layout(
         UserError: an axis of a parameter is not divisible by its mesh axis.
     """
     everywhere = NamedSharding(mesh, PartitionSpec())
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     of_params = param_shardings(mesh, params, model.logical_axes(params), rules)
     transformation = optimizer.transformation()
     inner = jax.eval_shape(transformation.init, params)
@@ -71,7 +73,10 @@ def _described(tree: PyTree, shardings: PyTree) -> PyTree:
 
 
 def begin(params: PyTree, layout: State, optimizer: Optimizer) -> State:
-    """Return the state before the first step; the caller's parameters are copied."""
+    """Return the state before the first step; the caller's parameters are copied.
+
+    Tensors on disk are read one at a time, so a start may be larger than the host's memory.
+    """
 
     def start(given: PyTree) -> State:
         copy = jax.tree.map(jnp.copy, given)  # steps take over their buffers, never the caller's
@@ -82,10 +87,10 @@ def begin(params: PyTree, layout: State, optimizer: Optimizer) -> State:
 
 
 def spread(tree: PyTree, layout: PyTree) -> PyTree:
-    """Return arrays that every process has whole as arrays that lie as `layout` says."""
+    """Return what every process has whole, or can read whole, lying as `layout` says."""
 
     def placed(leaf: Any, place: jax.ShapeDtypeStruct) -> jax.Array:
-        whole = np.asarray(leaf)
+        whole = leaf.read() if isinstance(leaf, Tensor) else np.asarray(leaf)
         return jax.make_array_from_callback(whole.shape, place.sharding, lambda at: whole[at])
 
     return jax.tree.map(placed, tree, layout)

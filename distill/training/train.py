@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from flax.traverse_util import unflatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import PyTree
@@ -112,7 +113,7 @@ def train(
 
     Args:
         model: gives logits for a batch.
-        params: the start; copied, so the caller may keep it.
+        params: the start, arrays or tensors on disk; copied, so the caller may keep it.
         batches: the input; picklable where the course has workers.
         loss: (sum of nats, sum of weights) of logits and a batch.
         optimizer: with its schedule.
@@ -258,8 +259,9 @@ def fit(
 
     Returns:
         The parameters after the last step, and the counts that a stage reports: steps, tokens (sum
-        of loss weights), first and last loss (nats per token, mean over a tenth of the steps). The
-        counts are those of the metrics file, so only the first process has them.
+        of loss weights), first and last loss (nats per token, mean over a tenth of the steps) and
+        the seconds that the devices waited for batches. The counts are those of the metrics file,
+        so only the first process has them.
     """
     sinks = _sinks(directory, course.steps, tensorboard=tensorboard) if processes.is_first() else []
     kept = {"keep_last": keep_last, "keep_every": keep_every, "keep_best": keep_best}
@@ -291,11 +293,13 @@ def _sinks(directory: Path, steps: int, *, tensorboard: bool) -> list[Metrics]:
 
 def _summary(lines: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     tenth = max(len(lines) // 10, 1)
+    waits = [line["input_wait_seconds"] for line in lines if "input_wait_seconds" in line]
     return {
         "steps": len(lines),
         "tokens": sum(line["tokens"] for line in lines),
         "loss_first": _mean_loss(lines[:tenth]),
         "loss_last": _mean_loss(lines[-tenth:]),
+        "input_wait_seconds": round(sum(waits), 3),
     }
 
 
@@ -361,7 +365,7 @@ def run(
             instead of RUN_DIR/checkpoints: a path, gs://… or s3://….
 
     Returns:
-        `steps`, `tokens`, `loss_first` and `loss_last`, as `fit` says.
+        `steps`, `tokens`, `loss_first`, `loss_last` and `input_wait_seconds`, as `fit` says.
 
     Raises:
         UserError: `dataset` is not complete or of another vocabulary, the start is damaged, the
@@ -421,15 +425,15 @@ def _opened(
 def _student(
     run_dir: Path, student: str | None, settings: Mapping[str, Any]
 ) -> tuple[weights.Model, PyTree]:
-    with accelerators.on_host():
-        model, params, _ = weights.load(initialise.directory(run_dir, student))
+    model, tensors, _ = weights.read(initialise.directory(run_dir, student))
+    flat = {name: tensor.cast("float32") for name, tensor in tensors.items()}
     known = {field.name for field in dataclasses.fields(model.config)}
     if unknown := sorted(settings.keys() - known):
         raise UserError(
             f"model_settings of {', '.join(sorted(known))}", unknown[0], "correct the name"
         )
     config = dataclasses.replace(model.config, **settings)
-    return dataclasses.replace(model, config=config), params
+    return dataclasses.replace(model, config=config), unflatten_dict(flat, sep="/")
 
 
 def _refuse_other_vocabulary(largest: int, vocab_size: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 from test_stages import MODEL, STUDENT, fill, rows
 from training_world import Tiny, TinyBatches, optimizer
 
@@ -180,3 +181,12 @@ def test_layout_of_the_state_takes_no_memory_and_counts_it():
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     # parameters and two moments in float32, the counts of Adam, the schedule and the steps
     assert placement.bytes_per_device(layout) == 4 * (3 * parameters + 3)
+
+
+def test_a_start_on_disk_is_placed_as_one_in_memory(tmp_path):
+    params = MODEL.init(jax.random.key(0))
+    weights.save(tmp_path / "start", MODEL, params, ROOT / STUDENT)
+    tensors = weights.read(tmp_path / "start")[1]
+    layout = placement.state_layout(MODEL, params, optimizer(), partitioning.mesh(data=1))
+    placed = placement.spread(unflatten_dict(dict(tensors), sep="/"), layout.params)
+    jax.tree.map(np.testing.assert_array_equal, placed, placement.spread(params, layout.params))

@@ -18,6 +18,8 @@ from typing import Any
 from distill.core.errors import UserError
 
 ENVIRONMENT = {"DISTILL_CLUSTER": "detected"}
+# A pod that is evicted must not end as one that is done, or its job would not begin again.
+EVICTED = {"DISTILL_TERMINATED_CODE": "143"}
 GRACE_SECONDS = 120  # between SIGTERM and SIGKILL, to save a checkpoint
 LABEL = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*")
@@ -78,7 +80,7 @@ def _stage(options: argparse.Namespace, rest: Sequence[str]) -> list[str]:
     """
     files = [f"--gin_file={file}" for file in options.gin_file]
     stage = ["distill", options.stage, *files, f"--run_dir={options.run_dir}", *rest]
-    for argument in stage:
+    for argument in (*stage, getattr(options, "setup", "")):
         if not argument.isprintable():
             raise UserError("arguments without control characters", repr(argument), "rename it")
     for argument in rest:
@@ -99,6 +101,7 @@ def tpu(options: argparse.Namespace, stage: Sequence[str]) -> list[Command]:
     what += ["--spot"] if options.spot else []
     # The remote shell reads one string, so it is quoted once for that shell and passed as one.
     script = f"{_assignments()} {shlex.join(stage)}"
+    script = f"{options.setup} && {script}" if options.setup else script
     everywhere = ["--worker=all", f"--command={script}"]
     return [
         Command((*slices, "create", options.name, *where, *what)),
@@ -120,7 +123,8 @@ def slurm(options: argparse.Namespace, stage: Sequence[str]) -> list[Command]:
         "signal": f"TERM@{GRACE_SECONDS}",
     }
     given = [f"#SBATCH --{name}={value}" for name, value in directives.items() if value]
-    script = ["#!/bin/bash", *given, "#SBATCH --requeue", f"export {_assignments()}"]
+    setup = [options.setup] if options.setup else []
+    script = ["#!/bin/bash", *given, "#SBATCH --requeue", *setup, f"export {_assignments()}"]
     return [Command(("sbatch",), "\n".join([*script, f"srun {shlex.join(stage)}"]) + "\n")]
 
 
@@ -142,7 +146,7 @@ def _job_set(options: argparse.Namespace, stage: Sequence[str], *, hosts: int) -
         "name": "distill",
         "image": options.image,
         "command": list(stage),
-        "env": [{"name": name, "value": value} for name, value in ENVIRONMENT.items()],
+        "env": [{"name": name, "value": value} for name, value in (ENVIRONMENT | EVICTED).items()],
         "resources": {"limits": {"google.com/tpu": options.chips_per_host}},
         "volumeMounts": [{"name": "runs", "mountPath": options.mount}],
     }
@@ -255,7 +259,16 @@ def _target(targets: Any, name: str, commands: Callable[..., list[Command]]) -> 
     return found
 
 
+def _setup_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--setup",
+        default="",
+        help="a line of shell before the stage, as it is: to install, mount or activate",
+    )
+
+
 def _tpu_arguments(parser: argparse.ArgumentParser) -> None:
+    _setup_argument(parser)
     parser.add_argument("--zone", required=True, type=_word)
     parser.add_argument("--project", type=_word, help="gcloud's own where not given")
     parser.add_argument("--accelerator", default="v5litepod-16", type=_word, help="%(default)s")
@@ -264,6 +277,7 @@ def _tpu_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _slurm_arguments(parser: argparse.ArgumentParser) -> None:
+    _setup_argument(parser)
     parser.add_argument("--nodes", default=1, type=int, help="%(default)s")
     parser.add_argument("--gpus_per_node", default=8, type=int, help="%(default)s")
     parser.add_argument("--time", default="24:00:00", type=_word, help="%(default)s")

@@ -67,9 +67,17 @@ def test_gke_applies_a_job_set_with_a_pod_for_each_host(capsys):
         '"cloud.google.com/gke-tpu-topology": "4x8"',
         '"terminationGracePeriodSeconds": 120',
         '- "--run_dir=/runs/xl"',
+        '"name": "DISTILL_TERMINATED_CODE"',
         '"claimName": "runs"',
     ):
         assert part in shown, part
+
+
+@pytest.mark.parametrize("target", [TPU, SLURM])
+def test_setup_comes_before_the_stage_as_it_is(target, capsys):
+    text = printed(capsys, [*target, "--setup=source .venv/bin/activate"])
+    assert "source .venv/bin/activate" in text.split("distill train")[0]
+    assert main([*target, "--setup=a\nb"]) == 2
 
 
 @given(printable)

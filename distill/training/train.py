@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -38,6 +39,8 @@ from distill.training.step import Key, Model, State, compiled
 
 logger = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
+# For supervisors that take 0 as the end of the run, as Kubernetes does of a pod that it evicts.
+TERMINATED_CODE = "DISTILL_TERMINATED_CODE"
 
 # Fu et al. 2023, section 4 and the public code.
 PAPER_LOSS = DistributionMatching()
@@ -131,8 +134,10 @@ def train(
         UserError: the loss or the gradient is not finite (no checkpoint is made of that); or,
             before anything is computed or written, the batch or a parameter cannot be divided, a
             checkpoint has another shape, or a step does not fit in memory.
-        SystemExit: with code 0, after SIGTERM; the finished steps are saved.
+        SystemExit: with code 0, or DISTILL_TERMINATED_CODE, after SIGTERM; the finished steps are
+            saved.
     """
+    code = _code_when_terminated(os.environ)
     mesh = mesh or partitioning.mesh()
     layout = placement.state_layout(model, params, optimizer, mesh, rules)
     rows = placement.batch_layout(batches.batch(0), mesh, course.microbatches)
@@ -162,9 +167,16 @@ def train(
             if stops:
                 _end(checkpoints, sinks)
                 logger.info("terminated: step %d is saved", steps.stop)
-                raise SystemExit(0)
+                raise SystemExit(code)
     _end(checkpoints, sinks)
     return state.params
+
+
+def _code_when_terminated(environment: Mapping[str, str]) -> int:
+    code = environment.get(TERMINATED_CODE, "0")
+    if not code.isdecimal() or int(code) > 255:
+        raise UserError(f"{TERMINATED_CODE} from 0 to 255", code, "correct or unset it")
+    return int(code)
 
 
 def _end(checkpoints: Checkpoints, sinks: Sequence[Metrics]) -> None:

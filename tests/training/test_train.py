@@ -16,7 +16,7 @@ from distill.training import checkpoints
 from distill.training.losses import SampleMatching
 from distill.training.metrics import read_lines
 from distill.training.optimizers import Adafactor, AdamW, Constant
-from distill.training.train import Course, train
+from distill.training.train import TERMINATED_CODE, Course, train
 
 WORLD = Path(__file__).with_name("training_world.py")
 ROOT = WORLD.parent.parent.parent
@@ -158,6 +158,32 @@ def test_killed_run_started_again_equals_the_undisturbed_one_bit_for_bit(tmp_pat
     assert curve(cut) == curve(tmp_path / "whole") and len(curve(cut)) == 28
     ends = [checkpoints.load_params(path / "checkpoints", 28) for path in (cut, tmp_path / "whole")]
     assert same(*ends)
+
+
+@pytest.mark.parametrize("code, expected", [(None, 0), ("143", 143)])
+def test_sigterm_saves_and_exits_with_what_the_supervisor_wants(
+    tmp_path, monkeypatch, code, expected
+):
+    if code is not None:
+        monkeypatch.setenv(TERMINATED_CODE, code)
+
+    class Terminated(TinyBatches):
+        def batch(self, step):
+            if step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().batch(step)
+
+    with pytest.raises(SystemExit) as ended:
+        train_tiny(tmp_path, batches=Terminated(), course=course(steps=100, save_every=100))
+    assert ended.value.code == expected
+    [start, saved] = checkpoints.steps(tmp_path / "checkpoints")
+    assert start == 0 and saved == len(curve(tmp_path)) < 100
+
+
+def test_exit_code_that_is_none_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv(TERMINATED_CODE, "-1")
+    with pytest.raises(UserError, match="DISTILL_TERMINATED_CODE from 0 to 255, got -1"):
+        train_tiny(tmp_path)
 
 
 def test_non_finite_loss_stops_the_run_and_keeps_what_was_good(tmp_path):

@@ -1,0 +1,286 @@
+"""Networks with a head that says how likely a solution ends right; they are trained elsewhere."""
+
+import collections
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from safetensors import SafetensorError
+from safetensors.flax import load_file, save_file
+
+from distill.core import paths
+from distill.core.errors import UserError
+from distill.core.ports import Scores, Solution
+from distill.models import weights
+from distill.models.layers import Params
+from distill.models.sampling import Tokenizer, bucket, open_vocabulary
+from distill.models.weights import Model
+
+HEAD, SCORER = "head.safetensors", "scorer.json"
+
+
+# --- The model ---------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoringModel:
+    """A network whose last states go through one linear head instead of the vocabulary's.
+
+    Its parameters are {"network": ..., "head": {"kernel", "bias"}}. A batch holds what
+    `solution_arrays` makes; the state of position i has read the prompt and the first i tokens of
+    the solution, so one forward pass scores all steps:
+
+    ```
+    solution_tokens   START  5  + 7 = 12 .   12 / 3 = 4 .
+    logits              .    .  . . .  . a   .  . . . . b     a, b: after the first and second step
+    ```
+
+    Attributes:
+        network: T5Model or DecoderModel.
+    """
+
+    network: Model
+
+    def with_head(self, params: Params) -> Params:
+        """Return a network's parameters with a head that gives everything an even chance."""
+        width = self.network.config.embed_dim
+        return {"network": params, "head": {"kernel": jnp.zeros((width, 1)), "bias": jnp.zeros(1)}}
+
+    def logits(
+        self, params: Params, batch: Mapping[str, Any], *, dropout_key: Array | None = None
+    ) -> Float[Array, "batch length 1"]:
+        """Return the log-odds, in nats, that the solution ends right, after each position."""
+        tokens = batch["solution_tokens"]
+        read = self.network.continuation(batch["prompt_tokens"], batch["prompt_lengths"], tokens)
+        hidden = self.network.hidden(params["network"], read, dropout_key=dropout_key)
+        states = hidden[:, -tokens.shape[1] :].astype(jnp.float32)
+        return states @ params["head"]["kernel"] + params["head"]["bias"]
+
+    def logical_axes(self, params: Params) -> Params:
+        """Return the logical axis names of each parameter, for `distill.models.partitioning`."""
+        head = {"kernel": ("embed", "score"), "bias": ("score",)}
+        return {"network": self.network.logical_axes(params["network"]), "head": head}
+
+
+class Row(NamedTuple):
+    """A solution in a network's tokens.
+
+    Attributes:
+        prompt: the row that is read before the solution.
+        tokens: what the decoder is fed: the first token, then the solution's.
+        ends: place in `tokens` of the last token of each step.
+    """
+
+    prompt: list[int]
+    tokens: list[int]
+    ends: list[int]
+
+
+def solution_row(network: Model, tokenizer: Tokenizer, solution: Solution) -> Row:
+    """Return a solution in tokens, each step cut by itself.
+
+    So a step has the same tokens whatever follows, and the scores of a solution's beginning are
+    those of the whole at these steps.
+    """
+    prompt = network.prompt(tokenizer.encode(solution.prompt), tokenizer.eos_id)
+    first = network.first_tokens(jnp.array([prompt]), jnp.array([len(prompt)]))
+    tokens, ends = [int(first[0])], []
+    for step in solution.steps:
+        tokens += tokenizer.encode(step)
+        ends.append(len(tokens) - 1)
+    return Row(prompt, tokens, ends)
+
+
+def solution_arrays(
+    rows: Sequence[Row], batch: int, source: int, length: int
+) -> dict[str, np.ndarray]:
+    """Return what `ScoringModel.logits` reads, right-padded with 0.
+
+    Args:
+        rows: at most `batch` of them; the rest is padding.
+        batch: rows of the arrays.
+        source: columns of the prompts.
+        length: columns of the solutions.
+
+    Returns:
+        `prompt_tokens` [batch, source], `prompt_lengths` [batch], at least 1, `solution_tokens` and
+        `solution_segment_ids` [batch, length], 0 on padding.
+    """
+    arrays = {
+        "prompt_tokens": np.zeros((batch, source), np.int32),
+        "prompt_lengths": np.ones(batch, np.int32),
+        "solution_tokens": np.zeros((batch, length), np.int32),
+        "solution_segment_ids": np.zeros((batch, length), np.int32),
+    }
+    for number, row in enumerate(rows):
+        arrays["prompt_tokens"][number, : len(row.prompt)] = row.prompt
+        arrays["prompt_lengths"][number] = len(row.prompt)
+        arrays["solution_tokens"][number, : len(row.tokens)] = row.tokens
+        arrays["solution_segment_ids"][number, : len(row.tokens)] = 1
+    return arrays
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def chances(
+    model: ScoringModel, params: Params, batch: Mapping[str, Int[Array, "..."]]
+) -> Float[Array, "batch length"]:
+    """Return the probability that the solution ends right, after each position."""
+    return jax.nn.sigmoid(model.logits(params, batch)[..., 0])
+
+
+# --- The port ----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LocalScorer:
+    """A scoring model of ours behind the Scorer port.
+
+    Batches have one shape for each bucket of lengths, and rows do not see each other, so scores
+    depend on the solution alone. Each solution is in one batch, so in one forward pass.
+
+    Args:
+        network: the model, with its head.
+        params: its parameters, head included.
+        tokenizer: its vocabulary.
+        name: what the scorer calls itself.
+        batch_size: solutions that run together.
+    """
+
+    network: ScoringModel
+    params: Params = dataclasses.field(repr=False)
+    tokenizer: Tokenizer
+    name: str = "local"
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"expected batch_size >= 1, got {self.batch_size}")
+
+    @property
+    def model(self) -> str:
+        """What the scorer calls itself."""
+        return self.name
+
+    def score(self, solutions: Sequence[Solution]) -> Iterator[tuple[int, Scores]]:
+        """Yield (index into solutions, scores), batch by batch."""
+        rows = [solution_row(self.network.network, self.tokenizer, each) for each in solutions]
+        for source, length, numbers in self._batches(rows):
+            arrays = solution_arrays([rows[n] for n in numbers], self.batch_size, source, length)
+            found = np.asarray(chances(self.network, self.params, arrays))
+            for number, of_row in zip(numbers, found, strict=False):
+                row = rows[number]
+                yield number, Scores(of_row[row.ends], len(row.prompt) + len(row.tokens))
+
+    def _batches(self, rows: Sequence[Row]) -> Iterator[tuple[int, int, list[int]]]:
+        """Yield (source, length, numbers of rows) of rows that run in one shape, in their order."""
+        groups: dict[tuple[int, int], list[int]] = collections.defaultdict(list)
+        for number, row in enumerate(rows):
+            groups[bucket(len(row.prompt)), bucket(len(row.tokens))].append(number)
+        for (source, length), numbers in sorted(groups.items()):
+            for first in range(0, len(numbers), self.batch_size):
+                yield source, length, numbers[first : first + self.batch_size]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verifier:
+    """A directory that `save` wrote, as a Scorer that is loaded at its first use.
+
+    Args:
+        path: the directory; one that does not exist here is looked up among what ships.
+        batch_size: solutions that run together.
+
+    Raises:
+        UserError: at the first use, the directory is missing or damaged.
+    """
+
+    path: str
+    batch_size: int = 64
+
+    @property
+    def model(self) -> str:
+        """The directory's name."""
+        return Path(self.path).name
+
+    @functools.cached_property
+    def scorer(self) -> LocalScorer:
+        """The loaded model."""
+        directory = paths.find(self.path, "the directory of a verifier")
+        return dataclasses.replace(load(directory), batch_size=self.batch_size)
+
+    def score(self, solutions: Sequence[Solution]) -> Iterator[tuple[int, Scores]]:
+        """Yield (index into solutions, scores), batch by batch."""
+        return self.scorer.score(solutions)
+
+
+# --- The directory -----------------------------------------------------------------------------
+
+
+def save(
+    directory: Path,
+    scoring: ScoringModel,
+    params: Params,
+    vocabulary: weights.Vocabulary,
+    about: Mapping[str, Any],
+) -> None:
+    """Write a scoring model so that `load` needs nothing else.
+
+    ```
+    DIRECTORY/...               the network as `weights.save` writes it
+    DIRECTORY/head.safetensors  kernel and bias
+    DIRECTORY/scorer.json       what it was trained for and on
+    ```
+
+    Args:
+        directory: made; where it exists its files of these names are replaced.
+        scoring: of `params`.
+        params: float32.
+        vocabulary: the network's.
+        about: JSON, for people.
+    """
+    with weights.whole_directory(directory) as temporary:
+        weights.save(
+            temporary,
+            scoring.network,
+            params["network"],
+            vocabulary.path,
+            extra_ids=vocabulary.extra_ids,
+        )
+        save_file({name: jnp.asarray(x) for name, x in params["head"].items()}, temporary / HEAD)
+        (temporary / SCORER).write_text(json.dumps(about, indent=1, allow_nan=False) + "\n")
+
+
+def load(directory: Path) -> LocalScorer:
+    """Return the scorer of a directory that `save` wrote.
+
+    Raises:
+        UserError: a file is missing or damaged, or the head is of another width.
+    """
+    network, params, vocabulary = weights.load(directory)
+    scoring = ScoringModel(network)
+    head = _head(directory / HEAD, jax.eval_shape(scoring.with_head, params)["head"])
+    tokenizer = open_vocabulary(vocabulary.path, vocabulary.extra_ids)
+    return LocalScorer(scoring, {"network": params, "head": head}, tokenizer, directory.name)
+
+
+def _head(path: Path, wanted: Params) -> Params:
+    if not path.is_file():
+        raise UserError(f"a head in {path}", "none", "give the directory of a verifier")
+    try:
+        head = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"whole safetensors in {path}", str(error), "restore the file") from error
+    shapes = {name: array.shape for name, array in head.items()}
+    if shapes != {name: array.shape for name, array in wanted.items()}:
+        raise UserError(
+            f"a head of width {len(wanted['kernel'])} in {path}",
+            ", ".join(f"{name} {shape}" for name, shape in sorted(shapes.items())) or "nothing",
+            "use the files of one verifier",
+        )
+    return head

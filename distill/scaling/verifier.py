@@ -1,0 +1,281 @@
+"""Train a verifier from the student's weights on labelled solutions; how good it is says assess.
+
+A process verifier (PRM) learns the chance that a solution ends right after each of its steps, an
+outcome verifier (ORM) after the last alone. Both score all steps of a solution in one forward pass.
+
+Source: Snell et al. 2024, arXiv 2408.03314, section 5.1 and appendix D to F.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from distill.core import paths
+from distill.core.errors import UserError
+from distill.core.store import Stage
+from distill.models import scoring, weights
+from distill.models.sampling import Tokenizer, open_vocabulary
+from distill.models.scoring import ScoringModel
+from distill.scaling import assess, rollouts
+from distill.scaling.rollouts import Labelled
+from distill.training import checkpoints
+from distill.training.losses import Pair
+from distill.training.optimizers import AdamW, Constant, Optimizer
+from distill.training.train import Course, fit
+
+PROCESS, OUTCOME = "process", "outcome"
+PAPER_OPTIMIZER = AdamW(schedule=Constant(3e-5), weight_decay=0.0, b2=0.95)
+COLUMNS_OF = 16  # rows are padded to a multiple of so many tokens
+LOSS_ROWS = 128  # scored together where the held-out loss is measured
+
+
+# --- Examples ----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftBinary:
+    r"""Binary cross-entropy of log-odds against soft labels, in nats, where the weights are not 0.
+
+    .. math:: -l \log \sigma(z) - (1 - l) \log (1 - \sigma(z)) = \log(1 + e^z) - l z
+    """
+
+    def __call__(self, logits: Float[Array, "batch length 1"], batch: Mapping[str, Array]) -> Pair:
+        """Return (sum of weighted nats, sum of weights)."""
+        odds = logits[..., 0]
+        nats = jax.nn.softplus(odds) - batch["score_labels"] * odds
+        return jnp.sum(nats * batch["score_weights"]), jnp.sum(batch["score_weights"])
+
+
+def columns(
+    examples: Sequence[Labelled], model: ScoringModel, tokenizer: Tokenizer, kind: str
+) -> dict[str, np.ndarray]:
+    """Return the examples as arrays of one width, a row each.
+
+    Args:
+        examples: at least one.
+        model: what is to be trained.
+        tokenizer: its vocabulary.
+        kind: `process` counts every step, `outcome` the last.
+
+    Returns:
+        What `scoring.solution_arrays` gives, and `score_labels` and `score_weights` [n, length]: at
+        the last token of a step its label, and how often the solution was drawn.
+    """
+    rows = [scoring.solution_row(model.network, tokenizer, e.solution) for e in examples]
+    source = _wide(max(len(row.prompt) for row in rows))
+    length = _wide(max(len(row.tokens) for row in rows))
+    arrays = scoring.solution_arrays(rows, len(rows), source, length)
+    labels = np.zeros((len(rows), length), np.float32)
+    counts = np.zeros((len(rows), length), np.float32)
+    first = -1 if kind == OUTCOME else 0
+    for number, (row, example) in enumerate(zip(rows, examples, strict=True)):
+        labels[number, row.ends[first:]] = example.labels[first:]
+        counts[number, row.ends[first:]] = example.count
+    return {**arrays, "score_labels": labels, "score_weights": counts}
+
+
+def _wide(length: int) -> int:
+    return -(-length // COLUMNS_OF) * COLUMNS_OF
+
+
+class _OfProblem(Protocol):
+    @property
+    def problem_id(self) -> str: ...
+
+
+Of = TypeVar("Of", bound=_OfProblem)
+
+
+def held_out(examples: Sequence[Of], share: float, seed: int) -> tuple[list[Of], list[Of]]:
+    """Return the examples of most questions, and those of a share of the questions.
+
+    Which they are depends on the questions' ids and the seed; at least one is held out.
+
+    Raises:
+        UserError: there are fewer than two questions.
+    """
+    ids = {example.problem_id for example in examples}
+    if len(ids) < 2:
+        raise UserError("solutions of two questions or more", str(len(ids)), "roll out more")
+    order = sorted(ids, key=lambda name: hashlib.sha256(f"{seed}\0{name}".encode()).digest())
+    out = set(order[: max(round(share * len(order)), 1)])
+    kept = [example for example in examples if example.problem_id not in out]
+    return kept, [example for example in examples if example.problem_id in out]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shuffled:
+    """Rows of columns in a new order each epoch, addressed by step; see `ports.Batches`.
+
+    Attributes:
+        columns: [n, ...] each.
+        batch_size: rows of a batch, which may end one epoch and begin the next.
+        seed: of the orders.
+    """
+
+    columns: Mapping[str, np.ndarray]
+    batch_size: int
+    seed: int = 0
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """Return the arrays of step `step`; leading axis batch."""
+        size = len(next(iter(self.columns.values())))
+        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, offsets = np.divmod(places, size)
+        orders = {e: np.random.default_rng((self.seed, e)).permutation(size) for e in set(epochs)}
+        rows = [orders[epoch][offset] for epoch, offset in zip(epochs, offsets, strict=True)]
+        return {name: column[rows] for name, column in self.columns.items()}
+
+
+# --- Training ----------------------------------------------------------------------------------
+
+
+def mean_loss(model: ScoringModel, params: PyTree, columns: Mapping[str, np.ndarray]) -> float:
+    """Return the mean loss over all rows, in nats a step."""
+    size = len(next(iter(columns.values())))
+    nats = weight = 0.0
+    for first in range(0, size, LOSS_ROWS):
+        batch = {name: _padded(x[first : first + LOSS_ROWS]) for name, x in columns.items()}
+        of_batch = _pair(model, params, batch)
+        nats, weight = nats + float(of_batch[0]), weight + float(of_batch[1])
+    return nats / weight
+
+
+def _padded(rows: np.ndarray) -> np.ndarray:
+    """LOSS_ROWS rows; those beyond the given ones are 0, and so are their weights."""
+    return np.pad(rows, [(0, LOSS_ROWS - len(rows)), *[(0, 0)] * (rows.ndim - 1)])
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _pair(model: ScoringModel, params: PyTree, batch: Mapping[str, Array]) -> Pair:
+    return SoftBinary()(model.logits(params, batch), batch)
+
+
+def best_step(losses: Mapping[int, float]) -> int:
+    """Return the step with the lowest loss on the questions held out, the first of equals."""
+    return min(sorted(losses), key=lambda step: losses[step])
+
+
+# --- The stage ---------------------------------------------------------------------------------
+
+
+def run(
+    *,
+    run_dir: Path,
+    student: str,
+    kind: str = PROCESS,
+    steps: int,
+    save_every: int,
+    batch_size: int = 128,
+    optimizer: Optimizer = PAPER_OPTIMIZER,
+    dropout_rate: float = 0.05,
+    share: float = 0.1,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> dict[str, Any]:
+    """Train a verifier on the train split's roll-outs, and report it on the validation split's.
+
+    Early stopping is by choice: of the checkpoints, the one with the lowest loss on the questions
+    held out becomes the verifier in RUN_DIR/verifier/KIND/model. How it is calibrated on the
+    validation split's solutions, and how its votes do, goes to RUN_DIR/reports/verifier-KIND.json,
+    .md and .png, where that split was rolled out.
+
+    Args:
+        run_dir: the run directory; its stage `rollouts` is complete.
+        student: directory of the policy, from whose weights the verifier starts.
+        kind: `process` or `outcome`.
+        steps: optimizer steps.
+        save_every: steps between checkpoints, so between looks at the held-out loss.
+        batch_size: solutions of a step.
+        optimizer: AdamW at 3e-5 with betas (0.9, 0.95) by default, as the paper's.
+        dropout_rate: of the network in training.
+        share: of the train questions, held out.
+        seed: of the order, of dropout, of what is held out and of the bootstrap.
+        resamples: of the bootstrap over questions.
+
+    Raises:
+        UserError: `rollouts` is not complete, the student is damaged, there is no such kind, or
+            too few questions have a solution with an answer.
+    """
+    if kind not in (PROCESS, OUTCOME):
+        raise UserError(f"a kind of {PROCESS}, {OUTCOME}", kind, "name one of them")
+    settings = {"student": student, "kind": kind, "steps": steps, "save_every": save_every}
+    settings |= {"batch_size": batch_size, "optimizer": optimizer, "dropout_rate": dropout_rate}
+    settings |= {"share": share, "seed": seed, "resamples": resamples}
+    run_dir = Path(run_dir)
+    with Stage.open(run_dir, f"verifier-{kind}", settings=settings, inputs=["rollouts"]) as stage:
+        if not stage.complete:
+            directory = run_dir / "verifier" / kind
+            found = trained(rollouts.examples(run_dir, "train"), directory, settings)
+            scorer = scoring.load(directory / "model")
+            report = assess.assessed(run_dir, scorer, resamples=resamples, seed=seed)
+            assess.write(run_dir / "reports", f"verifier-{kind}", {**found, **report})
+            stage.finish(step=found["step"], **found["training"], **assess.headline(report))
+        return stage.summary
+
+
+def trained(
+    examples: Sequence[Labelled], directory: Path, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Train, choose a checkpoint and write the verifier to DIRECTORY/model.
+
+    Args:
+        examples: labelled solutions.
+        directory: receives the checkpoints too.
+        settings: arguments of `run` by name.
+
+    Returns:
+        Which checkpoint it is, the held-out losses, what was learnt from, and what `fit` counts.
+    """
+    kept, out = held_out(examples, settings["share"], settings["seed"])
+    network, params, vocabulary = weights.load(paths.find(settings["student"], "a student"))
+    model, start = ScoringModel(network), ScoringModel(network).with_head(params)
+    tokenizer = open_vocabulary(vocabulary.path, vocabulary.extra_ids)
+    of_kept, of_out = (columns(some, model, tokenizer, settings["kind"]) for some in (kept, out))
+    _, found = fit(
+        _with_dropout(model, settings["dropout_rate"]),
+        start,
+        Shuffled(of_kept, settings["batch_size"], settings["seed"]),
+        SoftBinary(),
+        directory=directory / "checkpoints",
+        optimizer=settings["optimizer"],
+        course=Course(settings["steps"], settings["save_every"]),
+        seed=settings["seed"],
+        tensorboard=False,
+    )
+    losses, params = _chosen(directory / "checkpoints", model, start, of_out)
+    about = {"kind": settings["kind"], "step": best_step(losses), "losses": losses}
+    scoring.save(directory / "model", model, params, vocabulary, about)
+    return {**about, "train": _told(kept), "held_out": _told(out), "training": found}
+
+
+def _with_dropout(model: ScoringModel, rate: float) -> ScoringModel:
+    config = dataclasses.replace(model.network.config, dropout_rate=rate)  # pyright: ignore[reportArgumentType]
+    return ScoringModel(dataclasses.replace(model.network, config=config))
+
+
+def _chosen(
+    directory: Path, model: ScoringModel, like: PyTree, columns: Mapping[str, np.ndarray]
+) -> tuple[dict[int, float], PyTree]:
+    """Return the held-out loss of every checkpoint, and the parameters of the best."""
+    losses = {
+        step: mean_loss(model, checkpoints.load_params(directory, step, like=like), columns)
+        for step in checkpoints.steps(directory)
+    }
+    return losses, checkpoints.load_params(directory, best_step(losses), like=like)
+
+
+def _told(examples: Sequence[Labelled]) -> dict[str, int]:
+    return {
+        "questions": len({example.problem_id for example in examples}),
+        "solutions": sum(example.count for example in examples),
+        "different": len(examples),
+    }

@@ -235,7 +235,7 @@ def ratio(
 def table(found: dict[str, Any]) -> str:
     """Return the figures as Markdown."""
     lines = [
-        "| side | tokens/s | to ours, seconds | CPU s a step | to ours | peak, GB (imports) | ours |",
+        "| side | tokens/s | to ours, time | CPU s a step | to ours | peak, GB (imports) | ours |",
         "|---|---|---|---|---|---|---|",
     ]
     for side, row in found.items():

@@ -1,5 +1,6 @@
 """One optimizer step, compiled: gradient of the whole batch, update, figures; no loop, no files."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from distill.training.losses import Loss
+from distill.training.losses import Chunked, Loss
 from distill.training.metrics import Figures
 from distill.training.optimizers import Optimizer
 
@@ -27,6 +28,23 @@ class Model(Protocol):
 
     def logical_axes(self, params: PyTree) -> PyTree:
         """Return the logical axis names of each parameter, for `distill.models.partitioning`."""
+        ...
+
+
+@runtime_checkable
+class Projecting(Model, Protocol):
+    """A model whose states and head are apart, so that a loss may project them in chunks."""
+
+    def hidden(
+        self, params: PyTree, batch: Mapping[str, Array], *, dropout_key: Key | None = None
+    ) -> Float[Array, "batch length embed"]:
+        """Return the decoder's last states."""
+        ...
+
+    def project(
+        self, params: PyTree, hidden: Float[Array, "batch length embed"]
+    ) -> Float[Array, "batch length vocab"]:
+        """Return the logits of `hidden`, position by position."""
         ...
 
 
@@ -75,6 +93,9 @@ def _gradient(
     """(sum of nats, sum of weights, gradient of the sum), summed over microbatches."""
 
     def nats(params: PyTree, batch: Mapping[str, Array], key: Key) -> tuple[Array, Array]:
+        if isinstance(loss, Chunked) and isinstance(model, Projecting):
+            states = model.hidden(params, batch, dropout_key=key)
+            return loss.of_states(functools.partial(model.project, params), states, batch)
         return loss(model.logits(params, batch, dropout_key=key), batch)
 
     def whole(params: PyTree, batch: Mapping[str, Array], key: Key) -> tuple[Array, Array, PyTree]:

@@ -8,9 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_world import Tiny, TinyBatches
 
+from distill.core.errors import UserError
 from distill.training import losses
+from distill.training.divergences import KL, JensenShannon, ReverseKL, SkewKL, SkewReverseKL
 from distill.training.losses import (
     RESTS,
+    Chunked,
     DistributionMatching,
     Mixture,
     SampleMatching,
@@ -18,7 +21,9 @@ from distill.training.losses import (
     token_nll,
 )
 
-sparse_kl = jax.jit(losses.sparse_kl, static_argnames=("rest", "temperature"))
+sparse_kl = jax.jit(
+    losses.sparse_divergence, static_argnames=("rest", "temperature", "divergence", "smoothing")
+)
 seeds = st.integers(0, 2**32 - 1)
 few = settings(max_examples=20, deadline=None)
 
@@ -96,8 +101,8 @@ def test_candidate_logprobs_and_their_gradient_equal_log_softmax(seed):
     def plain(z):
         return jnp.take_along_axis(jax.nn.log_softmax(z), ids, -1)
 
-    np.testing.assert_allclose(candidate_logprobs(logits, ids), plain(logits), atol=2e-5)
-    ours = jax.grad(lambda z: jnp.sum(candidate_logprobs(z, ids) * probs))(logits)
+    np.testing.assert_allclose(candidate_logprobs(logits, ids)[0], plain(logits), atol=2e-5)
+    ours = jax.grad(lambda z: jnp.sum(candidate_logprobs(z, ids)[0] * probs))(logits)
     np.testing.assert_allclose(
         ours, jax.grad(lambda z: jnp.sum(plain(z) * probs))(logits), atol=2e-6
     )
@@ -188,6 +193,205 @@ def test_golden_worked_by_hand():
     )
 
 
+DIVERGENCES = (KL(), ReverseKL(), JensenShannon(), SkewKL(0.3), SkewReverseKL(0.3))
+DEFINED = [
+    (divergence, rest)
+    for divergence in DIVERGENCES
+    for rest in RESTS
+    if rest not in divergence.undefined
+]
+
+
+def kl(p, q):
+    """Over everything, in float64; what p does not do costs nothing."""
+    some = p > 0
+    return float(np.sum(p[some] * np.log(p[some] / q[some])))
+
+
+def dense_divergence(divergence, p, q):
+    match divergence:
+        case KL():
+            return kl(p, q)
+        case ReverseKL():
+            return kl(q, p)
+        case JensenShannon():
+            return (kl(p, (p + q) / 2) + kl(q, (p + q) / 2)) / 2
+        case SkewKL(alpha):
+            return kl(p, alpha * p + (1 - alpha) * q)
+        case SkewReverseKL(alpha):
+            return kl(q, alpha * q + (1 - alpha) * p)
+
+
+def dense_twin(divergence, rest, logits, ids, probs, weights):
+    """Position by position over the vocabulary, or over the candidates and the other outcome."""
+    nats = 0.0
+    for b, t in np.ndindex(weights.shape):
+        q = np.exp(logits[b, t] - logits[b, t].max())
+        q, p = q / q.sum(), np.zeros(logits.shape[-1])
+        p[ids[b, t]] = probs[b, t]
+        if rest == "renormalise":
+            p = p / p.sum()
+        elif rest == "other":
+            some = p > 0
+            p, q = (np.append(x[some], 1 - x[some].sum()) for x in (p, q))
+        nats += weights[b, t] * dense_divergence(divergence, p, q)
+    return nats
+
+
+@few
+@given(seed=seeds)
+@pytest.mark.parametrize(("divergence", "rest"), DEFINED, ids=str)
+def test_divergences_equal_their_dense_float64_twins(divergence, rest, seed):
+    arrays = case(seed, scale=1.0)
+    nats, _ = sparse_kl(*as32(*arrays), rest=rest, divergence=divergence)
+    np.testing.assert_allclose(nats, dense_twin(divergence, rest, *arrays), rtol=2e-5, atol=2e-5)
+
+
+@settings(max_examples=5, deadline=None)
+@given(seed=seeds)
+@pytest.mark.parametrize(("divergence", "rest"), DEFINED, ids=str)
+def test_gradients_equal_finite_differences_of_the_twins(divergence, rest, seed):
+    logits, ids, probs, weights = case(seed, rows=1, length=2, vocab=5, k=2, scale=1.0)
+
+    @jax.jit
+    def gradient(z):
+        arrays = as32(logits, ids, probs, weights)[1:]
+        return jax.grad(lambda z: sparse_kl(z, *arrays, rest=rest, divergence=divergence)[0])(z)
+
+    found = np.array(gradient(jnp.asarray(logits, jnp.float32)))
+    for place in np.ndindex(logits.shape):
+        up, down = logits.copy(), logits.copy()
+        up[place] += 1e-5
+        down[place] -= 1e-5
+        twin = [dense_twin(divergence, rest, z, ids, probs, weights) for z in (up, down)]
+        np.testing.assert_allclose(found[place], (twin[0] - twin[1]) / 2e-5, atol=2e-4)
+
+
+def each(divergence, p, q):
+    """The divergence of two distributions, as an array of one position."""
+    p, q = (jnp.asarray(x, jnp.float32)[None, None] for x in (p, q))
+    return float(jnp.sum(divergence(p, q, jnp.log(q))))
+
+
+def distributions(seed, outcomes=6):
+    return np.random.default_rng(seed).dirichlet(np.full(outcomes, 0.7), 2) * 0.999 + 1e-3 / 6
+
+
+@few
+@given(seed=seeds)
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
+def test_divergences_are_not_negative_and_zero_at_equality(divergence, seed):
+    p, q = distributions(seed)
+    assert each(divergence, p, q) > -1e-6
+    assert abs(each(divergence, p, p)) < 1e-6
+
+
+@few
+@given(seed=seeds)
+def test_jensen_shannon_is_symmetric_and_bounded(seed):
+    p, q = distributions(seed)
+    assert each(JensenShannon(), p, q) == pytest.approx(each(JensenShannon(), q, p), abs=1e-6)
+    assert each(JensenShannon(), p, q) <= math.log(2) + 1e-6
+
+
+def test_jensen_shannon_of_disjoint_supports_is_log_two():
+    nats = JensenShannon()(jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0]), jnp.zeros(2))
+    np.testing.assert_allclose(jnp.sum(nats), math.log(2), rtol=1e-6)
+
+
+@few
+@given(seed=seeds)
+def test_skew_goes_to_kl_with_alpha_and_is_bounded(seed):
+    p, q = distributions(seed)
+    for skew, plain in ((SkewKL, KL()), (SkewReverseKL, ReverseKL())):
+        assert each(skew(1e-6), p, q) == pytest.approx(each(plain, p, q), rel=1e-2, abs=1e-3)
+        assert each(skew(0.2), p, q) <= -math.log(0.2) + 1e-6
+
+
+@few
+@given(seed=seeds)
+@pytest.mark.parametrize(("divergence", "rest"), DEFINED, ids=str)
+def test_one_hot_rows_are_charged_by_likelihood_under_each_divergence(divergence, rest, seed):
+    logits, ids, probs, weights = as32(*case(seed))
+    probs = jnp.zeros_like(probs).at[..., 1].set(1.0)
+    found = sparse_kl(logits, ids, probs, weights, rest=rest, divergence=divergence)
+    np.testing.assert_allclose(found, token_nll(logits, ids[..., 1], weights), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("divergence", "rest"), DEFINED, ids=str)
+@pytest.mark.parametrize("scale", [0.0, 1e2, 1e4])
+def test_divergences_are_finite_at_the_extremes(divergence, rest, scale):
+    logits, ids, probs, weights = as32(*case(5))
+    probs = probs.at[0, 0].set(0.0).at[0, 1].set(jnp.float32([0.6, 0.4, 0]))
+
+    def loss(z):
+        return sparse_kl(z, ids, probs, weights, rest=rest, divergence=divergence)[0]
+
+    value, gradient = jax.value_and_grad(loss)(logits * scale)
+    assert jnp.isfinite(value) and jnp.all(jnp.isfinite(gradient))
+
+
+@few
+@given(seed=seeds)
+def test_smoothing_is_the_likelihood_of_a_smoothed_target(seed):
+    logits, ids, _, weights = as32(*case(seed))
+    targets, smooth = ids[..., 0], 0.2
+
+    def plain(z):
+        even = jax.nn.one_hot(targets, 7) * (1 - smooth) + smooth / 7
+        return -jnp.sum(jnp.sum(even * jax.nn.log_softmax(z), -1) * weights)
+
+    def ours(z):
+        return token_nll(z, targets, weights, smoothing=smooth)[0]
+
+    for f in (lambda loss: loss(logits), lambda loss: jax.grad(loss)(logits)):
+        np.testing.assert_allclose(f(ours), f(plain), rtol=2e-5, atol=2e-5)
+
+
+def test_smoothing_of_a_distribution_mixes_in_an_even_one():
+    logits, ids, probs, weights = as32(*case(2))
+    plain, smooth = (sparse_kl(logits, ids, probs, weights, smoothing=s)[0] for s in (0.0, 0.3))
+    even = -jnp.sum(jnp.mean(jax.nn.log_softmax(logits), -1) * weights)
+    np.testing.assert_allclose(smooth, 0.7 * plain + 0.3 * even, rtol=1e-5)
+
+
+@pytest.mark.parametrize("positions", [1, 4, 6, 32])
+def test_chunks_of_positions_change_neither_value_nor_gradients(positions):
+    rng = np.random.default_rng(0)
+    states, head = (jnp.asarray(rng.normal(0, 1, s), jnp.float32) for s in ((4, 6, 8), (8, 13)))
+    batch = jax.tree.map(jnp.asarray, TinyBatches().batch(0))
+    mixed = Mixture(losses=(DistributionMatching(), SampleMatching(0.1)), shares=(0.7, 0.3))
+    chunked = Chunked(mixed, positions)
+
+    def whole(states, head):
+        return mixed(states @ head, batch)
+
+    def by_chunks(states, head):
+        return chunked.of_states(lambda chunk: chunk @ head, states, batch)
+
+    np.testing.assert_allclose(by_chunks(states, head), whole(states, head), rtol=1e-6)
+    ours, theirs = (
+        jax.value_and_grad(lambda *args, f=f: 3 * f(*args)[0], (0, 1))(states, head)
+        for f in (by_chunks, whole)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, theirs)
+
+
+def test_chunks_hold_fewer_bytes_than_the_logits():
+    vocab, batch = 4096, {"decoder_loss_weights": jnp.ones((2, 64))}
+    batch["decoder_target_tokens"] = jnp.ones((2, 64), jnp.int32)
+    states, head = jax.ShapeDtypeStruct((2, 64, 8), jnp.float32), jnp.ones((8, vocab))
+
+    def bytes_of(loss):
+        memory = jax.jit(jax.grad(loss)).lower(states).compile().memory_analysis()
+        return memory.temp_size_in_bytes
+
+    whole = bytes_of(lambda states: SampleMatching()(states @ head, batch)[0])
+    chunked = Chunked(SampleMatching(), 8)
+    parts = bytes_of(lambda states: chunked.of_states(lambda x: x @ head, states, batch)[0])
+    assert parts < whole / 2 and whole >= 2 * 64 * vocab * 4
+
+
 def test_values_read_the_arrays_they_name():
     batch = jax.tree.map(jnp.asarray, TinyBatches().batch(0))
     logits = Tiny().logits(Tiny().init(jax.random.key(0)), batch)
@@ -204,3 +408,20 @@ def test_unknown_choices_are_refused():
         DistributionMatching(temperature=0.0)
     with pytest.raises(ValueError, match="a share for each loss"):
         Mixture(losses=(SampleMatching(),), shares=())
+    with pytest.raises(ValueError, match="smoothing < 1, got 1"):
+        SampleMatching(smoothing=1.0)
+    with pytest.raises(ValueError, match="positions >= 1, got 0"):
+        Chunked(SampleMatching(), 0)
+    with pytest.raises(ValueError, match="0 < alpha < 1, got 0"):
+        SkewKL(alpha=0.0)
+
+
+@pytest.mark.parametrize("divergence", [ReverseKL(), JensenShannon(), SkewReverseKL()], ids=str)
+def test_a_divergence_that_reads_the_dropped_rest_is_refused_with_the_reason(divergence):
+    with pytest.raises(UserError, match="'drop': the teacher's shares then add up to less than 1"):
+        DistributionMatching(divergence=divergence)
+
+
+def test_reverse_kl_without_a_share_for_the_rest_is_refused_as_infinite():
+    with pytest.raises(UserError, match=r"infinite wherever .* rest of .'other'."):
+        DistributionMatching(divergence=ReverseKL(), rest="renormalise")

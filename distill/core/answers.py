@@ -33,6 +33,7 @@ _FRACTION = re.compile(
     r"(?P<lead>[-+]?\s?\d*)\s?\\[dt]?frac\s?(?:\{(?P<over>-?\d+)\}|(?P<digit>\d))\s?"
     r"(?:\{(?P<under>\d+)\}|(?P<last>\d))(?P<rest>[^\\{}^_]*)"
 )
+_QUOTIENT = re.compile(r"\((-?\d+)\)\s?/\s?\((\d+)\)")
 _OPENING, _CLOSING = ("(", "["), (")", "]")
 _WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mbox|boxed)\{([^{}]*)\}")
 _SPACING = re.compile(r"\\(?:left|right)(?![A-Za-z])|(?<!\\)\\[!,;: ()\[\]]|\^\{?\\circ\}?")
@@ -288,6 +289,8 @@ def _bare(answer: str) -> str:
     if "\\" in text:
         text = _WRAPPER.sub(r"\1", text)
         text = _SPACING.sub("", text.replace(",\\! ", ",").replace("\\!", ""))
+    if ")/" in text or ") /" in text:
+        text = _QUOTIENT.sub(r"\1/\2", text)
     text = _NAMED.sub("", text.strip(_EDGES), count=1) if "=" in text or "\\in" in text else text
     return text.strip()
 

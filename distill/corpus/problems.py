@@ -23,6 +23,7 @@ __all__ = [
     "BigBenchHard",
     "BuiltIn",
     "Contamination",
+    "General",
     "Gsm8k",
     "JsonLines",
     "Math500",
@@ -76,6 +77,32 @@ class BuiltIn:
     def problems(self) -> Iterator[Problem]:
         """Yield the problems."""
         return arithmetic.problems(self.family, self.split, self.n, self.seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class General:
+    """The built-in general families as one set, `general`, that tells what specialising costs.
+
+    Attributes:
+        split: train, validation or test.
+        n: how many problems of each family.
+        seed: another seed gives other problems of the same split.
+    """
+
+    split: str
+    n: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        choose(self.split, arithmetic.splits(arithmetic.GENERAL[0]))
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield the problems, family after family; a number is `FAMILY/NUMBER`."""
+        for family in arithmetic.GENERAL:
+            for problem in arithmetic.problems(family, self.split, self.n, self.seed):
+                number = problem.problem_id.rpartition("/")[2]
+                key = f"general/{self.split}/{family}/{number}"
+                yield dataclasses.replace(problem, problem_id=key, source="general")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,6 +83,7 @@ def test_the_last_mark_is_found_after_any_text(before: str, number: int):
         (r"864 \mbox{ inches}^2", "864"),
         ("twenty-one", "21"),
         ("Seven apples", "7"),
+        ("(14)/(3)", r"\frac{14}{3}"),
         ("5cm", "5 cm"),
         ("20 mph", "20mph"),
         ("52_{8}", "52_8"),

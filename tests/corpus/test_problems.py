@@ -16,7 +16,7 @@ from distill.core import paths
 from distill.core.errors import UserError
 from distill.core.records import Problem
 from distill.core.store import Shards
-from distill.corpus import bbh, benchmarks, download, problems, sandbox
+from distill.corpus import arithmetic, bbh, benchmarks, download, problems, sandbox
 
 DATASETS = Path(__file__).parents[3] / "shared" / "datasets"
 needs_datasets = pytest.mark.skipif(not DATASETS.is_dir(), reason="the public sets are not here")
@@ -270,6 +270,14 @@ def test_the_source_list_has_the_digests_of_the_public_files(name: str, file: st
     assert listed["sha256"] == digest
 
 
+def test_the_general_families_are_one_set_of_equal_parts():
+    read = list(problems.General("validation", 3).problems())
+    parts = collections.Counter(problem.problem_id.split("/")[2] for problem in read)
+    assert parts == dict.fromkeys(arithmetic.GENERAL, 3)
+    assert {(p.source, p.split) for p in read} == {("general", "validation")}
+    assert len({p.problem_id for p in read}) == 15 and all(p.chain for p in read)
+
+
 # --- The stage ---------------------------------------------------------------------------------
 
 SOURCES = [
@@ -393,6 +401,7 @@ def test_a_gsm8k_row_without_its_mark_is_refused(tmp_path):
         (lambda: problems.BuiltIn("gsmm", "train", 1), "a family of gsm, .*got gsmm"),
         (lambda: problems.BuiltIn("svamp", "train", 1), "a split of selection, report, got train"),
         (lambda: problems.JsonLines("x", "dev"), "a split of train, .*got dev"),
+        (lambda: problems.General("report", 1), "a split of train, validation, test, got report"),
         (lambda: problems.Mbpp("report"), "a split of test, validation, train, got report"),
         (lambda: problems.Gsm8k("report"), "a split of train, validation, test, got report"),
     ],

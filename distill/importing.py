@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import math
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -83,6 +84,8 @@ def convert(
     rows = model.config.vocab_size if rows is None else rows
     chosen = _vocabulary(source, vocabulary, rows)
     model, tensors = _with_rows(model, tensors, rows)
+    tensors = {name: tensor.cast(dtype) for name, tensor in tensors.items()}
+    _refuse_full_disk(directory, sum(tensor.nbytes for tensor in tensors.values()))
     logger.info("import: %d tensors of %s", len(tensors), source)
     weights.write(directory, model, tensors, chosen, dtype=dtype)
     return {
@@ -90,6 +93,12 @@ def convert(
         "parameters": sum(math.prod(tensor.shape) for tensor in tensors.values()),
         "bytes": (directory / weights.WEIGHTS).stat().st_size,
     }
+
+
+def _refuse_full_disk(directory: Path, wanted: int) -> None:
+    there = next(path for path in directory.absolute().parents if path.exists())
+    if (free := shutil.disk_usage(there).free) < wanted:
+        raise UserError(f"room for {wanted:,} bytes in {there}", f"{free:,}", "free some disk")
 
 
 def _opened(source: str) -> "tuple[str, T5Model, Tensors]":
@@ -149,8 +158,7 @@ def _pieces(path: Path) -> tuple[int, bool]:
     except (RuntimeError, OSError) as error:
         raise UserError(f"a SentencePiece model in {path}", "none", "name another file") from error
     size = model.get_piece_size()
-    last = (model.id_to_piece(i) for i in range(max(0, size - SENTINELS), size))
-    return size, any("<extra_id_" in piece for piece in last)
+    return size, any("<extra_id_" in model.id_to_piece(i) for i in range(size))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import sentencepiece
 from flax.traverse_util import unflatten_dict
 
 from distill.__main__ import main
@@ -186,6 +187,43 @@ def test_a_vocabulary_of_other_weights_is_refused(tmp_path, capsys):
         pytest.skip(f"no {t5}")
     line = refused(capsys, exported(tmp_path / "hf"), tmp_path / "ours", "--vocabulary", t5)
     assert "an embedding of 32,100 rows" in line and "got 1,152" in line
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, capsys, monkeypatch):
+    source = exported(tmp_path / "hf")
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert "room for" in refused(capsys, source, tmp_path / "ours")
+
+
+def test_sentinels_that_are_among_the_pieces_are_not_added_again(tmp_path):
+    """T5X's vocabularies and mT5's hold them; Hugging Face's T5 adds them to its pieces."""
+    names = [f"<extra_id_{number}>" for number in reversed(range(100))]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["Tom has 12 apples.", "She gave 5 of them to Ann."] * 20),
+        model_prefix=str(tmp_path / "sp"),
+        vocab_size=140,
+        hard_vocab_limit=False,
+        user_defined_symbols=names,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "sp.model"))
+    model = T5Model(dataclasses.replace(V1_1.config, vocab_size=128))
+    t5x_checkpoint.write(tmp_path / "checkpoint_0", tensors_of(drawn(model)), step=0)
+    given = ("--vocabulary", tmp_path / "sp.model")
+    found, arrays, vocabulary = imported(tmp_path / "checkpoint_0", tmp_path / "ours", *given)
+    assert vocabulary.extra_ids == 0
+    write(tmp_path / "hf", found, tensors_of(arrays), vocabulary, card="")
+    document = json.loads((tmp_path / "hf" / "tokenizer.json").read_text())
+    assert len(document["model"]["vocab"]) == pieces.get_piece_size()
+    special = {token["content"]: token["id"] for token in document["added_tokens"]}
+    assert special["<extra_id_7>"] == pieces.piece_to_id("<extra_id_7>")
+    again, _, kept = imported(tmp_path / "hf", tmp_path / "again")
+    assert again == model and kept.extra_ids == 0
 
 
 def test_nothing_is_written_over(tmp_path, capsys):

@@ -7,6 +7,7 @@ import flax
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 t5x_models = pytest.importorskip("t5x.models")
 
@@ -129,8 +130,10 @@ def test_the_partitioner_knows_where_our_optimizers_state_lies():
         lambda v: train_state.FlaxOptimTrainState.create(made, flax.core.freeze(v)), variables
     )
     axes = partitioning.PjitPartitioner(num_partitions=1).get_mesh_axes(shapes)
-    moments = axes.state_dict()["state"]["param_states"]
-    assert "mu" in str(moments) and "PartitionSpec" in str(moments)
+    found = axes.state_dict()
+    moments = found["state"]["param_states"]["1"]
+    assert moments["mu"] == moments["nu"] == found["target"]
+    assert found["target"]["token_embedder"]["embedding"] == PartitionSpec("model", None)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "gin_configs" / "t5x").glob("t5*.gin")))

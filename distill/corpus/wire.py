@@ -183,7 +183,7 @@ def _of_prompt(entry: Any, top_logprobs: int) -> Reported:
     """Read a prompt's token; the first of all has no log-probabilities and so no text."""
     named = [
         {"token": told.get("decoded_token"), "logprob": told.get("logprob")}
-        for told in (entry or {}).values()
+        for told in (entry.values() if entry and _is_mapping(entry) else ())
         if _is_mapping(told)
     ]
     if not named:

@@ -12,6 +12,7 @@ from distill.corpus.wire import (
     name_bytes,
     read_chat,
     read_completion,
+    read_prompt,
     read_scored,
 )
 
@@ -189,6 +190,51 @@ def test_tokens_that_do_not_spell_the_text_fail_and_keep_the_text():
 
 def test_an_unknown_reason_to_finish_is_an_error():
     assert read_completion(legacy("8", ["8"], reason="abort")).finish_reason == "error"
+
+
+def entry(text, nats, **others):
+    told = {"1": {"logprob": nats, "rank": 1, "decoded_token": text}}
+    return {**told, **{str(n): {"logprob": x, "decoded_token": t} for n, (t, x) in others.items()}}
+
+
+def prompt_of(*entries):
+    return {"choices": [{"prompt_logprobs": [None, *entries]}]}
+
+
+def test_a_prompts_logprobs_by_hand():
+    beyond = Reported(b".", -0.1, ((b".", -0.1), (b"", -2.0)))
+    answer = prompt_of(
+        entry("Q", -3.0), entry("?\n", -1.0), entry("8", -0.5, a=("9", -1.5)), entry("!", -0.2)
+    )
+    found = read_prompt(answer, "8!", 5, beyond)
+    assert (found.tokens, found.end_logprob) == ((b"8", b"!"), -2.0)
+    np.testing.assert_allclose(found.logprobs, [-0.5, -0.2])
+    assert found.top_tokens == (b"8", b"9", b"!") and found.top_ends.tolist() == [2, 3]
+    across = read_prompt(answer, "\n8!", 1, None)
+    assert across.tokens == (b"\n", b"8", b"!") and np.isnan(across.logprobs[0])
+    assert np.isnan(across.end_logprob) and across.top_tokens == (b"8", b"!")
+
+
+def test_halves_of_characters_in_a_prompt_are_repaired_from_the_completion():
+    halves = [entry("\ufffd", -1.0), entry("\ufffd", -0.5)]
+    found = read_prompt(prompt_of(entry("Q", -1.0), *halves, entry("!", -0.2)), "🙂!", 5, None)
+    assert found.tokens == ("🙂".encode(), b"!") and found.logprobs[0] == -1.5
+
+
+@given(st.lists(st.sampled_from(["a", "b", " é", "\ufffd", "", "<s>"]), max_size=8), TEXTS)
+def test_any_prompt_spells_the_completion_or_fails(pieces, completion):
+    found = read_prompt(prompt_of(*(entry(p, -1.0) for p in pieces)), completion, 5, None)
+    spelled = b"".join(found.tokens).decode()
+    assert found.text == completion
+    assert spelled == completion or (found.finish_reason, spelled) == ("error", "")
+
+
+def test_a_prompt_without_logprobs_is_refused():
+    with pytest.raises(UserError, match="prompt_logprobs with the answer, got NoneType"):
+        read_prompt({"choices": [{}]}, "8", 5, None)
+    for odd in ([3], "8", {"1": 3}):
+        with pytest.raises(WireError, match="in the place of an object"):
+            read_prompt(prompt_of(odd), "8", 5, None)
 
 
 def test_scored_tokens_begin_where_the_prompt_ends():

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,22 +154,48 @@ def train(
     stacks = _placed(mine, lambda stack: placement.put(stack, rows))
     record = Record(sinks, _seconds_at_peak(model, rows, mesh))
     with _termination() as terminated, contextlib.closing(ahead(stacks)) as feed:
-        for steps, stack in zip(course.calls(start), record.timed(feed), strict=True):
-            state, figures = advance(state, stack, key)
-            record.add(steps, figures)
-            stops = terminated()
-            saves = course.saves(steps.stop) or stops
-            if saves or steps.stop // course.log_every > steps.start // course.log_every:
-                record.flush()
-            if saves:
-                loss_since = record.mean_loss()
-                checkpoints.save(steps.stop, state.params, state.optimizer, loss=loss_since)
-            if stops:
-                _end(checkpoints, sinks)
-                logger.info("terminated: step %d is saved", steps.stop)
-                raise SystemExit(code)
-    _end(checkpoints, sinks)
+        state, stopped = _follow(
+            zip(course.calls(start), record.timed(feed), strict=True),
+            state,
+            lambda state, stack: advance(state, stack, key),
+            course,
+            record=record,
+            checkpoints=checkpoints,
+            terminated=terminated,
+        )
+        checkpoints.wait()
+        for sink in sinks:
+            sink.close()
+    if stopped:
+        logger.info("terminated: step %d is saved", int(state.step))
+        raise SystemExit(code)
     return state.params
+
+
+def _follow(
+    calls: Iterable[tuple[range, Any]],
+    state: State,
+    advance: Callable[[State, Any], tuple[State, metrics.Figures]],
+    course: Course,
+    *,
+    record: Record,
+    checkpoints: Checkpoints,
+    terminated: Callable[[], bool],
+) -> tuple[State, bool]:
+    """Take the calls until they end or the process shall; return the state and whether it shall."""
+    for steps, stack in calls:
+        state, figures = advance(state, stack)
+        record.add(steps, figures)
+        stops = terminated()
+        saves = course.saves(steps.stop) or stops
+        if saves or steps.stop // course.log_every > steps.start // course.log_every:
+            record.flush()
+        if saves:
+            loss = record.mean_loss()
+            checkpoints.save(steps.stop, state.params, state.optimizer, loss=loss)
+        if stops:
+            return state, True
+    return state, False
 
 
 def _code_when_terminated(environment: Mapping[str, str]) -> int:
@@ -177,12 +203,6 @@ def _code_when_terminated(environment: Mapping[str, str]) -> int:
     if not code.isdecimal() or int(code) > 255:
         raise UserError(f"{TERMINATED_CODE} from 0 to 255", code, "correct or unset it")
     return int(code)
-
-
-def _end(checkpoints: Checkpoints, sinks: Sequence[Metrics]) -> None:
-    checkpoints.wait()
-    for sink in sinks:
-        sink.close()
 
 
 def _start(params: PyTree, layout: State, optimizer: Optimizer, checkpoints: Checkpoints) -> State:

@@ -91,13 +91,13 @@ def together(world, **mesh):
 
 def ended(started):
     """The exit codes and what was said."""
-    said = [process.communicate(timeout=200)[1] for process in started]
+    said = [process.communicate(timeout=280)[1] for process in started]
     lines = [line for text in said for line in text.splitlines() if "[Gloo]" not in line]
     return [process.returncode for process in started], "\n".join(lines)
 
 
 def wait_for_lines(world, started, count):
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 280
     while len(read_lines(world / "two" / "checkpoints" / "metrics.jsonl")) < count:
         assert all(process.poll() is None for process in started), ended(started)[1]
         assert time.monotonic() < deadline

@@ -1,6 +1,6 @@
 """Peak memory of converting weights, by the size of the checkpoint and of its largest tensor.
 
-    python benchmarks/conversion.py [--layers 2 6 12 24] [--folder DIR]
+    python benchmarks/conversion.py [--layers 1 8] [--folder DIR]
 
 Writes synthetic checkpoints of FlanT5-large's widths with more and more layers, and one with twice
 the rows, as Hugging Face and T5X keep them. Converts each to ours and back, each in a process of
@@ -117,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--layers", type=int, nargs="+", default=[2, 6, 12, 24])
+    parser.add_argument("--layers", type=int, nargs="+", default=[1, 8], help="of each tower")
     parser.add_argument("--folder", type=Path, help="where the checkpoints lie meanwhile")
     options = parser.parse_args()
     shapes = [

@@ -164,7 +164,12 @@ def _price(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _accuracy(run_dir: Path, summaries: Summaries) -> dict[str, Any]:
-    """Return the figures of the report halves and test splits, before and after, paired."""
+    """Return the figures of the report halves and test splits, before and after, paired.
+
+    Where nothing was chosen there is no after, and so nothing to tell.
+    """
+    if "select" not in summaries:
+        return {}
     selection = read_json(run_dir / "reports" / "selection.json")
     predictions = list(Shards(run_dir / "final", Prediction))
     table = _table(run_dir, predictions)
@@ -226,6 +231,8 @@ def _means(
 
 def _samples(run_dir: Path, summaries: Summaries) -> list[dict[str, Any]]:
     """Return a few problems of each kind with both answers, by the order of their ids."""
+    if "select" not in summaries:
+        return []
     chosen = read_json(run_dir / "reports" / "selection.json")["chosen_step"]
     texts: dict[str, dict[int, Prediction]] = collections.defaultdict(dict)
     for prediction in Shards(run_dir / "final", Prediction):

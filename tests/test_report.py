@@ -293,6 +293,18 @@ def test_checkpoints_without_a_choice_are_shown_unmarked(tmp_path):
 # --- Refusals ----------------------------------------------------------------------------------
 
 
+def test_a_student_that_was_only_evaluated_has_no_before_and_after(tmp_path):
+    Shards(tmp_path / "predictions", Prediction).append(predictions(0, ("validation", "selection")))
+    Shards(tmp_path / "final", Prediction).append(predictions(0, ("report", "test")))
+    sets = [Problem(f"{name}/test/0", name, "test", "Why?", "8") for name in SETS]
+    Shards(tmp_path / "problems", Problem).append(sets)
+    for name in ("problems", "evaluate", "final"):
+        stage(tmp_path, name)
+    found = report(tmp_path)
+    assert {"accuracy", "samples", "selection"} <= found["absent"].keys()
+    assert "All checkpoints" in page.page(found)
+
+
 def test_a_directory_without_a_run_is_refused_and_stays_as_it_was(tmp_path):
     with pytest.raises(UserError, match=r"expected a run in .*, got none"):
         run(run_dir=tmp_path)

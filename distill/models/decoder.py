@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from distill.models import layers
-from distill.models.layers import Cache, DecodingState, Params
+from distill.models.layers import Cache, DecodingState, Params, Reading
 
 START_ID = 0  # rows are shifted right with 0 first, as for T5
 
@@ -198,16 +198,12 @@ class Decoder(nn.Module):
         positions = batch.get("decoder_positions", places)
         return self.decoder(self.embed(tokens), positions, mask, deterministic=deterministic)[0]
 
-    def start(
-        self, prompts: Int[Array, "batch source"], lengths: Int[Array, "batch"]
-    ) -> DecodingState:
-        """Return the state after all of each prompt but its last token."""
+    def read(self, prompts: Int[Array, "batch source"], lengths: Int[Array, "batch"]) -> Reading:
+        """Return the keys and values of each prompt, of which all but the last token are read."""
         positions = jnp.broadcast_to(jnp.arange(prompts.shape[1]), prompts.shape)
         mask = layers.causal_mask(prompts.shape[1])
         _, kept = self.decoder(self.embed(prompts), positions, mask, deterministic=True)
-        caches = [layers.open_cache(*keys_values) for keys_values in kept]
-        source = jnp.asarray(prompts.shape[1])
-        return {"caches": caches, "read": lengths - 1, "source": source}
+        return {"keys_values": kept, "read": lengths - 1}
 
     def step(
         self, state: DecodingState, tokens: Int[Array, "batch"], index: Int[Array, ""]
@@ -294,17 +290,24 @@ class DecoderModel:
         """Return what the first step is fed: each prompt's last token."""
         return jnp.take_along_axis(prompts, lengths[:, None] - 1, axis=1)[:, 0]
 
+    def read(
+        self, params: Params, prompts: Int[Array, "batch source"], lengths: Int[Array, "batch"]
+    ) -> Reading:
+        """Return what right-padded prompts leave for decoding, a row each."""
+        return layers.call(self.network, params, Decoder.read, prompts, lengths)
+
     def start(
         self,
         params: Params,
-        prompts: Int[Array, "batch source"],
-        lengths: Int[Array, "batch"],
+        reading: Reading,
         forced: Int[Array, "batch length"],
         unread: Int[Array, "batch"],
     ) -> DecodingState:
-        """Return the state after right-padded prompts, with no room for tokens yet."""
-        del forced, unread
-        return layers.call(self.network, params, Decoder.start, prompts, lengths)
+        """Return the state after what was read, with no room for tokens yet."""
+        del params, forced, unread
+        source = jnp.asarray(reading["keys_values"][0][0].shape[1])
+        caches = [layers.open_cache(*keys_values) for keys_values in reading["keys_values"]]
+        return {"caches": caches, "read": reading["read"], "source": source}
 
     def widen(self, state: DecodingState, more: int) -> DecodingState:
         """Return the state with room for as many more tokens."""
@@ -320,6 +323,11 @@ class DecoderModel:
     ) -> tuple[Float[Array, "batch vocab"], DecodingState]:
         """Return the logits after `tokens`, the `index`-th since the start, and the new state."""
         return layers.call(self.network, params, Decoder.step, state, tokens, index)
+
+    def reordered(self, state: DecodingState, rows: Int[Array, "batch"]) -> DecodingState:
+        """Return the state whose rows are those of `rows`, each after the same prompt."""
+        caches = [layers.reordered(cache, rows) for cache in state["caches"]]
+        return {**state, "caches": caches}
 
     def continuation(
         self, prompts: Int[Array, "batch source"], lengths: Int[Array, "batch"], inputs: Array

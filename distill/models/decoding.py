@@ -1,7 +1,7 @@
 """Drawing tokens from any of our models in one compiled loop; knows ids, not text."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -10,10 +10,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from distill.models import stopping
-from distill.models.layers import DecodingState, Params
+from distill.models.layers import DecodingState, Params, Reading
 
 AnyArray = Array | np.ndarray
 _BISECTIONS = 32  # halvings of the range of logits, to below the spacing of float32
+_READ = 16  # prompts that are read together
 _FIRST_ROOM = 64  # tokens; each room after it is twice as wide
 _BLOCK = 64  # a vocabulary is searched block by block: sorts and long sums are slow on a CPU
 
@@ -38,8 +39,12 @@ class Network(Protocol):
         """Return what the first step is fed, where nothing is forced."""
         ...
 
+    def read(self, params: Params, prompts: Array, lengths: Array) -> Reading:
+        """Return what prompts leave for decoding, a row each."""
+        ...
+
     def start(
-        self, params: Params, prompts: Array, lengths: Array, forced: Array, unread: Array
+        self, params: Params, reading: Reading, forced: Array, unread: Array
     ) -> DecodingState:
         """Return the state before the first step, with no room for tokens."""
         ...
@@ -52,6 +57,10 @@ class Network(Protocol):
         self, params: Params, state: DecodingState, tokens: Array, index: Array
     ) -> tuple[Array, DecodingState]:
         """Return the logits after `tokens` and the new state."""
+        ...
+
+    def reordered(self, state: DecodingState, rows: Array) -> DecodingState:
+        """Return the state whose rows are those of `rows`, each after the same prompt."""
         ...
 
     def continuation(self, prompts: Array, lengths: Array, inputs: Array) -> dict[str, Array]:
@@ -86,18 +95,20 @@ class Vocabulary(NamedTuple):
 
 
 class Prompts(NamedTuple):
-    """What rows read before they write.
+    """What rows read before they write; rows with the same prompt share it.
 
     Attributes:
         ids: right-padded rows of `Network.prompt` or `Network.begun`.
-        lengths: of the rows; 0 is a row that only fills the batch.
+        lengths: of the prompts, at least 1.
+        prompt: of each row, the place in `ids`.
         forced: left-padded rows of what is written first; of no width where nothing is.
         unread: padding tokens of each row of `forced`.
-        opening: the state of each row in `stopping.transitions`.
+        opening: the state of each row in `stopping.transitions`; ENDED only fills the batch.
     """
 
-    ids: Int[AnyArray, "batch source"]
-    lengths: Int[AnyArray, "batch"]
+    ids: Int[AnyArray, "prompts source"]
+    lengths: Int[AnyArray, "prompts"]
+    prompt: Int[AnyArray, "batch"]
     forced: Int[AnyArray, "batch length"]
     unread: Int[AnyArray, "batch"]
     opening: Int[AnyArray, "batch"]
@@ -137,6 +148,14 @@ class Settings(NamedTuple):
     hot: Bool[AnyArray, "batch steps"]
     hot_temperature: Float[AnyArray, ""]
     hot_top_k: Int[AnyArray, ""]
+
+
+def greedy(batch: int) -> Settings:
+    """Return the settings of rows of which each takes the likeliest token."""
+    zeros = np.zeros(batch, np.float32)
+    kept = (zeros.astype(np.int32), np.ones(batch, np.float32), zeros)
+    hot = (np.zeros((batch, 1), bool), np.array(1, np.float32), np.array(0, np.int32))
+    return Settings(zeros, *kept, *hot)
 
 
 class Measured(NamedTuple):
@@ -354,27 +373,62 @@ class _Loop(NamedTuple):
     written: Decoded
 
 
+@functools.partial(jax.jit, static_argnames="network")
+def _read(network: Network, params: Params, ids: Array, lengths: Array) -> Reading:
+    return network.read(params, ids, lengths)
+
+
+@jax.jit
+def _of_rows(readings: Sequence[Reading], prompt: Int[Array, "batch"]) -> Reading:
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts)[prompt], *readings)
+
+
+def read(network: Network, params: Params, prompts: Prompts) -> Reading:
+    """Read each prompt once, and return what it leaves for each row.
+
+    Prompts are read as many at a time whoever is beside them, since the last bits of a product
+    depend on its shape: so a row stays a function of its own prompt.
+    """
+    count = len(prompts.prompt)
+    together = min(_READ, count)
+    used = int(np.max(prompts.prompt)) + 1
+    readings = []
+    for first in range(0, used, together):
+        ids, lengths = (x[first : first + together] for x in (prompts.ids, prompts.lengths))
+        free = together - len(ids)
+        ids = np.pad(ids, ((0, free), (0, 0)))
+        readings.append(_read(network, params, ids, np.pad(lengths, (0, free), constant_values=1)))
+    return _of_rows(readings, prompts.prompt)
+
+
+def first_tokens(network: Network, prompts: Prompts) -> Int[Array, "batch"]:
+    """Return what the first step is fed: the last forced token, or what follows the prompt."""
+    if prompts.forced.shape[1]:
+        return jnp.asarray(prompts.forced)[:, -1]
+    first = network.first_tokens(jnp.asarray(prompts.ids), jnp.asarray(prompts.lengths))
+    return first.astype(jnp.int32)[prompts.prompt]
+
+
 @functools.partial(jax.jit, static_argnames=("network", "k"))
 def _start(
     network: Network,
     params: Params,
+    reading: Reading,
     prompts: Prompts,
     *,
     k: int,
 ) -> _Loop:
-    """Read the prompts; nothing is written, and there is no room for it."""
-    rows, forced, unread = map(jnp.asarray, (prompts.ids, prompts.forced, prompts.unread))
-    batch, lengths = len(rows), jnp.maximum(jnp.asarray(prompts.lengths), 1)
-    first = forced[:, -1] if forced.shape[1] else network.first_tokens(rows, lengths)
+    """Read what is forced; nothing is written, and there is no room for it."""
+    forced, batch = jnp.asarray(prompts.forced), len(prompts.forced)
     ids, nats = jnp.zeros((0, batch), jnp.int32), jnp.zeros((0, batch))
     top_ids, top_nats = jnp.zeros((0, batch, k), jnp.int32), jnp.zeros((0, batch, k))
-    nothing = Decoded(ids, nats, Measured(nats, nats, top_ids, top_nats), jnp.zeros_like(lengths))
+    counts = jnp.zeros(batch, jnp.int32)
     return _Loop(
         jnp.zeros((), jnp.int32),
-        first.astype(jnp.int32),
-        jnp.where(prompts.lengths == 0, stopping.ENDED, prompts.opening),
-        network.start(params, rows, lengths, forced, unread),
-        nothing,
+        first_tokens(network, prompts),
+        jnp.asarray(prompts.opening),
+        network.start(params, reading, forced, jnp.asarray(prompts.unread)),
+        Decoded(ids, nats, Measured(nats, nats, top_ids, top_nats), counts),
     )
 
 
@@ -453,7 +507,7 @@ def decode(
         limit: most tokens of a row.
         k: candidates measured for each token, at least 1.
     """
-    loop, room = _start(network, params, prompts, k=k), 0
+    loop, room = _start(network, params, read(network, params, prompts), prompts, k=k), 0
     while room < limit and not (room and (np.asarray(loop.stage) == stopping.ENDED).all()):
         room = 2 * room or _FIRST_ROOM
         hot = settings.hot[:, :room]
@@ -476,7 +530,8 @@ def decode(
 def score(
     network: Network,
     params: Params,
-    prompts: Prompts,
+    prompts: Int[Array, "batch source"],
+    lengths: Int[Array, "batch"],
     ids: Int[Array, "batch steps"],
     vocabulary: Vocabulary,
     *,
@@ -487,7 +542,8 @@ def score(
     Args:
         network: what to run.
         params: its parameters.
-        prompts: what is read, nothing forced.
+        prompts: right-padded rows of `network.prompt`.
+        lengths: of the rows, at least 1.
         ids: the tokens to measure, right-padded.
         vocabulary: which tokens are reported as candidates.
         k: candidates measured for each token, at least 1.
@@ -495,10 +551,9 @@ def score(
     Returns:
         Step by step, as of `decode`.
     """
-    rows, lengths = jnp.asarray(prompts.ids), jnp.maximum(jnp.asarray(prompts.lengths), 1)
-    first = network.first_tokens(rows, lengths)[:, None]
+    first = network.first_tokens(prompts, lengths)[:, None]
     inputs = jnp.concatenate([first, ids[:, :-1]], 1)
-    hidden = network.hidden(params, network.continuation(rows, lengths, inputs))
+    hidden = network.hidden(params, network.continuation(prompts, lengths, inputs))
 
     def position(state_ids: tuple[Array, Array]) -> Measured:
         state, chosen = state_ids

@@ -40,6 +40,7 @@ Params = dict[str, Any]
 # "key" [rows kv slots] and "value" [rows slots kv], a row for each head of each batch row: as
 # decoding reads them, since a step would copy a cache that it has to reshape.
 Cache = dict[str, Array]
+Reading = dict[str, Any]  # what prompts leave for decoding; every leaf has a row for each
 DecodingState = dict[str, Any]
 
 
@@ -398,6 +399,15 @@ def widen(cache: Cache, free: int) -> Cache:
         "key": jnp.pad(cache["key"], ((0, 0), (0, 0), (0, free))),
         "value": jnp.pad(cache["value"], ((0, 0), (0, free), (0, 0))),
     }
+
+
+def reordered(cache: Cache, rows: Int[Array, "batch"]) -> Cache:
+    """Return the cache whose batch rows are those of `rows`."""
+
+    def picked(x: Array) -> Array:
+        return x.reshape(len(rows), -1, *x.shape[1:])[rows].reshape(x.shape)
+
+    return {name: picked(x) for name, x in cache.items()}
 
 
 def extend(

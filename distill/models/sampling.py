@@ -249,15 +249,19 @@ class LocalGenerator:
                 yield _Batch(tuple(alike[first : first + self.batch_size]), *shape)
 
     def _prompts(self, batch: _Batch) -> Prompts:
-        rows, forced = [m.row for m in batch.members], [m.forced for m in batch.members]
-        opens = np.zeros(self.batch_size, bool)
-        opens[: len(rows)] = [member.opens for member in batch.members]
+        size, members, forced = self.batch_size, batch.members, [m.forced for m in batch.members]
+        distinct = dict.fromkeys(tuple(member.row) for member in members)
+        places = {row: number for number, row in enumerate(distinct)}
+        opening = np.full(size, stopping.ENDED, np.int32)
+        states = [stopping.OPENING if member.opens else stopping.INSIDE for member in members]
+        opening[: len(members)] = states
         return Prompts(
-            _padded(rows, self.batch_size, batch.source),
-            _lengths(rows, self.batch_size),
-            _padded([row[::-1] for row in forced], self.batch_size, batch.forced)[:, ::-1],
-            batch.forced - _lengths(forced, self.batch_size),
-            np.where(opens, stopping.OPENING, stopping.INSIDE).astype(np.int32),
+            _padded(list(places), size, batch.source),
+            np.maximum(_lengths(list(places), size), 1),
+            np.pad([places[tuple(m.row)] for m in members], (0, size - len(members))),
+            _padded([row[::-1] for row in forced], size, batch.forced)[:, ::-1],
+            batch.forced - _lengths(forced, size),
+            opening,
         )
 
     def _settings(self, sampling: Sampling) -> Settings:
@@ -295,7 +299,8 @@ class LocalGenerator:
         measured = decoding.score(
             self.network,
             self.params,
-            self._prompts(batch),
+            _padded([member.row for member in batch.members], self.batch_size, batch.source),
+            np.maximum(_lengths([member.row for member in batch.members], self.batch_size), 1),
             _padded([member.scored for member in batch.members], self.batch_size, batch.steps),
             vocabulary,
             k=k,

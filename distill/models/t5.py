@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from distill.models import layers
-from distill.models.layers import Cache, DecodingState, Params
+from distill.models.layers import Cache, DecodingState, Params, Reading
 
 START_ID = 0  # T5's decoder starts from the padding token
 
@@ -167,17 +167,20 @@ class DecoderLayer(nn.Module):
         y = self.mlp(self.pre_mlp_layer_norm(x), deterministic=deterministic)
         return x + self.dropout(y, deterministic=deterministic)
 
+    def read(self, encoded: Float[Array, "batch source embed"]) -> tuple[Array, Array]:
+        """Return keys and values of the encoder's states."""
+        return self.encoder_decoder_attention.keys_values(encoded)
+
     def begin(
         self,
         x: Float[Array, "batch length embed"],
-        encoded: Float[Array, "batch source embed"],
+        read: tuple[Array, Array],
         bias: Float[Array, "batch heads length length"],
         cross_bias: Float[Array, "batch 1 1 source"],
     ) -> tuple[Float[Array, "batch length embed"], tuple[Cache, Cache]]:
-        """Run the first positions at once; return the caches of `x` and of the encoder's states."""
+        """Run the first positions at once; return the caches of `x` and of what was `read`."""
         y = self.pre_self_attention_layer_norm(x)
         written = self.self_attention.keys_values(y)
-        read = self.encoder_decoder_attention.keys_values(encoded)
         caches = layers.open_cache(*written), layers.open_cache(*read)
         if not x.shape[1]:
             return x, caches
@@ -261,11 +264,15 @@ class Decoder(nn.Module):
             x = layer(x, encoded, bias, cross_bias, deterministic=deterministic)
         return self.dropout(self.decoder_norm(x), deterministic=deterministic)
 
+    def read(self, encoded: Float[Array, "batch source embed"]) -> list[tuple[Array, Array]]:
+        """Return each layer's keys and values of the encoder's states."""
+        return [layer.read(encoded) for layer in self.layers]
+
     def start(
         self,
         x: Float[Array, "batch length embed"],
         unread: Int[Array, "batch"],
-        encoded: Float[Array, "batch source embed"],
+        read: Sequence[tuple[Array, Array]],
         visible: Bool[Array, "batch source"],
     ) -> DecodingState:
         """Return the state after the positions of `x`, of which the first `unread` are padding."""
@@ -273,8 +280,8 @@ class Decoder(nn.Module):
         mask = layers.causal_mask(length) & _from(unread, length)[:, None, None]
         bias = self.relpos_bias(length + 1)[:, :, :length, :length] + layers.mask_bias(mask)
         cross_bias = layers.mask_bias(visible)[:, None]
-        for layer in self.layers:
-            x, of_layer = layer.begin(x, encoded, bias, cross_bias[:, None])
+        for layer, keys_values in zip(self.layers, read, strict=True):
+            x, of_layer = layer.begin(x, keys_values, bias, cross_bias[:, None])
             caches.append(of_layer)
         state = {"caches": caches, "cross_bias": cross_bias, "read": jnp.asarray(length)}
         return {**state, "unread": unread} if length else state
@@ -343,18 +350,19 @@ class T5(nn.Module):
         mask = layers.segment_mask(segments, segments)
         return self.encoder(self.token_embedder(sources), mask, deterministic=deterministic)
 
-    def start(
-        self,
-        prompts: Int[Array, "batch source"],
-        lengths: Int[Array, "batch"],
-        forced: Int[Array, "batch length"],
-        unread: Int[Array, "batch"],
-    ) -> DecodingState:
-        """Return the state before the last forced token; the row is shifted by the start token."""
+    def read(self, prompts: Int[Array, "batch source"], lengths: Int[Array, "batch"]) -> Reading:
+        """Return what the decoder attends to of the prompts."""
         visible = ~_from(lengths, prompts.shape[1])
         encoded = self.encode(prompts, visible.astype(jnp.int32))
+        return {"keys_values": self.decoder.read(encoded), "visible": visible}
+
+    def start(
+        self, reading: Reading, forced: Int[Array, "batch length"], unread: Int[Array, "batch"]
+    ) -> DecodingState:
+        """Return the state before the last forced token; the row is shifted by the start token."""
         before = jnp.pad(forced, ((0, 0), (1, 0)), constant_values=START_ID)[:, : forced.shape[1]]
-        return self.decoder.start(self.token_embedder(before), unread, encoded, visible)
+        x = self.token_embedder(before)
+        return self.decoder.start(x, unread, reading["keys_values"], reading["visible"])
 
     def step(
         self, state: DecodingState, tokens: Int[Array, "batch"], index: Int[Array, ""]
@@ -438,11 +446,16 @@ class T5Model:
         del prompts
         return jnp.full_like(lengths, START_ID)
 
+    def read(
+        self, params: Params, prompts: Int[Array, "batch source"], lengths: Int[Array, "batch"]
+    ) -> Reading:
+        """Return what right-padded prompts leave for decoding, a row each."""
+        return layers.call(self.network, params, T5.read, prompts, lengths)
+
     def start(
         self,
         params: Params,
-        prompts: Int[Array, "batch source"],
-        lengths: Int[Array, "batch"],
+        reading: Reading,
         forced: Int[Array, "batch length"],
         unread: Int[Array, "batch"],
     ) -> DecodingState:
@@ -450,12 +463,11 @@ class T5Model:
 
         Args:
             params: the network's parameters.
-            prompts: right-padded.
-            lengths: of the prompts.
+            reading: as of `read`.
             forced: left-padded with START_ID, so that all rows go on at the same position.
             unread: padding tokens of each row of `forced`.
         """
-        return layers.call(self.network, params, T5.start, prompts, lengths, forced, unread)
+        return layers.call(self.network, params, T5.start, reading, forced, unread)
 
     def widen(self, state: DecodingState, more: int) -> DecodingState:
         """Return the state with room for as many more tokens."""
@@ -471,6 +483,11 @@ class T5Model:
     ) -> tuple[Float[Array, "batch vocab"], DecodingState]:
         """Return the logits after `tokens`, the `index`-th since the start, and the new state."""
         return layers.call(self.network, params, T5.step, state, tokens, index)
+
+    def reordered(self, state: DecodingState, rows: Int[Array, "batch"]) -> DecodingState:
+        """Return the state whose rows are those of `rows`, each after the same prompt."""
+        caches = [(layers.reordered(cache, rows), cross) for cache, cross in state["caches"]]
+        return {**state, "caches": caches}
 
     def continuation(
         self,

@@ -45,8 +45,9 @@ def reading(ids, lengths, forced=()):
     rows = [forced[n] if n < len(forced) else [] for n in range(BATCH)]
     unread = np.array([max(map(len, rows)) - len(row) for row in rows], np.int32)
     padded = np.array([[0] * n + row for n, row in zip(unread, rows, strict=True)], np.int32)
-    opening = np.full(BATCH, stopping.INSIDE, np.int32)
-    return Prompts(ids, np.array(lengths, np.int32), padded, unread, opening)
+    lengths = np.array(lengths, np.int32)
+    opening = np.where(lengths, stopping.INSIDE, stopping.ENDED).astype(np.int32)
+    return Prompts(ids, np.maximum(lengths, 1), np.arange(BATCH), padded, unread, opening)
 
 
 def seeds(*numbers):
@@ -134,7 +135,8 @@ def test_scoring_measures_what_decoding_measured(model):
     measured = decoding.score(
         model,
         params_of(model),
-        reading(tokens(0, BATCH, SOURCE), (9, 5, 1, 7)),
+        tokens(0, BATCH, SOURCE),
+        np.array((9, 5, 1, 7), np.int32),
         written.ids.T,
         vocabulary(),
         k=5,
@@ -168,6 +170,22 @@ def test_a_row_is_the_same_bits_wherever_it_lies_and_whoever_is_beside(model):
             first._replace(counts=first.ids),
             moved._replace(counts=moved.ids),
         )
+
+
+@pytest.mark.parametrize("model", [TIED, MODELS["t5-v1.0"]], ids=["decoder", "t5"])
+def test_rows_that_share_a_prompt_are_the_same_bits_as_with_one_each(model, monkeypatch):
+    monkeypatch.setattr(decoding, "_READ", 2)
+    ids, lengths, place = tokens(0, BATCH, SOURCE), np.array((9, 5, 1, 7)), np.array([0, 1, 0, 2])
+    alone = reading(ids[place], lengths[place])
+    shared = reading(ids, lengths)._replace(prompt=place)
+    rest = (seeds(1, 2, 3, 4), how(temperature=0.8), vocabulary(), STEPS)
+    one, other = (
+        decoding.decode(model, params_of(model), each, *rest, k=5) for each in (alone, shared)
+    )
+    written = np.arange(len(one.ids))[:, None] < one.counts
+    np.testing.assert_array_equal(np.where(written, one.ids - other.ids, 0), 0)
+    nats = one.measured.logprobs - other.measured.logprobs
+    np.testing.assert_array_equal(np.where(written, nats, 0), 0)
 
 
 @pytest.mark.parametrize("model", [TIED, MODELS["t5-v1.0"]], ids=["decoder", "t5"])

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -74,8 +75,8 @@ class Row(NamedTuple):
 
     Attributes:
         prompt: the row that is read before the solution.
-        tokens: what the decoder is fed: the first token, then the solution's.
-        ends: place in `tokens` of the last token of each step.
+        tokens: the solution's.
+        ends: how many of them each step ends after.
     """
 
     prompt: list[int]
@@ -90,24 +91,22 @@ def solution_row(network: Model, tokenizer: Tokenizer, solution: Solution) -> Ro
     those of the whole at these steps.
     """
     prompt = network.prompt(tokenizer.encode(solution.prompt), tokenizer.eos_id)
-    first = network.first_tokens(jnp.array([prompt]), jnp.array([len(prompt)]))
-    tokens, ends = [int(first[0])], []
-    for step in solution.steps:
-        tokens += tokenizer.encode(step)
-        ends.append(len(tokens) - 1)
-    return Row(prompt, tokens, ends)
+    pieces = [tokenizer.encode(step) for step in solution.steps]
+    ends = itertools.accumulate(map(len, pieces))
+    return Row(prompt, list(itertools.chain(*pieces)), list(ends))
 
 
 def solution_arrays(
-    rows: Sequence[Row], batch: int, source: int, length: int
+    network: Model, rows: Sequence[Row], batch: int, source: int, length: int
 ) -> dict[str, np.ndarray]:
     """Return what `ScoringModel.logits` reads, right-padded with 0.
 
     Args:
+        network: whose first token comes before each solution.
         rows: at most `batch` of them; the rest is padding.
         batch: rows of the arrays.
         source: columns of the prompts.
-        length: columns of the solutions.
+        length: columns of the solutions, the first token among them.
 
     Returns:
         `prompt_tokens` [batch, source], `prompt_lengths` [batch], at least 1, `solution_tokens` and
@@ -122,8 +121,10 @@ def solution_arrays(
     for number, row in enumerate(rows):
         arrays["prompt_tokens"][number, : len(row.prompt)] = row.prompt
         arrays["prompt_lengths"][number] = len(row.prompt)
-        arrays["solution_tokens"][number, : len(row.tokens)] = row.tokens
-        arrays["solution_segment_ids"][number, : len(row.tokens)] = 1
+        arrays["solution_tokens"][number, 1 : len(row.tokens) + 1] = row.tokens
+        arrays["solution_segment_ids"][number, : len(row.tokens) + 1] = 1
+    read = jnp.array(arrays["prompt_tokens"]), jnp.array(arrays["prompt_lengths"])
+    arrays["solution_tokens"][:, 0] = network.first_tokens(*read)
     return arrays
 
 
@@ -172,17 +173,21 @@ class LocalScorer:
         """Yield (index into solutions, scores), batch by batch."""
         rows = [solution_row(self.network.network, self.tokenizer, each) for each in solutions]
         for source, length, numbers in self._batches(rows):
-            arrays = solution_arrays([rows[n] for n in numbers], self.batch_size, source, length)
+            of_batch = [rows[n] for n in numbers]
+            arrays = solution_arrays(
+                self.network.network, of_batch, self.batch_size, source, length
+            )
             found = np.asarray(chances(self.network, self.params, arrays))
             for number, of_row in zip(numbers, found, strict=False):
                 row = rows[number]
-                yield number, Scores(of_row[row.ends], len(row.prompt) + len(row.tokens))
+                read = len(row.prompt) + 1 + len(row.tokens)
+                yield number, Scores(of_row[row.ends], read)
 
     def _batches(self, rows: Sequence[Row]) -> Iterator[tuple[int, int, list[int]]]:
         """Yield (source, length, numbers of rows) of rows that run in one shape, in their order."""
         groups: dict[tuple[int, int], list[int]] = collections.defaultdict(list)
         for number, row in enumerate(rows):
-            groups[bucket(len(row.prompt)), bucket(len(row.tokens))].append(number)
+            groups[bucket(len(row.prompt)), bucket(len(row.tokens) + 1)].append(number)
         for (source, length), numbers in sorted(groups.items()):
             for first in range(0, len(numbers), self.batch_size):
                 yield source, length, numbers[first : first + self.batch_size]

@@ -71,8 +71,8 @@ def columns(
     """
     rows = [scoring.solution_row(model.network, tokenizer, e.solution) for e in examples]
     source = _wide(max(len(row.prompt) for row in rows))
-    length = _wide(max(len(row.tokens) for row in rows))
-    arrays = scoring.solution_arrays(rows, len(rows), source, length)
+    length = _wide(max(len(row.tokens) for row in rows) + 1)
+    arrays = scoring.solution_arrays(model.network, rows, len(rows), source, length)
     labels = np.zeros((len(rows), length), np.float32)
     counts = np.zeros((len(rows), length), np.float32)
     first = -1 if kind == OUTCOME else 0

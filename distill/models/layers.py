@@ -1,5 +1,6 @@
 """The layers that T5 and the decoder are made of; no model of its own, no cache policy."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -183,6 +184,15 @@ class Embedding(nn.Module):
         return jnp.einsum("...e,ve->...v", x, rows, preferred_element_type=jnp.float32)
 
 
+@functools.partial(jax.checkpoint, static_argnums=0)
+def activated(
+    names: tuple[str, ...], *hidden: Float[Array, "*axes mlp"]
+) -> Float[Array, "*axes mlp"]:
+    """Return the product of the named activations of `hidden`; backward computes them anew."""
+    gates = [ACTIVATIONS[name](x) for name, x in zip(names, hidden, strict=True)]
+    return math.prod(gates[1:], start=gates[0])
+
+
 class Mlp(nn.Module):
     """Feed-forward layer: the product of one or two activated projections, then one back."""
 
@@ -197,11 +207,8 @@ class Mlp(nn.Module):
     ) -> Float[Array, "batch length embed"]:
         """Return the update of the residual stream."""
         names = ["wi"] if len(self.activations) == 1 else ["wi_0", "wi_1"]
-        hidden = [
-            ACTIVATIONS[activation](Dense(self.mlp_dim, self.dtype, name=name)(x))
-            for name, activation in zip(names, self.activations, strict=True)
-        ]
-        y = math.prod(hidden[1:], start=hidden[0])
+        hidden = [Dense(self.mlp_dim, self.dtype, name=name)(x) for name in names]
+        y = activated(self.activations, *hidden)
         y = Dropout(self.dropout_rate)(y, deterministic=deterministic)
         return Dense(x.shape[-1], self.dtype, name="wo")(y)
 
@@ -209,6 +216,34 @@ class Mlp(nn.Module):
 def Dropout(rate: float) -> nn.Dropout:  # noqa: N802 (made where a layer is made)
     """Return dropout that drops the same features at every position of a row, as T5 does."""
     return nn.Dropout(rate, broadcast_dims=(-2,))
+
+
+@jax.checkpoint
+def mix(
+    queries: Float[Array, "batch heads length kv"],
+    keys: Float[Array, "batch kv_heads source kv"],
+    values: Float[Array, "batch kv_heads source kv"],
+    bias: Float[Array, "#batch #heads #length source"],
+) -> Float[Array, "batch heads length kv"]:
+    """Return the values by the softmax of the scores, in fp32, which backward computes anew.
+
+    Scores are the only arrays that grow with the product of both lengths; one more product of
+    queries and keys costs about a hundredth of a step at the lengths of questions and chains.
+    """
+    shape = (*queries.shape[:3], keys.shape[2])
+    grouped = queries.reshape(*keys.shape[:2], -1, keys.shape[3])
+    scores = (grouped @ jnp.swapaxes(keys, 2, 3)).reshape(shape).astype(jnp.float32) + bias
+    weights = jax.nn.softmax(scores).astype(values.dtype)
+    return (weights.reshape(*grouped.shape[:3], -1) @ values).reshape(queries.shape)
+
+
+def runner(*, deterministic: bool, remat: bool) -> Callable[..., Array]:
+    """Return a call of a layer; with `remat`, backward knows its inputs alone and runs it again."""
+
+    def run(layer: nn.Module, *inputs: Array) -> Array:
+        return layer(*inputs, deterministic=deterministic)
+
+    return nn.remat(run) if remat else run
 
 
 class Attention(nn.Module):
@@ -260,20 +295,14 @@ class Attention(nn.Module):
         Dropout takes whole keys from a head, for every query of the row, as T5 does; it acts on
         the values, which are fewer than the weights.
         """
-        batch, length = x.shape[:2]
-        groups = self.num_heads // self.num_kv_heads
-        queries = self.query(x).reshape(batch, length, self.num_heads, self.head_dim)
+        split = (*x.shape[:2], self.num_heads, self.head_dim)
+        queries = self.query(x).reshape(split)
         if rotation is not None:
             queries = rotate(queries, *rotation)
         queries, keys, values = (jnp.swapaxes(y, 1, 2) for y in (queries, keys, values))
-        queries = queries.reshape(batch, self.num_kv_heads, groups * length, self.head_dim)
-        scores = (queries * self.query_scale) @ jnp.swapaxes(keys, 2, 3)
-        scores = scores.reshape(batch, self.num_heads, length, -1).astype(jnp.float32) + bias
-        weights = jax.nn.softmax(scores).astype(self.dtype)
-        weights = weights.reshape(batch, self.num_kv_heads, groups * length, -1)
-        mixed = weights @ self.dropout(values, deterministic=deterministic)
-        mixed = mixed.reshape(batch, self.num_heads, length, self.head_dim)
-        return self.out(jnp.swapaxes(mixed, 1, 2).reshape(batch, length, -1))
+        values = self.dropout(values, deterministic=deterministic)
+        mixed = mix(queries * self.query_scale, keys, values, bias)
+        return self.out(jnp.swapaxes(mixed, 1, 2).reshape(*split[:2], -1))
 
     def recall(
         self,

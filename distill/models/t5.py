@@ -18,7 +18,7 @@ START_ID = 0  # T5's decoder starts from the padding token
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
-    """The shape of a T5. The defaults of the last seven are those of v1.1.
+    """The shape of a T5. The defaults from `mlp_activations` on are those of v1.1.
 
     Attributes:
         vocab_size: rows of the embedding, padding rows included.
@@ -35,6 +35,7 @@ class T5Config:
         dropout_rate: share of features dropped in training.
         dtype: of the computation; parameters are float32.
         layer_norm_epsilon: added to the mean square.
+        remat: keep only what enters each layer in training and compute the rest anew backward.
     """
 
     vocab_size: int
@@ -51,6 +52,7 @@ class T5Config:
     dropout_rate: float = 0.1
     dtype: str = "float32"
     layer_norm_epsilon: float = 1e-6
+    remat: bool = False
 
     def __post_init__(self) -> None:
         counts = ("vocab_size", "embed_dim", "num_heads", "head_dim", "mlp_dim")
@@ -228,8 +230,9 @@ class Encoder(nn.Module):
         """Return the encoder's normalised states."""
         bias = self.relpos_bias(x.shape[1]) + layers.mask_bias(mask)
         x = self.dropout(x, deterministic=deterministic)
+        run = layers.runner(deterministic=deterministic, remat=self.config.remat)
         for layer in self.layers:
-            x = layer(x, bias, deterministic=deterministic)
+            x = run(layer, x, bias)
         return self.dropout(self.encoder_norm(x), deterministic=deterministic)
 
 
@@ -260,8 +263,9 @@ class Decoder(nn.Module):
         bias = self.relpos_bias(x.shape[1]) + layers.mask_bias(mask)
         cross_bias = layers.mask_bias(cross_mask)
         x = self.dropout(x, deterministic=deterministic)
+        run = layers.runner(deterministic=deterministic, remat=self.config.remat)
         for layer in self.layers:
-            x = layer(x, encoded, bias, cross_bias, deterministic=deterministic)
+            x = run(layer, x, encoded, bias, cross_bias)
         return self.dropout(self.decoder_norm(x), deterministic=deterministic)
 
     def read(self, encoded: Float[Array, "batch source embed"]) -> list[tuple[Array, Array]]:

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models_world import SMALL, V1_0, V1_1, logits_of, params_of, tokens
+from models_world import ROWS, SMALL, V1_0, V1_1, logits_of, params_of, tokens
 
 from distill.models.layers import by_path
-from distill.models.t5 import T5Config
+from distill.models.t5 import T5Config, T5Model
 
 
 def packed(*rows):
@@ -95,6 +95,38 @@ def test_parameters_are_named_and_shaped_as_in_t5x():
     axes = by_path(V1_1.logical_axes(params_of(V1_1)))
     assert axes["decoder/layers_0/mlp/wo/kernel"] == ("mlp", "embed")
     assert {name: len(axes[name]) for name in axes} == {n: len(s) for n, s in shapes.items()}
+
+
+THIN = T5Config(ROWS, 8, 2, 4, 16, 2, 2)
+WITH_AND_WITHOUT = [T5Model(dataclasses.replace(THIN, remat=remat)) for remat in (False, True)]
+
+
+def mean_square(model, key):
+    batch = {"encoder_input_tokens": tokens(1, 4, 48), "decoder_input_tokens": tokens(2, 4, 48)}
+    return lambda params: jnp.mean(model.hidden(params, batch, dropout_key=key) ** 2)
+
+
+def test_rematerialisation_changes_no_parameter_and_no_gradient():
+    params = [model.init(jax.random.key(0)) for model in WITH_AND_WITHOUT]
+    jax.tree.map(np.testing.assert_array_equal, *params)
+    gradients = [
+        jax.jit(jax.grad(mean_square(model, jax.random.key(3))))(params[0])
+        for model in WITH_AND_WITHOUT
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *gradients)
+
+
+def test_rematerialisation_keeps_less_for_backward():
+    """Told from the program: XLA's CPU backend merges what is computed twice, and saves nothing."""
+
+    def kept(model):
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        loss = mean_square(model, jax.random.key(3))
+        backward = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], params)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward))
+
+    plain, again = map(kept, WITH_AND_WITHOUT)
+    assert again < plain / 2
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ own; they take turns of a few steps, so that whatever else the machine does fall
 On a machine that others use too, compare CPU seconds on one core each (`--cores 1`): there no side
 waits for its own threads.
 
-    ours        this project's compiled step, sparse KL on the top-5
+    ours        this project's compiled step, sparse KL on the top-5 in chunks
     peer dense  the KL of Fu et al.'s code: a target of [batch, length, vocab] for each batch
     peer hard   likelihood of the tokens, no teacher
 
@@ -68,7 +68,7 @@ def ours(options: argparse.Namespace) -> Iterator[Step | None]:
     import numpy as np
 
     from distill.models.t5 import T5Config, T5Model
-    from distill.training.losses import DistributionMatching
+    from distill.training.losses import Chunked, DistributionMatching
     from distill.training.optimizers import AdamW, Constant
     from distill.training.step import State, compiled
 
@@ -78,7 +78,7 @@ def ours(options: argparse.Namespace) -> Iterator[Step | None]:
     model, optimizer = T5Model(shape), AdamW(Constant(RATE), weight_decay=DECAY, clip=CLIP)
     params = model.init(jax.random.key(0))
     state = State(params, jax.jit(optimizer.transformation().init)(params), jnp.int32(0))
-    advance = compiled(model, DistributionMatching(), optimizer, 1, state)
+    advance = compiled(model, Chunked(DistributionMatching()), optimizer, 1, state)
     del params
     arrays, key = batch(options), jax.random.key(0)
 

@@ -21,7 +21,7 @@ from t5x.optimizers import OptaxWrapper  # pyright: ignore[reportMissingImports]
 
 from distill.corpus import dataset
 from distill.corpus import student as students
-from distill.corpus.examples import examples, read_corpus
+from distill.corpus.examples import of_run
 from distill.corpus.features import DistillationFeatureConverter, leave_accelerators_alone
 from distill.training.losses import DistributionMatching, Loss
 from distill.training.optimizers import Optimizer
@@ -113,7 +113,7 @@ def mixture(
     k: int = 5,
     demonstrations: int = 4,
     split: str = "train",
-    name: str = "distillation",
+    name: str = dataset.REGISTERED,
 ) -> str:
     """Register the mixture of the formats that T5X draws from a run's aligned traces.
 
@@ -135,8 +135,7 @@ def mixture(
     """
     leave_accelerators_alone()
     tokenizer = students.load(student)
-    corpus = read_corpus(Path(run_dir), split, k)
-    forms = examples(corpus, tokenizer, k=k, shots=demonstrations, used=ratios)
+    forms = of_run(Path(run_dir), tokenizer, k=k, shots=demonstrations, split=split, used=ratios)
     counts = dataset.shares({form.name: form.size for form in forms}, ratios)
     seqio.MixtureRegistry.add_provider(
         name, dataset.mixture(forms, counts, tokenizer, k=k, name=name)

@@ -14,7 +14,7 @@ from distill.core.records import PackedExample
 from distill.core.store import Shards, Stage, manifest
 from distill.corpus import prompts
 from distill.corpus import student as students
-from distill.corpus.examples import Examples, blocks, examples, read_corpus
+from distill.corpus.examples import Examples, blocks, of_run
 from distill.corpus.student import Student
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SHARD_ROWS = 1024
 EQUAL_RATIOS = dict.fromkeys(prompts.FORMATS, 1.0)
+# Of a registered mixture and before its tasks' names, so that it finds what was cached of them.
+REGISTERED = "distillation"
 
 
 def shares(
@@ -41,8 +43,39 @@ def shares(
     return {name: max(1, round(most * ratio / ratios[leader])) for name, ratio in ratios.items()}
 
 
+def tasks(
+    forms: Iterable[Examples], passes: Mapping[str, int], tokenizer: Student, *, k: int, name: str
+) -> "list[seqio.Task]":
+    """Return a seqio task of each format, of no registry.
+
+    Args:
+        forms: the examples.
+        passes: of each format, how often its examples come in an epoch.
+        tokenizer: the student's.
+        k: candidates a position.
+        name: before each task's own.
+    """
+    import seqio
+
+    from distill.corpus import features
+
+    vocabulary = seqio.PassThroughVocabulary(tokenizer.vocab_size, eos_id=tokenizer.eos_id)
+    made = functools.partial(blocks, encode=tokenizer.encode, eos_id=tokenizer.eos_id)
+    return [
+        features.task(
+            f"{name}_{form.name}",
+            form.name,
+            functools.partial(made, form, passes=passes[form.name]),
+            size=passes[form.name] * form.size,
+            k=k,
+            vocabulary=vocabulary,
+        )
+        for form in forms
+    ]
+
+
 def mixture(
-    forms: Iterable[Examples],
+    forms: Sequence[Examples],
     counts: Mapping[str, int],
     tokenizer: Student,
     *,
@@ -64,23 +97,52 @@ def mixture(
 
     from distill.corpus import features
 
-    vocabulary = seqio.PassThroughVocabulary(tokenizer.vocab_size, eos_id=tokenizer.eos_id)
-    made = functools.partial(blocks, encode=tokenizer.encode, eos_id=tokenizer.eos_id)
-    tasks = []
-    for form in forms:
-        passes = -(-counts[form.name] // form.size)
-        task = features.task(
-            f"{name}_{form.name}",
-            form.name,
-            functools.partial(made, form, passes=passes),
-            size=passes * form.size,
-            k=k,
-            vocabulary=vocabulary,
-        )
-        tasks.append((task, counts[form.name]))
+    passes = {form.name: -(-counts[form.name] // form.size) for form in forms}
+    made = tasks(forms, passes, tokenizer, k=k, name=name)
+    rated = [(task, counts[form.name]) for task, form in zip(made, forms, strict=True)]
     if exact:
-        return seqio.Mixture(name, tasks, sample_fn=features.as_rated)
-    return seqio.Mixture(name, tasks)
+        return seqio.Mixture(name, rated, sample_fn=features.as_rated)
+    return seqio.Mixture(name, rated)
+
+
+def register(
+    *,
+    run_dir: Path,
+    student: Student | str | Path,
+    demonstrations: int = 4,
+    split: str = "train",
+    name: str = REGISTERED,
+) -> list[str]:
+    """Register a task of each format of a run, for tools that find tasks by name.
+
+    Args:
+        run_dir: the run directory; its stage `align` is complete.
+        student: the tokenizer that `align` was given.
+        demonstrations: examples in an in-context prompt.
+        split: of the problems that were harvested.
+        name: before each task's own.
+
+    Returns:
+        The names.
+
+    Raises:
+        UserError: `align` is not complete or had another student, there are traces of another
+            split, or too few problems to demonstrate with.
+        ValueError: seqio has a task of one of the names.
+    """
+    import seqio
+
+    from distill.corpus import features
+
+    features.leave_accelerators_alone()
+    tokenizer, aligned = students.load(student), manifest(run_dir, "align")["settings"]
+    k = aligned["k"]
+    _refuse_other_than(aligned, {"student": students.describe(tokenizer), "k": k})
+    forms = of_run(run_dir, tokenizer, k=k, shots=demonstrations, split=split, used=prompts.FORMATS)
+    made = tasks(forms, dict.fromkeys(prompts.FORMATS, 1), tokenizer, k=k, name=name)
+    for task in made:
+        seqio.TaskRegistry.add_provider(task.name, task)
+    return [task.name for task in made]
 
 
 def _write(rows: Iterable[PackedExample], shards: Shards[PackedExample]) -> dict[str, Any]:
@@ -154,8 +216,7 @@ def run(
             return stage.summary
         shards = Shards(run_dir / "dataset", PackedExample)
         shards.remove()
-        corpus = read_corpus(run_dir, split, k)
-        forms = examples(corpus, tokenizer, k=k, shots=demonstrations, used=ratios)
+        forms = of_run(run_dir, tokenizer, k=k, shots=demonstrations, split=split, used=ratios)
         counts = shares({form.name: form.size for form in forms}, ratios, passes)
         mixed = mixture(forms, counts, tokenizer, k=k, exact=True)
         lengths = (source_length, target_length)

@@ -149,6 +149,17 @@ def examples(
     ]
 
 
+def of_run(
+    run_dir: Path, tokenizer: Student, *, k: int, shots: int, split: str, used: Collection[str]
+) -> list[Examples]:
+    """Return the examples of a run's aligned traces.
+
+    Raises:
+        UserError: as `read_corpus` and `examples`, which take the arguments.
+    """
+    return examples(read_corpus(run_dir, split, k), tokenizer, k=k, shots=shots, used=used)
+
+
 def _prompts(
     form: prompts.Format, pool: Sequence[Problem], shots: int
 ) -> Callable[[int, np.random.Generator], str]:

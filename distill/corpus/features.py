@@ -221,7 +221,7 @@ def task(
     ```
 
     What comes before the placeholder can be cached by `seqio_cache_tasks` once the task is
-    registered (`seqio.TaskRegistry.add_provider`); the source then runs once, on one worker.
+    registered (`dataset.register`); the source then runs once, on one worker.
 
     Args:
         name: letters, digits and underscores, unique in a mixture.

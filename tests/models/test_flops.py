@@ -31,7 +31,10 @@ def batch_of(model):
 
 @pytest.mark.parametrize("model", [GATED, PLAIN], ids=["t5", "decoder"])
 def test_compiled_programs_cost_what_is_counted_and_a_little_for_the_rest(model):
-    """XLA also counts norms, softmax and activations: at these widths, up to 5 % more."""
+    """XLA also counts norms, softmax, activations, and what the backward pass computes again.
+
+    At these widths that is up to 6 % more.
+    """
 
     def loss(params, batch):
         return jnp.sum(model.logits(params, batch) ** 2)
@@ -40,7 +43,7 @@ def test_compiled_programs_cost_what_is_counted_and_a_little_for_the_rest(model)
     for function, counted in ((model.logits, forward_flops), (jax.grad(loss), training_flops)):
         cost = jax.jit(function).lower(params, batch).compile().cost_analysis()
         ratio = cost["flops"] / (ROWS * counted(model.config, SOURCE, TARGET))
-        assert 1.0 <= ratio < 1.05
+        assert 1.0 <= ratio < 1.06
 
 
 def test_golden_worked_by_hand():

@@ -259,7 +259,11 @@ def _loss(metrics: dict[str, float]) -> float:
 def _manager(path: epath.Path, **how: Any) -> ocp.CheckpointManager:
     # Orbax reports each file that it touches, and what it makes of its options.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, **how)
+    # Two managers save a step at once; without names of their own their barriers are the same.
+    apart = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=path.name)
+    options = ocp.CheckpointManagerOptions(
+        cleanup_tmp_directories=True, multiprocessing_options=apart, **how
+    )
     return ocp.CheckpointManager(
         path, options=options, item_handlers=ocp.StandardCheckpointHandler()
     )

@@ -67,7 +67,16 @@ class Gsm8k:
 
 
 @dataclasses.dataclass(frozen=True)
-class MultiArith:
+class _HeldOut:
+    """What every held-out set is given: a file, or none to fetch it, and how much of which half."""
+
+    path: str | Path | None = None
+    n: int | None = None
+    splits: Sequence[str] = HALVES
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiArith(_HeldOut):
     """MultiArith (Roy and Roth 2015), a held-out set.
 
     Attributes:
@@ -75,10 +84,6 @@ class MultiArith:
         n: how many problems of each half at most.
         splits: which halves.
     """
-
-    path: str | Path | None = None
-    n: int | None = None
-    splits: Sequence[str] = HALVES
 
     def problems(self) -> Iterator[Problem]:
         """Yield the problems."""
@@ -91,7 +96,7 @@ class MultiArith:
 
 
 @dataclasses.dataclass(frozen=True)
-class AsDiv:
+class AsDiv(_HeldOut):
     """ASDiv (Miao et al. 2020), a held-out set; its answers keep their units, as `9 (apples)`.
 
     Attributes:
@@ -99,10 +104,6 @@ class AsDiv:
         n: how many problems of each half at most.
         splits: which halves.
     """
-
-    path: str | Path | None = None
-    n: int | None = None
-    splits: Sequence[str] = HALVES
 
     def problems(self) -> Iterator[Problem]:
         """Yield the problems."""
@@ -119,7 +120,7 @@ class AsDiv:
 
 
 @dataclasses.dataclass(frozen=True)
-class Svamp:
+class Svamp(_HeldOut):
     """SVAMP (Patel et al. 2021), a held-out set; body and question are joined as in Fu et al. 2023.
 
     Attributes:
@@ -127,10 +128,6 @@ class Svamp:
         n: how many problems of each half at most.
         splits: which halves.
     """
-
-    path: str | Path | None = None
-    n: int | None = None
-    splits: Sequence[str] = HALVES
 
     def problems(self) -> Iterator[Problem]:
         """Yield the problems."""
@@ -143,7 +140,7 @@ class Svamp:
 
 
 @dataclasses.dataclass(frozen=True)
-class Math500:
+class Math500(_HeldOut):
     r"""MATH-500, a held-out set: 500 problems of MATH, with answers in LaTeX.
 
     Attributes:
@@ -155,10 +152,6 @@ class Math500:
     Source: Hendrycks et al. 2021; the split of Lightman et al. 2023, which held 500 out of MATH's
     test problems.
     """
-
-    path: str | Path | None = None
-    n: int | None = None
-    splits: Sequence[str] = HALVES
 
     def problems(self) -> Iterator[Problem]:
         """Yield the problems, numbered by line from 1."""

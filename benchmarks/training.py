@@ -7,11 +7,13 @@ own; they take turns of a few steps, so that whatever else the machine does fall
 On a machine that others use too, compare CPU seconds on one core each (`--cores 1`): there no side
 waits for its own threads.
 
-    ours        this project's compiled step, sparse KL on the top-5 in chunks
+    ours        the step that this project's trainer compiles, sparse KL on the top-5 in chunks
+    ours remat  the same, and layers keep their inputs alone for the backward pass
     peer dense  the KL of Fu et al.'s code: a target of [batch, length, vocab] for each batch
     peer hard   likelihood of the tokens, no teacher
 
-A ratio is the median over turns of the peer's seconds to ours right before it. Memory is the
+A ratio is the median over turns of a side's seconds to those of the first of `--sides` in the same
+turn. Memory is the
 largest resident set (ru_maxrss) less that after importing, compiling included. Needs the extra
 `hf`.
 """
@@ -28,7 +30,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-SIDES = ("ours", "peer dense", "peer hard")
+SIDES = ("ours remat", "ours", "peer dense", "peer hard")
 VOCAB, EMBED, HEADS, KV, MLP = 32_128, 512, 6, 64, 1024
 K = 5
 RATE, CLIP, DECAY, DROPOUT = 5e-4, 5.0, 0.01, 0.1
@@ -61,30 +63,36 @@ def batch(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def ours(options: argparse.Namespace) -> Iterator[Step | None]:
+def ours(options: argparse.Namespace, *, remat: bool) -> Iterator[Step | None]:
     """Yield nothing after importing, then a call that takes one step and returns its loss."""
     import jax
-    import jax.numpy as jnp
     import numpy as np
 
+    from distill.models import partitioning
     from distill.models.t5 import T5Config, T5Model
+    from distill.training import placement
     from distill.training.losses import Chunked, DistributionMatching
     from distill.training.optimizers import AdamW, Constant
-    from distill.training.step import State, compiled
+    from distill.training.step import compiled
 
     yield None
     layers = options.layers
-    shape = T5Config(VOCAB, EMBED, HEADS, KV, MLP, layers, layers, dropout_rate=DROPOUT)
+    shape = T5Config(
+        VOCAB, EMBED, HEADS, KV, MLP, layers, layers, dropout_rate=DROPOUT, remat=remat
+    )
     model, optimizer = T5Model(shape), AdamW(Constant(RATE), weight_decay=DECAY, clip=CLIP)
-    params = model.init(jax.random.key(0))
-    state = State(params, jax.jit(optimizer.transformation().init)(params), jnp.int32(0))
-    advance = compiled(model, Chunked(DistributionMatching()), optimizer, 1, state)
+    params, arrays, key = model.init(jax.random.key(0)), batch(options), jax.random.key(0)
+    mesh = partitioning.mesh()
+    layout = placement.state_layout(model, params, optimizer, mesh)
+    rows = placement.batch_layout(arrays, mesh)
+    advance = compiled(model, Chunked(DistributionMatching()), optimizer, 1, layout)
+    placement.require_room(advance, layout, placement.stacked(rows, 1), key)
+    state = placement.begin(params, layout, optimizer)
     del params
-    arrays, key = batch(options), jax.random.key(0)
 
     def step() -> float:
         nonlocal state
-        stack = jax.device_put({name: array[None] for name, array in arrays.items()})
+        stack = placement.put({name: array[None] for name, array in arrays.items()}, rows)
         state, figures = advance(state, stack, key)
         return float(np.asarray(figures.nats / figures.weight)[0])
 
@@ -160,7 +168,10 @@ def peak() -> int:
 def work(options: argparse.Namespace) -> None:
     """Take as many steps as each line of standard input says, and answer with a line of JSON."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
-    made = ours(options) if options.side == "ours" else peer(options, dense="dense" in options.side)
+    if options.side.startswith("ours"):
+        made = ours(options, remat="remat" in options.side)
+    else:
+        made = peer(options, dense="dense" in options.side)
     next(made)
     imported = peak()
     step = next(made)
@@ -207,19 +218,20 @@ def measure(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
 
 
 def summary(turns: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> dict[str, Any]:
-    """Return tokens per second, peak bytes and the ratios of ours to each side."""
+    """Return tokens per second, peak bytes and the ratios to the first side."""
+    mine = turns[options.sides[0]]
     tokens = options.batch * (options.source + options.target) * options.steps
     found = {}
     for side, own in turns.items():
         found[side] = {
             "tokens_per_second": tokens / statistics.median(turn["seconds"] for turn in own),
-            "speed": ratio(turns["ours"], own, "seconds"),
+            "speed": ratio(mine, own, "seconds"),
             "cpu_seconds_per_step": statistics.median(turn["cpu_seconds"] for turn in own)
             / options.steps,
-            "cpu": ratio(turns["ours"], own, "cpu_seconds"),
+            "cpu": ratio(mine, own, "cpu_seconds"),
             "peak_bytes": own[-1]["peak"],
             "imported_bytes": own[-1]["imported"],
-            "memory_ratio": turns["ours"][-1]["peak"] / own[-1]["peak"],
+            "memory_ratio": mine[-1]["peak"] / own[-1]["peak"],
         }
     return found
 
@@ -235,15 +247,15 @@ def ratio(
 def table(found: dict[str, Any]) -> str:
     """Return the figures as Markdown."""
     lines = [
-        "| side | tokens/s | to ours, time | CPU s a step | to ours | peak, GB (imports) | ours |",
+        "| side | tokens/s | time to first | CPU s a step | to first | peak, GB | first of it |",
         "|---|---|---|---|---|---|---|",
     ]
     for side, row in found.items():
         speed, cpu = ("{:.2f} [{:.2f}, {:.2f}]".format(*row[name]) for name in ("speed", "cpu"))
         lines.append(
             f"| {side} | {row['tokens_per_second']:.0f} | {speed} "
-            f"| {row['cpu_seconds_per_step']:.1f} | {cpu} | {row['peak_bytes'] / 1e9:.2f} "
-            f"({row['imported_bytes'] / 1e9:.2f}) | {row['memory_ratio']:.2f} |"
+            f"| {row['cpu_seconds_per_step']:.1f} | {cpu} "
+            f"| {row['peak_bytes'] / 1e9:.2f} | {row['memory_ratio']:.2f} |"
         )
     return "\n".join(lines)
 
@@ -260,7 +272,7 @@ def main() -> None:
     parser.add_argument("--target", type=int, default=128)
     parser.add_argument("--layers", type=int, default=8, help="of each tower")
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="that a side may use")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, help="ours first")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, help="all to the first")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()

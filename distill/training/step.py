@@ -15,6 +15,12 @@ from distill.training.optimizers import Optimizer
 
 Key = Any
 
+# XLA's CPU compiler takes the barriers that `jax.checkpoint` sets away before it looks for common
+# subexpressions, and so keeps what backward shall compute anew. Left alone they do no other harm.
+COMPILER_OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "cpu": {"xla_disable_hlo_passes": "cse_barrier_expander"}
+}
+
 
 @runtime_checkable
 class Model(Protocol):
@@ -83,8 +89,14 @@ def compiled(
         return state, jax.tree.map(lambda leaf: leaf[None], figures)
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    # Figures lie as the step counter does, on every device, so that every process can read them.
-    return jax.jit(call, donate_argnums=0, out_shardings=(shardings, shardings.step))
+    (platform,) = {device.platform for device in shardings.step.device_set}
+    return jax.jit(
+        call,
+        donate_argnums=0,
+        # Figures lie as the step counter does, on every device, so that every process reads them.
+        out_shardings=(shardings, shardings.step),
+        compiler_options=dict(COMPILER_OPTIONS.get(platform, {})),
+    )
 
 
 def _gradient(

@@ -117,7 +117,7 @@ def test_rematerialisation_changes_no_parameter_and_no_gradient():
 
 
 def test_rematerialisation_keeps_less_for_backward():
-    """Told from the program: XLA's CPU backend merges what is computed twice, and saves nothing."""
+    """Told by JAX; tests/training/test_step.py asks the program that XLA compiles."""
 
     def kept(model):
         params = jax.eval_shape(model.init, jax.random.key(0))

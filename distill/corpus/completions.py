@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from distill.core.ports import Completion
+from distill.core.ports import Completion, Sampling
 from distill.corpus.prompts import cut
 
 
@@ -65,6 +65,20 @@ def cut_after_answer(completion: Completion) -> Completion:
     short = shorten(completion, len(text.encode()))
     reason = "stop" if completion.finish_reason == "length" else completion.finish_reason
     return dataclasses.replace(short, end_logprob=np.nan, finish_reason=reason)
+
+
+def cut_at_stop(completion: Completion, sampling: Sampling) -> Completion:
+    """Cut a completion where the first stop text begins, or ends where it is to be included."""
+    text = completion.text
+    found = [(at, stop) for stop in sampling.stop if (at := text.find(stop)) >= 0]
+    if not found:
+        return completion
+    at, stop = min(found)
+    kept = text[: at + len(stop) if sampling.include_stop else at]
+    if kept == text:
+        return dataclasses.replace(completion, finish_reason="stop")
+    short = shorten(completion, len(kept.encode()))
+    return dataclasses.replace(short, finish_reason="stop", end_logprob=np.nan)
 
 
 def shorten(completion: Completion, end: int) -> Completion:

@@ -14,7 +14,7 @@ import numpy as np
 
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Fire, Request, Sampling
-from distill.corpus.completions import Token, assemble, shorten, tokens_of
+from distill.corpus.completions import Token, assemble, cut_at_stop, tokens_of
 from distill.corpus.wire import Reported
 from tokalign.teacher import UNSPELLABLE
 
@@ -233,20 +233,6 @@ def joined(hot: Hot, rest: Completion) -> Completion:
     reason, end = rest.finish_reason, rest.end_logprob
     whole = assemble(tokens, finish_reason=reason, end_logprob=end)
     return dataclasses.replace(whole, behaviour_logprobs=behaviour, **counts)
-
-
-def cut_at_stop(completion: Completion, sampling: Sampling) -> Completion:
-    """Cut a completion where the first stop text begins, or ends where it is to be included."""
-    text = completion.text
-    found = [(at, stop) for stop in sampling.stop if (at := text.find(stop)) >= 0]
-    if not found:
-        return completion
-    at, stop = min(found)
-    kept = text[: at + len(stop) if sampling.include_stop else at]
-    if kept == text:
-        return dataclasses.replace(completion, finish_reason="stop")
-    short = shorten(completion, len(kept.encode()))
-    return dataclasses.replace(short, finish_reason="stop", end_logprob=np.nan)
 
 
 def _sum(one: int | None, other: int | None) -> int | None:

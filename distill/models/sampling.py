@@ -7,7 +7,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from distill.core import paths
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Fire, Request, Sampling
 from distill.core.store import read_json
-from distill.models import decoding, stopping, weights
+from distill.models import beam, decoding, stopping, weights
 from distill.models.decoding import Decoded, Measured, Network, Prompts, Settings, Vocabulary
 from distill.models.layers import Params
 from tokalign.tokenizers import SentencePieceTokenizer, TiktokenTokenizer
@@ -117,6 +117,53 @@ def _seed_words(seeds: Sequence[int], batch: int) -> np.ndarray:
     return np.stack([wide >> np.uint64(32), wide & np.uint64(2**32 - 1)], 1).astype(np.uint32)
 
 
+@dataclasses.dataclass(frozen=True)
+class Beam:
+    """Beam search for the likeliest text in place of drawing one; its own seed-free way to decode.
+
+    Attributes:
+        beams: of a request.
+        length_penalty: above 0 favours long texts, below 0 short ones.
+        stop: when a request is done, as `beam.search` says.
+
+    Raises:
+        ValueError: fewer than one beam.
+    """
+
+    beams: int = 4
+    length_penalty: float = 1.0
+    stop: beam.Stopping = "unlikely"
+
+    def __post_init__(self) -> None:
+        if self.beams < 1:
+            raise ValueError(f"expected beams >= 1, got {self.beams}")
+
+    def __call__(self, generator: Any) -> "LocalGenerator":
+        """Return a model of ours that searches; its batch grows to a multiple of the beams.
+
+        Raises:
+            UserError: the generator is none of ours.
+        """
+        local = generator.generator if isinstance(generator, Shipped) else generator
+        if not isinstance(local, LocalGenerator):
+            raise UserError("a model in this process for beam search", local.model, "sample it")
+        size = -(-local.batch_size // self.beams) * self.beams
+        return dataclasses.replace(local, beam=self, batch_size=size)
+
+    def require(self, sampling: Sampling, fire: Fire | None) -> None:
+        """Refuse what a beam cannot honour.
+
+        Raises:
+            UserError: a temperature above 0, stop texts or hot tokens.
+        """
+        if sampling.temperature or sampling.stop or fire:
+            raise UserError(
+                "temperature 0, no stop texts and no hot tokens for a beam",
+                f"{sampling}, fire {fire}",
+                "leave them out, or sample",
+            )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class LocalGenerator:
     """A model of ours behind the Generator port.
@@ -132,9 +179,11 @@ class LocalGenerator:
         name: what the generator calls itself.
         batch_size: rows that run together.
         fire: hot tokens, none by default.
+        beam: how texts are searched for instead of drawn.
 
     Raises:
-        UserError: the tokenizer has more tokens than the embedding has rows.
+        UserError: the tokenizer has more tokens than the embedding has rows, or the beams do not
+            divide the batch.
     """
 
     network: Network
@@ -143,10 +192,17 @@ class LocalGenerator:
     name: str = "local"
     batch_size: int = 128
     fire: Fire | None = None
+    beam: "Beam | None" = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"expected batch_size >= 1, got {self.batch_size}")
+        if self.beam and self.batch_size % self.beam.beams:
+            raise UserError(
+                f"a batch_size that {self.beam.beams} beams divide",
+                str(self.batch_size),
+                "change one of them",
+            )
         if self.tokenizer.vocab_size > self.network.config.vocab_size:
             raise UserError(
                 f"a vocabulary of at most {self.network.config.vocab_size} tokens",
@@ -163,6 +219,9 @@ class LocalGenerator:
         self, requests: Sequence[Request], sampling: Sampling
     ) -> Iterator[tuple[int, Completion]]:
         """Yield (index into requests, completion), batch by batch."""
+        if self.beam is not None:
+            yield from self._searched(self.beam, requests, sampling)
+            return
         vocabulary = self._vocabulary(sampling.stop)
         batches = self._batches([self._member(n, request) for n, request in enumerate(requests)])
         decoded = _one_ahead(
@@ -239,14 +298,20 @@ class LocalGenerator:
         kept = bool(prefix) and self._bytes[prefix[-1]][-1:].isspace()
         return self._prefixed and (not prefix or (text[-1:].isspace() and not kept))
 
-    def _batches(self, members: Iterable[_Member]) -> Iterator[_Batch]:
-        """Group the requests by the shapes that they run in, each group in their order."""
+    def _batches(self, members: Iterable[_Member], rows: int = 1) -> Iterator[_Batch]:
+        """Group the requests by the shapes that they run in, each group in their order.
+
+        Args:
+            members: the requests.
+            rows: of a batch that each member takes.
+        """
+        size = self.batch_size // rows
         groups: dict[tuple[int, int, int], list[_Member]] = collections.defaultdict(list)
         for member in members:
             groups[member.shape()].append(member)
         for shape, alike in sorted(groups.items()):
-            for first in range(0, len(alike), self.batch_size):
-                yield _Batch(tuple(alike[first : first + self.batch_size]), *shape)
+            for first in range(0, len(alike), size):
+                yield _Batch(tuple(alike[first : first + size]), *shape)
 
     def _prompts(self, batch: _Batch) -> Prompts:
         size, members, forced = self.batch_size, batch.members, [m.forced for m in batch.members]
@@ -294,6 +359,55 @@ class LocalGenerator:
             sampling.max_tokens,
             k=max(sampling.top_logprobs, 1),
         )
+
+    def _searched(
+        self, how: "Beam", requests: Sequence[Request], sampling: Sampling
+    ) -> Iterator[tuple[int, Completion]]:
+        """Yield the best text that a beam finds for each request, measured in a pass of its own."""
+        how.require(sampling, self.fire)
+        vocabulary, k = self._vocabulary(()), sampling.top_logprobs
+        members = [self._member(number, request) for number, request in enumerate(requests)]
+        for batch in self._batches(members, how.beams):
+            found = self._best(how, batch, vocabulary, sampling.max_tokens)
+            pairs = list(zip(batch.members, found, strict=True))
+            told = {member.number: self._told(how, member, ids) for member, ids in pairs}
+            scored = [self._found_member(requests[m.number], m, ids) for m, ids in pairs]
+            for alike in self._batches(scored):
+                measured = self._score(alike, vocabulary, max(k, 1))
+                for number, completion in self._scored(alike, measured, k):
+                    yield number, dataclasses.replace(completion, **told[number])
+
+    def _best(
+        self, how: "Beam", batch: _Batch, vocabulary: Vocabulary, limit: int
+    ) -> list[list[int]]:
+        """Return the tokens of each member's best text, EOS included where it has one."""
+        rows = tuple(member for member in batch.members for _ in range(how.beams))
+        prompts = self._prompts(batch._replace(members=rows))
+        found = beam.search(
+            self.network,
+            self.params,
+            prompts,
+            vocabulary,
+            beams=how.beams,
+            limit=limit,
+            length_penalty=how.length_penalty,
+            stop=how.stop,
+        )
+        best = np.asarray(found.ids[: len(batch.members), 0, :limit]).tolist()
+        return [ids[: ids.index(self._eos) + 1] if self._eos in ids else ids for ids in best]
+
+    def _told(self, how: "Beam", member: _Member, ids: Sequence[int]) -> dict[str, Any]:
+        return {
+            "finish_reason": "stop" if ids[-1] == self._eos else "length",
+            "prompt_tokens": len(member.row) + len(member.forced),
+            "completion_tokens": how.beams * len(ids),
+        }
+
+    def _found_member(self, request: Request, member: _Member, ids: list[int]) -> _Member:
+        """Return what measures the tokens that a beam found after the request's prefix."""
+        prefix = self.tokenizer.encode(request.prefix)
+        scored = [*prefix, *(ids if ids[-1] == self._eos else [*ids, self._eos])]
+        return _Member(member.number, self._prompt(request), [], member.opens, len(prefix), scored)
 
     def _score(self, batch: _Batch, vocabulary: Vocabulary, k: int) -> Measured:
         measured = decoding.score(

@@ -29,6 +29,7 @@ GREEDY = Sampling(temperature=0.0, top_logprobs=0)
 _FINISHED = ("right", "wrong", "undecided", "unparsed")
 
 Prompt = Callable[[Problem], str]
+Through = Callable[[Generator], Generator]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,6 +313,7 @@ def run(
     limit: int | None = None,
     ways: Mapping[str, Way] | None = None,
     voting: Voting | None = None,
+    through: Through | None = None,
 ) -> dict[str, Any]:
     """Answer the validation sets and the selection halves with every checkpoint, step 0 included.
 
@@ -327,6 +329,8 @@ def run(
         limit: most problems of a set; all where None.
         ways: how sets are asked and graded otherwise, by set.
         voting: how many samples of a problem vote; greedy where None.
+        through: what a checkpoint's generator is put into, such as `calculator.Calculator()` or
+            `sampling.Beam()`.
 
     Returns:
         `accuracy`, {step: {set: {"correct", "n"}}}, and the numbers of checkpoints and predictions;
@@ -335,7 +339,7 @@ def run(
     Raises:
         UserError: no such format, grader or set, no such problems, or an input is not complete.
     """
-    options = _Options(format, grader, max_tokens, limit, ways or {}, voting)
+    options = _Options(format, grader, max_tokens, limit, ways or {}, voting, through)
     return _stage(Path(run_dir), _EVALUATE, options, student, batch_size)
 
 
@@ -350,6 +354,7 @@ def final(
     limit: int | None = None,
     ways: Mapping[str, Way] | None = None,
     voting: Voting | None = None,
+    through: Through | None = None,
 ) -> dict[str, Any]:
     """Answer the report halves and test splits with the start and the chosen checkpoint.
 
@@ -366,6 +371,8 @@ def final(
         limit: most problems of a set; all where None.
         ways: how sets are asked and graded otherwise, by set.
         voting: how many samples of a problem vote; greedy where None.
+        through: what a checkpoint's generator is put into, such as `calculator.Calculator()` or
+            `sampling.Beam()`.
 
     Returns:
         As `run`.
@@ -373,7 +380,7 @@ def final(
     Raises:
         UserError: no such format, grader or set, no such problems, or an input is not complete.
     """
-    options = _Options(format, grader, max_tokens, limit, ways or {}, voting)
+    options = _Options(format, grader, max_tokens, limit, ways or {}, voting, through)
     return _stage(Path(run_dir), _FINAL, options, student, batch_size)
 
 
@@ -387,6 +394,7 @@ class _Options:
     limit: int | None
     ways: Mapping[str, Way]
     voting: Voting | None
+    through: Through | None = None
 
     def __post_init__(self) -> None:
         _require("format", prompts.FORMATS, self.format)
@@ -399,8 +407,8 @@ class _Options:
             )
 
     def settings(self) -> dict[str, Any]:
-        """Return the manifest's; without `ways` and `voting` those of a version without them."""
-        later = {"ways": self.ways, "voting": self.voting}
+        """Return the manifest's; without the later ones those of a version without them."""
+        later = ("ways", "voting", "through")
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in found.items() if value or name not in later}
 
@@ -440,7 +448,8 @@ def _stage(
     with Stage.open(run_dir, kind.name, settings=settings, inputs=inputs) as stage:
         if not stage.complete:
             steps = kind.steps(run_dir) if trained else [0]
-            make = students(run_dir, batch_size, start=student)
+            made, through = students(run_dir, batch_size, start=student), options.through
+            make = (lambda step: through(made(step))) if through else made
             sink = Shards(run_dir / kind.folder, Prediction)
             stage.finish(**_fill(run_dir, sink, kind.splits, steps, make, options))
         return stage.summary

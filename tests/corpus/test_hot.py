@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from distill.core.errors import UserError
 from distill.core.ports import Fire, Request, Sampling
 from distill.corpus import hot
-from distill.corpus.completions import Token, assemble
+from distill.corpus.completions import Token, assemble, cut_at_stop
 from distill.corpus.teacher import OpenAICompatible
 
 FIRE = Fire(top_k=4)
@@ -175,9 +175,9 @@ def test_a_stop_text_across_the_border_is_found():
     rest = assemble([Token(b"\n", -0.5), Token(b"So", -0.25)])
     whole = hot.joined(hot_of(b"\n"), dataclasses.replace(rest, prompt_tokens=4))
     assert whole.text == "\n\nSo" and whole.prompt_tokens == 7 and whole.completion_tokens is None
-    cut = hot.cut_at_stop(whole, sampling)
+    cut = cut_at_stop(whole, sampling)
     assert (cut.text, cut.tokens, cut.finish_reason) == ("", (), "stop")
-    kept = hot.cut_at_stop(whole, dataclasses.replace(sampling, include_stop=True))
+    kept = cut_at_stop(whole, dataclasses.replace(sampling, include_stop=True))
     assert (kept.text, kept.tokens) == ("\n\n", (b"\n", b"\n"))
     assert len(kept.behaviour_logprobs) == 2
 

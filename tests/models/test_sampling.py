@@ -7,7 +7,7 @@ from models_world import TIED, V1_1, ByteVocabulary, WordVocabulary, params_of
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Request, Sampling
 from distill.models import sampling, weights
-from distill.models.sampling import Fire, LocalGenerator, Shipped, bucket, cut_at_text
+from distill.models.sampling import Beam, Fire, LocalGenerator, Shipped, bucket, cut_at_text
 from tokalign.tokenizers import SentencePieceTokenizer
 
 SHORT = Sampling(max_tokens=24)
@@ -279,3 +279,60 @@ def test_what_cannot_be_is_refused(tmp_path):
         Fire(top_k=0)
     with pytest.raises(UserError, match=r"the directory of a model.* nowhere"):
         list(Shipped("nowhere").generate([Request("a")], SHORT))
+
+
+# --- Beams -------------------------------------------------------------------------------------
+
+GREEDY = Sampling(temperature=0.0, max_tokens=12, top_logprobs=2)
+
+
+@pytest.mark.parametrize("model", [TIED, V1_1], ids=["decoder", "t5"])
+def test_one_beam_writes_what_greedy_decoding_writes(model):
+    asked = [*requests(5), Request("abc", prefix="ab")]
+    plain = dict(generator(model).generate(asked, GREEDY))
+    found = dict(Beam(beams=1)(generator(model)).generate(asked, GREEDY))
+    for number, completion in plain.items():
+        assert found[number].text == completion.text
+        assert found[number].finish_reason == completion.finish_reason
+        assert found[number].prompt_tokens == completion.prompt_tokens
+        assert found[number].completion_tokens == completion.completion_tokens
+        np.testing.assert_allclose(found[number].logprobs, completion.logprobs, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", [TIED, V1_1], ids=["decoder", "t5"])
+def test_beams_find_texts_at_least_as_likely_and_do_not_see_each_other(model):
+    asked = requests(5)
+    searching = Beam(beams=4, length_penalty=0.0)(generator(model))
+
+    def nats(completion):
+        end = completion.end_logprob if completion.finish_reason == "stop" else 0.0
+        return completion.logprobs.sum() + end
+
+    plain = dict(generator(model).generate(asked, GREEDY))
+    found = dict(searching.generate(asked, GREEDY))
+    assert all(nats(found[n]) >= nats(plain[n]) - 1e-4 for n in plain)
+    for number, completion in searching.generate(asked[::-1], GREEDY):
+        assert same(completion, found[4 - number])
+
+
+def test_the_batch_grows_to_whole_beams():
+    assert Beam(beams=3)(generator()).batch_size == 6
+    with pytest.raises(UserError, match="a batch_size that 3 beams divide, got 4"):
+        generator(beam=Beam(beams=3))
+
+
+@pytest.mark.parametrize("change", [{"temperature": 1.0}, {"stop": ("a",)}])
+def test_what_a_beam_cannot_honour_is_refused(change):
+    sampling_ = dataclasses.replace(GREEDY, **change)
+    with pytest.raises(UserError, match="temperature 0, no stop texts and no hot tokens"):
+        list(Beam()(generator()).generate(requests(1), sampling_))
+    with pytest.raises(ValueError, match="beams >= 1, got 0"):
+        Beam(beams=0)
+
+
+def test_a_beam_needs_a_model_in_this_process():
+    class Elsewhere:
+        model = "elsewhere"
+
+    with pytest.raises(UserError, match="a model in this process for beam search, got elsewhere"):
+        Beam()(Elsewhere())

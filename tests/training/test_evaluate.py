@@ -16,8 +16,10 @@ from distill.core.paths import shipped
 from distill.core.ports import Completion
 from distill.core.records import Accuracy, Prediction, Problem, Verdict
 from distill.core.store import Shards, Stage, manifest, write_json
+from distill.corpus.calculator import Calculator
 from distill.corpus.check import GRADERS
 from distill.models import weights
+from distill.models.sampling import Beam
 from distill.models.t5 import T5Config, T5Model
 from distill.training.checkpoints import Checkpoints
 from distill.training.evaluate import (
@@ -340,6 +342,15 @@ def test_voting_runs_through_the_stage(trained, tmp_path):
     summary = run(**asked(run_dir), voting=Voting(3), limit=2)
     assert (summary["checkpoints"], summary["predictions"]) == (3, 12)
     assert manifest(run_dir, "evaluate")["settings"]["voting"]["samples"] == 3
+
+
+@pytest.mark.parametrize("through", [Calculator(), Beam(beams=2)])
+def test_a_calculator_and_a_beam_run_through_the_stage(trained, tmp_path, through):
+    run_dir = copied(trained, tmp_path)
+    summary = run(**asked(run_dir), through=through, limit=2)
+    assert (summary["checkpoints"], summary["predictions"]) == (3, 12)
+    written = manifest(run_dir, "evaluate")["settings"]["through"]
+    assert written["type"] == type(through).__name__
 
 
 # --- Refusals ----------------------------------------------------------------------------------

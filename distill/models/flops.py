@@ -1,6 +1,8 @@
 """FLOPs of the models by their shapes, matrix products alone; times nothing and runs nothing."""
 
 from distill.models.decoder import DecoderConfig
+from distill.models.reader import SURPRISES
+from distill.models.scoring import ScoringModel
 from distill.models.t5 import T5Config
 
 BACKWARD = 2  # a product's gradient is one product for each of its two factors
@@ -58,6 +60,26 @@ def decoding_flops(config: T5Config | DecoderConfig, source: int, target: int) -
             # The first step is fed the last token of the prompt, the last token is fed to none.
             length = source + max(target - 1, 0)
             return _decoder(config, length, _pairs(length), target)
+
+
+def scoring_flops(model: ScoringModel, source: int, target: int) -> int:
+    """Return the FLOPs of scoring all steps of one solution in one pass.
+
+    Args:
+        model: the network and, where it has one, its reader.
+        source: tokens of the prompt.
+        target: tokens of the solution.
+
+    Returns:
+        FLOPs, counted as in `forward_flops`; the network's logits too, though only a reader needs
+        them.
+    """
+    config, reader = model.network.config, model.reader
+    network = forward_flops(config, source, target)
+    if reader is None:
+        return network
+    inputs = 2 * target * (2 * config.embed_dim + SURPRISES) * reader.width
+    return network + inputs + forward_flops(reader.stack, 0, target)
 
 
 def training_flops(config: T5Config | DecoderConfig, source: int, target: int) -> int:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Float, Int
 from safetensors import SafetensorError
 from safetensors.flax import load_file, save_file
@@ -19,8 +20,10 @@ from safetensors.flax import load_file, save_file
 from distill.core import paths
 from distill.core.errors import UserError
 from distill.core.ports import Scores, Solution
+from distill.core.store import read_json
 from distill.models import weights
-from distill.models.layers import Params
+from distill.models.layers import Params, by_path
+from distill.models.reader import Reader, surprises
 from distill.models.sampling import Tokenizer, bucket, open_vocabulary
 from distill.models.weights import Model
 
@@ -43,16 +46,31 @@ class ScoringModel:
     logits              .    .  . . .  . a   .  . . . . b     a, b: after the first and second step
     ```
 
+    With a reader the network stays as it is, so that its log-probabilities stay a language model's,
+    and the head reads the reader's states; the head has its parameters as "reader" too.
+
     Attributes:
         network: T5Model or DecoderModel.
+        reader: layers between the network and the head, none as in the paper.
     """
 
     network: Model
+    reader: Reader | None = None
 
-    def with_head(self, params: Params) -> Params:
-        """Return a network's parameters with a head that gives everything an even chance."""
-        width = self.network.config.embed_dim
-        return {"network": params, "head": {"kernel": jnp.zeros((width, 1)), "bias": jnp.zeros(1)}}
+    def with_head(self, params: Params, key: Array | None = None) -> Params:
+        """Return a network's parameters with a head that gives everything an even chance.
+
+        Args:
+            params: the network's.
+            key: of the reader's first parameters; that of seed 0 where None.
+        """
+        embed_dim = self.network.config.embed_dim
+        width = self.reader.width if self.reader else embed_dim
+        head: Params = {"kernel": jnp.zeros((width, 1)), "bias": jnp.zeros(1)}
+        if self.reader:
+            key = jax.random.key(0) if key is None else key
+            head["reader"] = self.reader.init(key, embed_dim)
+        return {"network": params, "head": head}
 
     def logits(
         self, params: Params, batch: Mapping[str, Any], *, dropout_key: Array | None = None
@@ -60,14 +78,32 @@ class ScoringModel:
         """Return the log-odds, in nats, that the solution ends right, after each position."""
         tokens = batch["solution_tokens"]
         read = self.network.continuation(batch["prompt_tokens"], batch["prompt_lengths"], tokens)
-        hidden = self.network.hidden(params["network"], read, dropout_key=dropout_key)
-        states = hidden[:, -tokens.shape[1] :].astype(jnp.float32)
+        if self.reader is None:
+            hidden = self.network.hidden(params["network"], read, dropout_key=dropout_key)
+            states = hidden[:, -tokens.shape[1] :].astype(jnp.float32)
+        else:
+            fixed = jax.lax.stop_gradient(params["network"])
+            hidden = self.network.hidden(fixed, read)[:, -tokens.shape[1] :]
+            project = functools.partial(self.network.project, fixed)
+            given = hidden.astype(jnp.float32), surprises(project, hidden, tokens)
+            states = self.reader.read(params["head"]["reader"], *given, dropout_key=dropout_key)
         return states @ params["head"]["kernel"] + params["head"]["bias"]
 
     def logical_axes(self, params: Params) -> Params:
         """Return the logical axis names of each parameter, for `distill.models.partitioning`."""
-        head = {"kernel": ("embed", "score"), "bias": ("score",)}
+        width = "score" if self.reader else "embed"
+        head: Params = {"kernel": (width, "score"), "bias": ("score",)}
+        if self.reader:
+            head["reader"] = self.reader.logical_axes(params["head"]["reader"])
         return {"network": self.network.logical_axes(params["network"]), "head": head}
+
+    def with_dropout(self, rate: float) -> "ScoringModel":
+        """Return the model whose trained part drops this share of its features."""
+        if self.reader:
+            reader = dataclasses.replace(self.reader, dropout_rate=rate)
+            return dataclasses.replace(self, reader=reader)
+        config = dataclasses.replace(self.network.config, dropout_rate=rate)  # pyright: ignore[reportArgumentType]
+        return ScoringModel(dataclasses.replace(self.network, config=config))
 
 
 class Row(NamedTuple):
@@ -238,8 +274,8 @@ def save(
 
     ```
     DIRECTORY/...               the network as `weights.save` writes it
-    DIRECTORY/head.safetensors  kernel and bias
-    DIRECTORY/scorer.json       what it was trained for and on
+    DIRECTORY/head.safetensors  kernel, bias and the reader's by path
+    DIRECTORY/scorer.json       the reader's shape, and what it was trained for and on
     ```
 
     Args:
@@ -257,8 +293,11 @@ def save(
             vocabulary.path,
             extra_ids=vocabulary.extra_ids,
         )
-        save_file({name: jnp.asarray(x) for name, x in params["head"].items()}, temporary / HEAD)
-        (temporary / SCORER).write_text(json.dumps(about, indent=1, allow_nan=False) + "\n")
+        head = {name: jnp.asarray(x) for name, x in by_path(params["head"]).items()}
+        save_file(head, temporary / HEAD)
+        shape = {"reader": dataclasses.asdict(scoring.reader)} if scoring.reader else {}
+        text = json.dumps({**about, **shape}, indent=1, allow_nan=False)
+        (temporary / SCORER).write_text(text + "\n", encoding="utf-8")
 
 
 def load(directory: Path) -> LocalScorer:
@@ -268,10 +307,19 @@ def load(directory: Path) -> LocalScorer:
         UserError: a file is missing or damaged, or the head is of another width.
     """
     network, params, vocabulary = weights.load(directory)
-    scoring = ScoringModel(network)
+    scoring = ScoringModel(network, _reader(directory / SCORER))
     head = _head(directory / HEAD, jax.eval_shape(scoring.with_head, params)["head"])
     tokenizer = open_vocabulary(vocabulary.path, vocabulary.extra_ids)
     return LocalScorer(scoring, {"network": params, "head": head}, tokenizer, directory.name)
+
+
+def _reader(path: Path) -> Reader | None:
+    """Return the reader's shape, which a directory without one need not tell."""
+    told = read_json(path).get("reader") if path.is_file() else None
+    try:
+        return Reader(**told) if told else None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the shape of a reader in {path}", str(error), "restore it") from error
 
 
 def _head(path: Path, wanted: Params) -> Params:
@@ -282,10 +330,10 @@ def _head(path: Path, wanted: Params) -> Params:
     except SafetensorError as error:
         raise UserError(f"whole safetensors in {path}", str(error), "restore the file") from error
     shapes = {name: array.shape for name, array in head.items()}
-    if shapes != {name: array.shape for name, array in wanted.items()}:
+    if shapes != {name: array.shape for name, array in by_path(wanted).items()}:
         raise UserError(
             f"a head of width {len(wanted['kernel'])} in {path}",
             ", ".join(f"{name} {shape}" for name, shape in sorted(shapes.items())) or "nothing",
             "use the files of one verifier",
         )
-    return head
+    return unflatten_dict(head, sep="/")

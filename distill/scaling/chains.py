@@ -23,11 +23,12 @@ from distill.core.store import Shards, Stage, manifest
 from distill.corpus.check import GRADERS, check
 from distill.corpus.prompts import FORMATS
 from distill.models import scoring
+from distill.models.reader import Reader
 from distill.scaling import calibration, strategy
 from distill.scaling.revise import attempted
 from distill.scaling.rollouts import ANSWERED, Labelled
 from distill.scaling.strategy import Models, Question
-from distill.scaling.verifier import OUTCOME, PAPER_OPTIMIZER, trained
+from distill.scaling.verifier import OUTCOME, PAPER_OPTIMIZER, require_no_decay, trained
 from distill.training.optimizers import Optimizer
 
 SHARD_QUESTIONS = 32  # drawn together; what a kill may lose
@@ -182,6 +183,7 @@ def verifier(
     steps: int,
     save_every: int,
     batch_size: int = 128,
+    reader: Reader | None = None,
     optimizer: Optimizer = PAPER_OPTIMIZER,
     dropout_rate: float = 0.05,
     share: float = 0.1,
@@ -199,8 +201,9 @@ def verifier(
         steps: optimizer steps.
         save_every: steps between checkpoints, so between looks at the held-out loss.
         batch_size: attempts of a step.
+        reader: as for the stage `verifier`.
         optimizer: as for the stage `verifier`.
-        dropout_rate: of the network in training.
+        dropout_rate: of what learns.
         share: of the train questions, held out.
         seed: of all draws.
         resamples: of the bootstrap over questions.
@@ -210,7 +213,8 @@ def verifier(
     """
     settings = {"student": student, "kind": OUTCOME, "steps": steps, "save_every": save_every}
     settings |= {"batch_size": batch_size, "optimizer": optimizer, "dropout_rate": dropout_rate}
-    settings |= {"share": share, "seed": seed, "resamples": resamples}
+    settings |= {"share": share, "seed": seed, "resamples": resamples, "reader": reader}
+    require_no_decay(reader, optimizer)
     run_dir = Path(run_dir)
     with Stage.open(run_dir, "chain_verifier", settings=settings, inputs=["chains"]) as stage:
         if not stage.complete:

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 from distill.core.ports import Completion, Request, Scores
 from distill.models.decoder import DecoderConfig
-from distill.models.flops import decoding_flops, forward_flops
+from distill.models.flops import decoding_flops, forward_flops, scoring_flops
+from distill.models.scoring import ScoringModel
 from distill.models.t5 import T5Config
 
 Config = T5Config | DecoderConfig
@@ -100,14 +101,14 @@ def policy_flops(config: Config, tokens: Tokens, source: int) -> int | None:
     return tokens.requests * decoding_flops(config, source, target)
 
 
-def verifier_flops(config: Config, tokens: Tokens, source: int) -> int | None:
+def verifier_flops(model: ScoringModel, tokens: Tokens, source: int) -> int | None:
     """Return the FLOPs of scoring, one pass a solution, each at the mean length of all."""
     if tokens.read is None:
         return None
     if not tokens.requests:
         return 0
     target = max(round(tokens.read / tokens.requests) - source, 0)
-    return tokens.requests * forward_flops(config, source, target)
+    return tokens.requests * scoring_flops(model, source, target)
 
 
 def encoder_flops(config: T5Config, source: int) -> int:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from distill.core import answers
 from distill.core.records import Answered, Problem
+from distill.models.scoring import ScoringModel
 from distill.scaling import ledger, vote
 from distill.scaling.ledger import Config, Tokens
 
@@ -36,7 +37,7 @@ class Shapes:
     """The shapes of the models, by which FLOPs are counted; None where one is not known."""
 
     policy: Config | None
-    verifier: Config | None
+    verifier: ScoringModel | None
     larger: Mapping[str, Config | None]
 
 

@@ -23,7 +23,7 @@ from distill.core.store import Shards, Stage, atomic_path, write_json
 from distill.corpus import problems as corpus
 from distill.corpus.prompts import FORMATS
 from distill.models.sampling import LocalGenerator
-from distill.models.scoring import LocalScorer, Verifier
+from distill.models.scoring import LocalScorer, ScoringModel, Verifier
 from distill.models.t5 import T5Model
 from distill.scaling import allocate, difficulty, findings, ledger, measured, strategy, tables
 from distill.scaling.ledger import Config
@@ -172,7 +172,7 @@ def run(
         eases = _eases(records, asked, difficulty.local(generator), prompt)
         shapes = Shapes(
             _shape(generator),
-            _shape(scorer),
+            _judge(scorer),
             {f"{GREEDY}/{name}": _shape(each) for name, each in larger.items()},
         )
         found, policies = findings.found(records, eases, shapes, how)
@@ -239,12 +239,15 @@ def _fill(
 
 
 def _shape(model: object) -> Config | None:
-    """Return the shape of a generator or scorer in this process; None for an endpoint."""
-    if isinstance(model, Verifier | LocalScorer):
-        scorer = model.scorer if isinstance(model, Verifier) else model
-        return scorer.network.network.config
+    """Return the shape of a generator in this process; None for an endpoint."""
     local = difficulty.local(model)
     return local.network.config if local else None
+
+
+def _judge(scorer: Scorer) -> ScoringModel | None:
+    """Return the model of a scorer in this process, whose shape tells its cost."""
+    local = scorer.scorer if isinstance(scorer, Verifier) else scorer
+    return local.network if isinstance(local, LocalScorer) else None
 
 
 def _eases(

@@ -22,6 +22,7 @@ from distill.core import paths
 from distill.core.errors import UserError
 from distill.core.store import Stage
 from distill.models import scoring, weights
+from distill.models.reader import Reader
 from distill.models.sampling import Tokenizer, open_vocabulary
 from distill.models.scoring import ScoringModel
 from distill.scaling import assess, rollouts
@@ -175,6 +176,7 @@ def run(
     steps: int,
     save_every: int,
     batch_size: int = 128,
+    reader: Reader | None = None,
     optimizer: Optimizer = PAPER_OPTIMIZER,
     dropout_rate: float = 0.05,
     share: float = 0.1,
@@ -195,8 +197,9 @@ def run(
         steps: optimizer steps.
         save_every: steps between checkpoints, so between looks at the held-out loss.
         batch_size: solutions of a step.
+        reader: layers that learn in the network's place; for a student of few layers.
         optimizer: AdamW at 3e-5 with betas (0.9, 0.95) by default, as the paper's.
-        dropout_rate: of the network in training.
+        dropout_rate: of what learns.
         share: of the train questions, held out.
         seed: of the order, of dropout, of what is held out and of the bootstrap.
         resamples: of the bootstrap over questions.
@@ -209,7 +212,8 @@ def run(
         raise UserError(f"a kind of {PROCESS}, {OUTCOME}", kind, "name one of them")
     settings = {"student": student, "kind": kind, "steps": steps, "save_every": save_every}
     settings |= {"batch_size": batch_size, "optimizer": optimizer, "dropout_rate": dropout_rate}
-    settings |= {"share": share, "seed": seed, "resamples": resamples}
+    settings |= {"share": share, "seed": seed, "resamples": resamples, "reader": reader}
+    require_no_decay(reader, optimizer)
     run_dir = Path(run_dir)
     with Stage.open(run_dir, f"verifier-{kind}", settings=settings, inputs=["rollouts"]) as stage:
         if not stage.complete:
@@ -220,6 +224,17 @@ def run(
             assess.write(run_dir / "reports", f"verifier-{kind}", {**found, **report})
             stage.finish(step=found["step"], **found["training"], **assess.headline(report))
         return stage.summary
+
+
+def require_no_decay(reader: Reader | None, optimizer: Optimizer) -> None:
+    """Refuse an optimizer that would change the network that a reader reads.
+
+    Raises:
+        UserError: it decays weights.
+    """
+    decay = getattr(optimizer, "weight_decay", 0.0)
+    if reader and decay:
+        raise UserError("no weight decay beside a reader", str(decay), "set weight_decay to 0")
 
 
 def trained(
@@ -237,11 +252,12 @@ def trained(
     """
     kept, out = held_out(examples, settings["share"], settings["seed"])
     network, params, vocabulary = weights.load(paths.find(settings["student"], "a student"))
-    model, start = ScoringModel(network), ScoringModel(network).with_head(params)
+    model = ScoringModel(network, settings.get("reader"))
+    start = model.with_head(params, jax.random.key(settings["seed"]))
     tokenizer = open_vocabulary(vocabulary.path, vocabulary.extra_ids)
     of_kept, of_out = (columns(some, model, tokenizer, settings["kind"]) for some in (kept, out))
     _, found = fit(
-        _with_dropout(model, settings["dropout_rate"]),
+        model.with_dropout(settings["dropout_rate"]),
         start,
         Shuffled(of_kept, settings["batch_size"], settings["seed"]),
         SoftBinary(),
@@ -255,11 +271,6 @@ def trained(
     about = {"kind": settings["kind"], "step": best_step(losses), "losses": losses}
     scoring.save(directory / "model", model, params, vocabulary, about)
     return {**about, "train": _told(kept), "held_out": _told(out), "training": found}
-
-
-def _with_dropout(model: ScoringModel, rate: float) -> ScoringModel:
-    config = dataclasses.replace(model.network.config, dropout_rate=rate)  # pyright: ignore[reportArgumentType]
-    return ScoringModel(dataclasses.replace(model.network, config=config))
 
 
 def _chosen(

@@ -4,14 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.models.decoder import DecoderConfig
+from distill.models.decoder import DecoderConfig, DecoderModel
 from distill.models.flops import decoding_flops, forward_flops
-from distill.models.t5 import T5Config
+from distill.models.reader import Reader
+from distill.models.scoring import ScoringModel
+from distill.models.t5 import T5Config, T5Model
 from distill.scaling import ledger
 from distill.scaling.ledger import Tokens
 
 T5 = T5Config(1104, 128, 2, 64, 384, 3, 3)
 DECODER = DecoderConfig(1104, 128, 2, 64, 384, 3)
+MODELS = {T5Config: ScoringModel(T5Model(T5)), DecoderConfig: ScoringModel(DecoderModel(DECODER))}
 
 
 def test_matched_samples_worked_by_hand():
@@ -43,7 +46,12 @@ def test_equal_requests_cost_as_many_times_one(config, source, target, count):
     assert ledger.policy_flops(config, policy, source) == count * one
     verifier = Tokens(count, count * (source + target))
     one = forward_flops(config, source, target)
-    assert ledger.verifier_flops(config, verifier, source) == count * one
+    plain, judge = MODELS[type(config)], ScoringModel(MODELS[type(config)].network, Reader(8, 2))
+    assert ledger.verifier_flops(plain, verifier, source) == count * one
+    # Per position: inputs of two states and three figures, and two layers of width 8.
+    maps = 2 * (2 * 128 + 3) * 8 + 2 * (2 * 4 * 8 * 8 + 2 * 3 * 8 * 16)
+    reader = target * maps + 2 * 4 * 8 * target**2 + 2 * target * 8
+    assert ledger.verifier_flops(judge, verifier, source) == count * (one + reader)
 
 
 def test_prefixes_are_read_by_the_decoder():
@@ -54,7 +62,11 @@ def test_prefixes_are_read_by_the_decoder():
 def test_what_is_not_known_is_absent_and_nothing_costs_nothing():
     assert (Tokens(1, None, 3) + Tokens(1, 4, 5)) == Tokens(2, None, 8)
     assert ledger.policy_flops(T5, Tokens(1, None, 3), 2) is None
-    assert ledger.policy_flops(T5, Tokens(), 2) == ledger.verifier_flops(T5, Tokens(), 2) == 0
+    assert (
+        ledger.policy_flops(T5, Tokens(), 2)
+        == ledger.verifier_flops(MODELS[T5Config], Tokens(), 2)
+        == 0
+    )
     assert ledger.total([]) == Tokens()
     assert ledger.encoder_flops(T5, 20) == forward_flops(T5, 20, 0)
 

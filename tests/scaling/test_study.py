@@ -16,7 +16,7 @@ from distill.core.records import Answered, Problem
 from distill.core.store import Shards, Stage
 from distill.models import scoring, weights
 from distill.models.flops import decoding_flops, forward_flops
-from distill.models.t5 import T5Config
+from distill.models.t5 import T5Config, T5Model
 from distill.scaling import findings, measured, study
 from distill.scaling.allocate import Policy
 from distill.scaling.findings import Eases, How
@@ -25,6 +25,7 @@ from distill.scaling.metropolis import Metropolis
 from distill.scaling.search import LookAhead
 
 SMALL, LARGE = T5Config(1104, 64, 2, 32, 128, 2, 2), T5Config(1104, 128, 2, 64, 384, 3, 3)
+JUDGE = scoring.ScoringModel(T5Model(SMALL))
 STRATEGIES = (LookAhead(), LookAhead(ahead=1), Metropolis(chains=2))
 BUDGETS = (1, 4, 16)
 
@@ -181,7 +182,7 @@ def test_the_policy_and_equal_flops_by_hand():
     np.testing.assert_allclose([oracle, predicted], [[1, 1, 0, 0], [0.9, 0.9, 0.2, 0.2]])
     eases = Eases({"oracle": oracle, "predicted": predicted})
     found, policies = findings.found(
-        records, eases, Shapes(SMALL, SMALL, {"greedy/large": LARGE}), how
+        records, eases, Shapes(SMALL, JUDGE, {"greedy/large": LARGE}), how
     )
     # Each bin has the strategy that is right on it, in both folds.
     assert found["policies"]["oracle"]["points"][0]["value"] == 1.0

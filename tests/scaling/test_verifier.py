@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from distill.core.store import manifest, read_json
 from distill.corpus.check import GRADERS
 from distill.models import scoring, weights
 from distill.models.decoder import DecoderConfig, DecoderModel
+from distill.models.reader import Reader, surprises
 from distill.models.sampling import open_vocabulary
 from distill.models.scoring import LocalScorer, ScoringModel, Verifier
 from distill.models.t5 import T5Config, T5Model
@@ -34,19 +36,21 @@ VOCABULARY = paths.shipped("data/vocabularies/student.model")
 TOKENIZER = open_vocabulary(VOCABULARY)
 ENCODER_DECODER = T5Model(T5Config(1104, 16, 2, 8, 24, 1, 1, dropout_rate=0.0))
 DECODER = DecoderModel(DecoderConfig(1104, 16, 2, 8, 24, 1))
+READER = Reader(width=8, depth=1, heads=2)
 STEPS = ("5 + 7 = 12.", " 12 / 3 = 4.", " So 4 it is.", " The answer is 4")
 
 
 @functools.cache
-def params_of(network):
+def params_of(network, reader=None):
     """Random parameters, the head's among them."""
-    params = ScoringModel(network).with_head(network.init(jax.random.key(0)))
+    params = ScoringModel(network, reader).with_head(network.init(jax.random.key(0)))
     kernel = jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape)
-    return {**params, "head": {"kernel": kernel, "bias": jnp.ones(1)}}
+    return {**params, "head": {**params["head"], "kernel": kernel, "bias": jnp.ones(1)}}
 
 
-def scorer(network=ENCODER_DECODER, **how):
-    return LocalScorer(ScoringModel(network), params_of(network), TOKENIZER, **how)
+def scorer(network=ENCODER_DECODER, reader=None, **how):
+    model, params = ScoringModel(network, reader), params_of(network, reader)
+    return LocalScorer(model, params, TOKENIZER, **how)
 
 
 def scores(of, solutions):
@@ -66,9 +70,10 @@ def test_scorers_are_scorers():
     assert isinstance(scorer(), Scorer) and isinstance(Verifier("nowhere"), Scorer)
 
 
+@pytest.mark.parametrize("reader", [None, READER], ids=["head", "reader"])
 @pytest.mark.parametrize("network", [ENCODER_DECODER, DECODER], ids=["t5", "decoder"])
-def test_the_scores_of_a_beginning_are_those_of_the_whole_at_its_steps(network):
-    of = scorer(network)
+def test_the_scores_of_a_beginning_are_those_of_the_whole_at_its_steps(network, reader):
+    of = scorer(network, reader)
     (whole,) = scores(of, [asked(1)])
     assert len(whole.values) == len(STEPS) and len(set(whole.values.tolist())) == len(STEPS)
     for count in range(1, len(STEPS)):
@@ -89,6 +94,30 @@ def test_a_score_is_the_sigmoid_of_the_state_that_has_read_the_step(network):
     odds = states[ends] @ of.params["head"]["kernel"][:, 0] + 1
     np.testing.assert_allclose(found.values, jax.nn.sigmoid(odds), atol=1e-6)
     assert found.tokens == len(prompt) + len(read)
+
+
+def test_a_reader_is_told_how_likely_the_network_found_each_token():
+    batch = verifier.columns([example(0)], ScoringModel(ENCODER_DECODER), TOKENIZER, "process")
+    params, tokens = params_of(ENCODER_DECODER)["network"], batch["solution_tokens"]
+    read = ENCODER_DECODER.continuation(batch["prompt_tokens"], batch["prompt_lengths"], tokens)
+    project = functools.partial(ENCODER_DECODER.project, params)
+    states = ENCODER_DECODER.hidden(params, read)
+    found = np.asarray(surprises(project, states, tokens))
+    nats = np.asarray(jax.nn.log_softmax(ENCODER_DECODER.logits(params, read)), float)
+    for place in range(1, tokens.shape[1]):
+        before = nats[0, place - 1]
+        naive = before[tokens[0, place]], before.max(), -(np.exp(before) * before).sum()
+        np.testing.assert_allclose(found[0, place], naive, atol=1e-4)
+    assert (found[:, 0] == 0).all()
+
+
+def test_with_a_reader_nothing_of_the_network_learns():
+    model, params = ScoringModel(ENCODER_DECODER, READER), params_of(ENCODER_DECODER, READER)
+    batch = verifier.columns([example(0)], model, TOKENIZER, "process")
+    loss = verifier.SoftBinary()
+    gradient = jax.grad(lambda p: loss(model.logits(p, batch), batch)[0])(params)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient["network"]))
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient["head"]))
 
 
 @settings(max_examples=10, deadline=None)
@@ -121,15 +150,17 @@ def test_scoring_costs_one_forward_pass_a_solution():
     assert sorted(PASSES) == [1, 2, 2]
 
 
-def test_a_verifier_comes_back_from_its_directory(tmp_path):
-    of = scorer()
+@pytest.mark.parametrize("reader", [None, READER], ids=["head", "reader"])
+def test_a_verifier_comes_back_from_its_directory(tmp_path, reader):
+    of = scorer(reader=reader)
     vocabulary = weights.Vocabulary(VOCABULARY, 100)
     scoring.save(tmp_path / "verifier", of.network, of.params, vocabulary, {"kind": "process"})
     back = Verifier(str(tmp_path / "verifier"), batch_size=3)
     assert back.model == "verifier"
     for one, other in zip(scores(of, [asked(1)]), scores(back, [asked(1)]), strict=True):
         np.testing.assert_allclose(one.values, other.values, atol=1e-6)
-    assert read_json(tmp_path / "verifier" / "scorer.json") == {"kind": "process"}
+    shape = {"reader": dataclasses.asdict(reader)} if reader else {}
+    assert read_json(tmp_path / "verifier" / "scorer.json") == {"kind": "process", **shape}
 
 
 def test_damaged_verifiers_are_refused(tmp_path):
@@ -139,6 +170,13 @@ def test_damaged_verifiers_are_refused(tmp_path):
     scoring.save(tmp_path, of.network, narrow, vocabulary, {})
     with pytest.raises(UserError, match="a head of width 16"):
         scoring.load(tmp_path)
+    (tmp_path / scoring.SCORER).write_text('{"reader": {"width": 9}}')
+    with pytest.raises(UserError, match="the shape of a reader in"):
+        scoring.load(tmp_path)
+    (tmp_path / scoring.SCORER).write_text('{"reader": {"width": 8}}')
+    with pytest.raises(UserError, match=r"a head of width 8 .*, got bias \(1,\), kernel"):
+        scoring.load(tmp_path)
+    (tmp_path / scoring.SCORER).unlink()
     (tmp_path / scoring.HEAD).write_bytes(b"short")
     with pytest.raises(UserError, match="whole safetensors"):
         scoring.load(tmp_path)
@@ -345,6 +383,17 @@ def test_a_process_verifier_learns_the_values_of_planted_steps(rolled_out):
     assert trained(rolled_out, "process") == summary  # complete: nothing is done again
 
 
+def test_a_verifier_with_a_reader_learns_and_leaves_the_student_as_it_is(rolled_out):
+    summary = trained(rolled_out, "outcome", reader=READER, steps=30, save_every=30)
+    assert summary["loss_last"] < summary["loss_first"]
+    directory = rolled_out / "run" / "verifier" / "outcome"
+    of, (_, start, _) = scoring.load(directory / "model"), weights.load(rolled_out / "student")
+    assert of.network.reader == READER
+    jax.tree.map(np.testing.assert_array_equal, of.params["network"], start)
+    shutil.rmtree(directory)
+    (rolled_out / "run" / "manifests" / "verifier-outcome.json").unlink()
+
+
 def test_an_outcome_verifier_is_another_stage_of_the_same_run(rolled_out):
     summary = trained(rolled_out, "outcome", steps=4, save_every=2)
     assert summary["steps"] == 4
@@ -354,6 +403,10 @@ def test_an_outcome_verifier_is_another_stage_of_the_same_run(rolled_out):
 def test_verifiers_refuse(tmp_path, rolled_out):
     with pytest.raises(UserError, match="a kind of process, outcome"):
         trained(rolled_out, "odd")
+    with pytest.raises(UserError, match="no weight decay beside a reader"):
+        trained(rolled_out, "outcome", reader=READER, optimizer=AdamW(Constant(1.0), 0.1))
+    with pytest.raises(ValueError, match="twice the heads to divide the width"):
+        Reader(width=6, heads=2)
     with pytest.raises(UserError, match="stage rollouts complete"):
         verifier.run(run_dir=tmp_path, student="x", steps=1, save_every=1)
     with pytest.raises(UserError, match="solutions of two questions"):

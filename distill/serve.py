@@ -3,11 +3,14 @@
 PATH is a directory with a model: one that ships (data/models/teacher), a run directory (its chosen
 checkpoint), or an exported Hugging Face directory.
 
-The server answers /v1/completions, /v1/chat/completions, /v1/models and /health. A chat's last
-message, the user's, is the prompt as it is. The same request with the same seed gives the same
-text, whoever else asks; of n completions the first has the request's seed. Log-probabilities are
-the model's own, at temperature 1, whatever the temperature. SIGTERM and SIGINT let the requests in
-flight finish and refuse others with 503; a second one ends at once.
+The server answers /v1/completions, /v1/chat/completions, /v1/models and /health, and with --policy
+/v1/answers: {"model", "question", "budget", "seed"} is answered by the policy's strategy for the
+question's difficulty, as `distill answer` does, with what was spent.
+
+A chat's last message, the user's, is the prompt as it is. The same request with the same seed gives
+the same text, whoever else asks; of n completions the first has the request's seed. Log-
+probabilities are the model's own, at temperature 1, whatever the temperature. SIGTERM and SIGINT
+let the requests in flight finish and refuse others with 503; a second one ends at once.
 """
 
 import argparse
@@ -21,6 +24,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
+
+from distill.scaling.answer import add_arguments, answerer
 
 if TYPE_CHECKING:
     from distill.models.sampling import LocalGenerator
@@ -53,7 +58,10 @@ def main(arguments: Sequence[str]) -> int:
         max_wait=options.max_wait_ms / 1000,
         max_queue=options.max_queue,
     )
-    door = application(served, batcher, limits, key=key)
+    answering = (
+        answerer(options, served.generator, options.solution_tokens) if options.policy else None
+    )
+    door = application(served, batcher, limits, key=key, answering=answering)
     warm_up(served)
     stop = _stopped_by_signals()
     with serving(door, options.host, options.port, patience=options.shutdown_seconds) as running:
@@ -89,11 +97,13 @@ def _parser() -> argparse.ArgumentParser:
         ("max_queue", 1024, "requests that wait; more are refused with 429"),
         ("max_tokens", 1024, "tokens of a completion, at most"),
         ("max_prompt_tokens", 2048, "tokens of a prompt, at most"),
+        ("solution_tokens", 128, "tokens of a solution drawn by the policy, at most"),
         ("shutdown_seconds", 120, "how long requests in flight may take to finish"),
     ):
         parser.add_argument(
             f"--{name}", type=_positive, default=default, help=f"{meaning} (%(default)s)"
         )
+    add_arguments(parser, required=False)
     return parser
 
 

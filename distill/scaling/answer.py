@@ -156,35 +156,90 @@ def _counts(tokens: "Tokens") -> dict[str, int | None]:
     return dataclasses.asdict(tokens)
 
 
+@dataclasses.dataclass(frozen=True)
+class Answerer:
+    """Who answers questions by a policy.
+
+    Attributes:
+        policy: chooses the strategy.
+        models: who draws and who scores.
+        prompt: of a question.
+        strategies: gives the strategy of a name.
+    """
+
+    policy: "Policy"
+    models: "Models"
+    prompt: Callable[[str], str]
+    strategies: "Callable[[str], Strategy]" = named
+
+    def __call__(self, question: str, budget: int, *, seed: int = 0) -> dict[str, Any]:
+        """Return what `answer` returns; draws depend on the question's text and the seed."""
+        from distill.scaling.strategy import Question
+
+        asked = Question(question, self.prompt(question))
+        how = {"strategies": self.strategies, "seed": seed}
+        return answer(asked, self.models, self.policy, budget, **how)
+
+
+def answerer(options: argparse.Namespace, generator: "Generator", max_tokens: int) -> Answerer:
+    """Return who answers with the policy and models of `add_arguments`.
+
+    Args:
+        options: as parsed.
+        generator: the policy's student.
+        max_tokens: of a solution.
+
+    Raises:
+        UserError: a file or directory is missing or damaged.
+    """
+    from distill.core.ports import Sampling
+    from distill.corpus.prompts import FORMATS, TeacherPrompt
+    from distill.models.sampling import Shipped
+    from distill.models.scoring import Verifier
+    from distill.scaling import difficulty
+    from distill.scaling.allocate import Policy
+    from distill.scaling.strategy import Models
+
+    size = options.batch_size
+    # An endpoint must report log-probabilities to be taken for one that can.
+    top = 0 if difficulty.local(generator) else 1
+    sampling = Sampling(options.temperature, max_tokens, top_logprobs=top)
+    scorer = Verifier(options.verifier, size) if options.verifier else None
+    strategies = functools.partial(
+        named,
+        reviser=Shipped(options.reviser, size) if options.reviser else None,
+        history=Verifier(options.history, size) if options.history else None,
+    )
+    prompt = FORMATS["zero_shot_cot"] if options.prompt == "student" else TeacherPrompt()
+    models = Models(generator, scorer, sampling)
+    return Answerer(Policy.load(options.policy), models, prompt, strategies)
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """Add what `answerer` reads, less `batch_size`."""
+    parser.add_argument("--policy", type=Path, required=required, help="a scale-policy-*.json")
+    parser.add_argument("--verifier", help="a directory that the stage verifier wrote")
+    parser.add_argument("--reviser", help="of a policy with revisions: the revision model")
+    parser.add_argument("--history", help="and the verifier that reads earlier attempts")
+    parser.add_argument(
+        "--prompt",
+        default="student",
+        choices=("student", "teacher"),
+        help="whose prompt a question gets (%(default)s)",
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="of solutions drawn by the policy"
+    )
+
+
 # --- The tool ----------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Answer one question; print the answer and what was spent, or JSON."""
     options = _parser().parse_args(arguments)
-    from distill.core.ports import Sampling
-    from distill.corpus.prompts import FORMATS, TeacherPrompt
-    from distill.models.sampling import Shipped
-    from distill.models.scoring import Verifier
-    from distill.scaling.allocate import Policy
-    from distill.scaling.strategy import Models, Question
-
-    policy = Policy.load(options.policy)
-    prompt = FORMATS["zero_shot_cot"] if options.prompt == "student" else TeacherPrompt()
-    # An endpoint must report log-probabilities to be taken for one that can.
-    top = 1 if options.endpoint else 0
-    sampling = Sampling(options.temperature, options.max_tokens, top_logprobs=top)
-    scorer = Verifier(options.verifier, options.batch_size) if options.verifier else None
-    models = Models(_generator(options), scorer, sampling)
-    question = Question(options.question, prompt(options.question))
-    strategies = functools.partial(
-        named,
-        reviser=Shipped(options.reviser, options.batch_size) if options.reviser else None,
-        history=Verifier(options.history, options.batch_size) if options.history else None,
-    )
-    found = answer(
-        question, models, policy, options.budget, strategies=strategies, seed=options.seed
-    )
+    answering = answerer(options, _generator(options), options.max_tokens)
+    found = answering(options.question, options.budget, seed=options.seed)
     sys.stdout.write((json.dumps(found) if options.json else _told(found)) + "\n")
     return 0
 
@@ -223,17 +278,12 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("question", help="what is asked")
-    parser.add_argument("--policy", type=Path, required=True, help="a scale-policy-*.json")
+    add_arguments(parser, required=True)
     parser.add_argument("--budget", type=int, default=16, help="solutions; %(default)s")
     parser.add_argument("--student", help="a directory of weights")
-    parser.add_argument("--verifier", help="a directory that the stage verifier wrote")
-    parser.add_argument("--reviser", help="of a policy with revisions: the revision model")
-    parser.add_argument("--history", help="and the verifier that reads earlier attempts")
     parser.add_argument("--endpoint", help="an address up to and with /v1")
     parser.add_argument("--model", default="student", help="its name at the endpoint")
     parser.add_argument("--api_key_variable", help="the environment variable with the key")
-    parser.add_argument("--prompt", default="student", choices=("student", "teacher"))
-    parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--max_tokens", type=int, default=128, help="of a solution; %(default)s")
     parser.add_argument("--batch_size", type=int, default=64, help="rows that run together")
     parser.add_argument("--seed", type=int, default=0, help="of everything drawn")

@@ -21,7 +21,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from distill.core.errors import UserError
 from distill.core.ports import Completion, Generator, Request
+from distill.scaling.answer import Answerer
 from distill.serving import answered, asked
 from distill.serving.answered import Choice, Format
 from distill.serving.asked import Asked, Limits, Read, RefusedError
@@ -70,11 +72,15 @@ class Endpoint:
         served: what answers.
         batcher: the queue before it.
         limits: of a request.
+        answering: answers questions by a policy, None where there is no such route.
     """
 
-    def __init__(self, served: Served, batcher: Batcher, limits: Limits) -> None:
+    def __init__(
+        self, served: Served, batcher: Batcher, limits: Limits, answering: Answerer | None = None
+    ) -> None:
         self._served, self._batcher, self._limits = served, batcher, limits
         self._created = int(time.time())
+        self._answering, self._turn, self._questions = answering, asyncio.Lock(), 0
 
     def routes(self) -> list[Route]:
         """Return what is answered where."""
@@ -84,6 +90,7 @@ class Endpoint:
             Route("/v1/models", self.models, methods=["GET"]),
             Route("/v1/models/{name:path}", self.model, methods=["GET"]),
             Route("/health", self.health, methods=["GET"]),
+            *([Route("/v1/answers", self.answers, methods=["POST"])] if self._answering else []),
         ]
 
     async def completions(self, request: HttpRequest) -> Response:
@@ -93,6 +100,34 @@ class Endpoint:
     async def chat(self, request: HttpRequest) -> Response:
         """Answer the chat API."""
         return await self._answer(request, asked.read_chat, answered.CHAT)
+
+    async def answers(self, request: HttpRequest) -> Response:
+        """Answer a question by the policy and say what was spent, one question after another."""
+        answering = self._answering
+        if answering is None:
+            raise HTTPException(404)
+        wanted = asked.read_question(asked.parse(await _body(request, self._limits)), self._limits)
+        self._require_model(wanted.model)
+        await asyncio.to_thread(self._counted, answering.prompt(wanted.text), "")
+        if self._questions >= self._limits.answers:
+            raise RefusedError(
+                "expected room among the questions that wait, got none; try again in 5 seconds",
+                status=429,
+                code="rate_limit_exceeded",
+                retry_after=5,
+            )
+        self._questions += 1
+        try:
+            async with self._turn:
+                found = await asyncio.to_thread(
+                    answering, wanted.text, wanted.budget, seed=wanted.seed
+                )
+        except UserError as error:
+            raise RefusedError(str(error)) from error
+        finally:
+            self._questions -= 1
+        head = {"id": f"answer-{uuid.uuid4().hex}", "object": "answer"}
+        return JSONResponse({**head, "created": int(time.time()), "model": wanted.model, **found})
 
     async def models(self, request: HttpRequest) -> Response:
         """List the one model."""
@@ -110,6 +145,8 @@ class Endpoint:
     def _card(self) -> dict[str, Any]:
         card = {"id": self._served.name, "object": "model", "created": self._created}
         known = {"max_model_len": self._limits.prompt_tokens, asked.PREFIX: True}
+        if self._answering:
+            known["answer_budgets"] = list(self._answering.policy.budgets)
         return {**card, "owned_by": "distill", **known}
 
     def _require_model(self, name: str) -> None:
@@ -409,7 +446,14 @@ async def _left(request: HttpRequest, error: Exception) -> Response:
     return Response(status_code=CLOSED_BY_CLIENT)
 
 
-def application(served: Served, batcher: Batcher, limits: Limits, *, key: str | None) -> Door:
+def application(
+    served: Served,
+    batcher: Batcher,
+    limits: Limits,
+    *,
+    key: str | None,
+    answering: Answerer | None = None,
+) -> Door:
     """Return the ASGI application, which runs the queue for as long as it lives.
 
     Args:
@@ -417,6 +461,7 @@ def application(served: Served, batcher: Batcher, limits: Limits, *, key: str | 
         batcher: the queue before it.
         limits: of a request.
         key: the bearer token; None where none is needed.
+        answering: answers questions by a policy at /v1/answers, None for no such route.
     """
 
     @contextlib.asynccontextmanager
@@ -435,5 +480,5 @@ def application(served: Served, batcher: Batcher, limits: Limits, *, key: str | 
         ClientDisconnect: _left,
         500: _failed,
     }
-    routes = Endpoint(served, batcher, limits).routes()
+    routes = Endpoint(served, batcher, limits, answering).routes()
     return Door(Starlette(routes=routes, lifespan=running, exception_handlers=handlers), key)

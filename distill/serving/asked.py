@@ -69,6 +69,8 @@ class Limits:
         max_tokens: tokens of a completion.
         prompt_tokens: tokens of a prompt.
         choices: completions of one request, over all its prompts.
+        budget: solutions drawn to answer one question.
+        answers: questions that wait for their answer.
         body_bytes: of the request's JSON.
         body_seconds: until it has arrived.
     """
@@ -76,6 +78,8 @@ class Limits:
     max_tokens: int = 1024
     prompt_tokens: int = 2048
     choices: int = 128
+    budget: int = 1024
+    answers: int = 64
     body_bytes: int = 1 << 20
     body_seconds: float = 30.0
 
@@ -186,6 +190,37 @@ def read_chat(body: Mapping[str, Any], limits: Limits) -> Asked:
     top_logprobs = (top_logprobs or 0) if wanted else None
     common = _common(fields, limits, newer or named or default, top_logprobs)
     return Asked(prompts=(prompt,), prefix=prefix, **common)
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A checked question for the policy.
+
+    Attributes:
+        model: the model's name.
+        text: what is asked, without a prompt around it.
+        budget: solutions that may be drawn.
+        seed: of everything drawn.
+    """
+
+    model: str
+    text: str
+    budget: int
+    seed: int
+
+
+def read_question(body: Mapping[str, Any], limits: Limits) -> Question:
+    """Read a request for an answer by the policy; not of OpenAI's API.
+
+    Raises:
+        RefusedError: a field is missing, unknown, or not as it must be.
+    """
+    fields = _Fields(body)
+    model, text = (_text(name, fields.take(name)) for name in ("model", "question"))
+    budget = fields.integer("budget", min(16, limits.budget), 1, limits.budget)
+    seed = fields.integer("seed", 0, 0, SEEDS - 1)
+    fields.refuse_others()
+    return Question(model, text, budget or 1, seed or 0)
 
 
 def _common(

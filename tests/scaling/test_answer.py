@@ -1,8 +1,13 @@
 """Answers in process and over a socket: the policy's strategy, what it spent, and refusals."""
 
+import dataclasses
+import http.client
 import json
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 import numpy as np
+import openai
 import pytest
 
 from distill import __main__ as cli
@@ -141,3 +146,92 @@ def test_the_command_answers_from_a_directory_and_from_an_endpoint(
     assert "by beam-sqrt at 4, difficulty bin 1" in told and "policy:" in told
     assert cli.main(command) == 2
     assert "expected one of --student and --endpoint" in capsys.readouterr().err
+
+
+# --- Served ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def answering(served):
+    policy = Policy(POLICY.budgets, POLICY.strategies, POLICY.edges, samples=2)
+    models = Models(served.generator, Lengths(), SAMPLING)
+    return answer.Answerer(policy, models, FORMATS["zero_shot_cot"])
+
+
+@pytest.fixture(scope="module")
+def counsel(served, answering):
+    """A server that answers by the policy too."""
+    batcher = Batcher(served.generator, batch_size=8, max_wait=0.02, max_queue=256)
+    limits = Limits(prompt_tokens=60, budget=8, answers=2)
+    door = application(served, batcher, limits, key="sk-counsel", answering=answering)
+    with serve.serving(door, "127.0.0.1", 0, patience=30) as running:
+        yield running
+
+
+def post(server, path="/answers", key="sk-counsel", **body):
+    url = urlsplit(server.url)
+    connection = http.client.HTTPConnection(url.netloc, timeout=60)
+    connection.request(
+        "POST", url.path + path, json.dumps(body), {"Authorization": f"Bearer {key}"}
+    )
+    found = connection.getresponse()
+    return found.status, json.loads(found.read())
+
+
+def test_a_served_policy_answers_as_in_process_whoever_else_asks(served, counsel, answering):
+    asked = {"model": served.name, "budget": 7}
+    questions = [(ASKED, 3), ("What is 12 + 30?", 4)]
+    with ThreadPoolExecutor(2) as threads:
+        found = list(
+            threads.map(
+                lambda pair: post(counsel, question=pair[0], seed=pair[1], **asked), questions
+            )
+        )
+    for (text, seed), (status, told) in zip(questions, found, strict=True):
+        mine = answering(text, 7, seed=seed)
+        assert status == 200 and told.items() >= json.loads(json.dumps(mine)).items()
+        assert told["object"] == "answer" and told["model"] == served.name
+        assert told["spent"]["policy"]["drawn"] > 0 and told["budget"] == 4
+
+
+def test_the_models_card_tells_the_budgets(counsel, server):
+    cards = []
+    for running in (counsel, server):
+        client = openai.OpenAI(base_url=running.url, api_key="sk-counsel")
+        cards.append(client.models.list().data[0].model_dump())
+    assert cards[0]["answer_budgets"] == [1, 4] and "answer_budgets" not in cards[1]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"question": "x"}, "expected of model a text, got nothing"),
+        ({"model": "other", "question": "x"}, "expected the model student_instructed, got 'other'"),
+        ({}, "expected of question a text, got nothing"),
+        ({"question": "x", "budget": 0}, "a whole number from 1 to 8, got 0"),
+        ({"question": "x", "budget": 9}, "a whole number from 1 to 8, got 9"),
+        ({"question": "x", "seed": -1}, "expected of seed a whole number"),
+        ({"question": "x", "tools": 1}, "expected of tools its default"),
+        ({"question": "far " * 100}, "expected a prompt of at most 60 tokens"),
+    ],
+)
+def test_questions_that_are_refused(served, counsel, body, message):
+    named = {"model": served.name} if "expected of model" not in message else {}
+    status, told = post(counsel, **{**named, **body})
+    assert status in (400, 404) and message in told["error"]["message"]
+
+
+def test_without_key_or_policy_there_is_no_answer(served, server, counsel):
+    asked = {"model": served.name, "question": ASKED}
+    assert post(counsel, key="sk-other", **asked)[0] == 401
+    assert post(server, **asked)[0] == 404
+
+
+def test_what_the_policy_cannot_do_is_told(served, answering):
+    """A policy of verified strategies without a verifier."""
+    bare = dataclasses.replace(answering, models=dataclasses.replace(answering.models, scorer=None))
+    batcher = Batcher(served.generator, batch_size=8, max_wait=0.02, max_queue=256)
+    door = application(served, batcher, Limits(), key=None, answering=bare)
+    with serve.serving(door, "127.0.0.1", 0, patience=30) as running:
+        status, told = post(running, model=served.name, question=ASKED)
+    assert status == 400 and "a verifier" in told["error"]["message"]

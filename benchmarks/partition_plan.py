@@ -46,7 +46,8 @@ def rows(name: str, meshes: Sequence[Sequence[int]], options: argparse.Namespace
     from distill.models.t5 import T5Model
 
     config.load([f"models/{name}.gin"], [])
-    model = T5Model(config.configured("distill.models.t5", "T5Config")(dtype="bfloat16"))
+    shape = config.configured("distill.models.t5", "T5Config")
+    model = T5Model(shape(dtype="bfloat16", remat="xl" in name))  # as runs/gsm8k_flan_t5_*.gin
     params = jax.eval_shape(model.init, jax.random.key(0))
     for axes in meshes:
         mesh = partitioning.mesh(*axes, devices=jax.devices()[: math.prod(axes)])
@@ -82,7 +83,7 @@ def _lower(model, optimizer, mesh, layout, options) -> float:
     import numpy as np
 
     from distill.training import placement
-    from distill.training.losses import DistributionMatching
+    from distill.training.losses import Chunked, DistributionMatching
     from distill.training.step import compiled
 
     source, target = (np.zeros((options.rows, length), np.int32) for length in options.lengths)
@@ -95,7 +96,8 @@ def _lower(model, optimizer, mesh, layout, options) -> float:
     batch |= {"decoder_target_top_probs": top.astype(np.float32)}
     rows = placement.batch_layout(batch, mesh, options.microbatches)
     start = time.perf_counter()
-    step = compiled(model, DistributionMatching(), optimizer, options.microbatches, layout)
+    loss = Chunked(DistributionMatching(), 128)
+    step = compiled(model, loss, optimizer, options.microbatches, layout)
     step.lower(layout, placement.stacked(rows, 1), jax.random.key(0))
     return time.perf_counter() - start
 

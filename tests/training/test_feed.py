@@ -40,6 +40,13 @@ def test_every_epoch_holds_every_example_once(size, batch_size, seed):
     assert epochs == [list(range(size))] * (3 * batch_size)
 
 
+def test_a_teachers_top_5_takes_at_most_40_bytes_a_token():
+    batch = PackedBatches([example(number, length=16, k=5) for number in range(4)], 4).batch(0)
+    targets = [array for name, array in batch.items() if "_top_" in name]
+    assert len(targets) == 2
+    assert sum(array.nbytes for array in targets) <= 40 * batch["decoder_target_tokens"].size
+
+
 @settings(max_examples=50, deadline=None)
 @given(size=sizes, batch_size=sizes, steps=st.lists(st.integers(0, 30), min_size=1))
 def test_batch_depends_on_its_step_alone(size, batch_size, steps):

@@ -84,6 +84,27 @@ def test_train_leaves_checkpoints_and_metrics_runs_once_and_keeps_its_settings(r
         run(run_dir=run_dir, student=str(start), seed=1, **SMALL)
 
 
+WITHOUT = """
+import sys
+from pathlib import Path
+sys.modules.update(dict.fromkeys(["tensorflow", "seqio", "torch", "transformers", "t5x"]))
+run_dir, start = map(Path, sys.argv[1:])
+from distill.export import export
+from distill.models import weights
+from distill.training.train import run
+assert run(run_dir=run_dir, student=str(start), steps=1, save_every=1, batch_size=4)["steps"] == 1
+model, params, vocabulary = weights.load(start)
+export(run_dir / "export", model, params, vocabulary.path, card="# A card")
+"""
+
+
+def test_training_and_exporting_need_neither_seqio_nor_tensorflow_nor_torch(run_dir, start):
+    command = [sys.executable, "-c", WITHOUT, str(run_dir), str(start)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    assert checkpoints.steps(run_dir / "checkpoints") == [0, 1]
+    assert (run_dir / "export" / "model.safetensors").is_file()
+
+
 def test_missing_dataset_and_missing_start_are_refused(tmp_path, run_dir, start):
     with pytest.raises(UserError, match="stage dataset complete"):
         run(run_dir=tmp_path / "none", student=str(start), **SMALL)
@@ -161,7 +182,9 @@ def test_training_by_the_file_of_flan_t5_xl_runs_small_on_a_host_of_eight(run_di
     assert done.returncode == 0, done.stderr
     assert "8 x cpu (data 1, fsdp 8, tensor 1), 1 processes" in done.stderr
     assert json.loads(done.stdout)["steps"] == 2
-    assert manifest(run_dir, "train")["settings"]["model_settings"] == {"dtype": "bfloat16"}
+    settings = manifest(run_dir, "train")["settings"]
+    assert settings["model_settings"] == {"dtype": "bfloat16", "remat": True}
+    assert settings["loss"]["type"] == "Chunked" and settings["loss"]["positions"] == 128
 
 
 def test_unknown_model_setting_and_bad_numbers_are_refused(run_dir, start):

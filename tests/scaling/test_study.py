@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +32,8 @@ SMALL, LARGE = T5Config(1104, 64, 2, 32, 128, 2, 2), T5Config(1104, 128, 2, 64, 
 JUDGE = scoring.ScoringModel(T5Model(SMALL))
 STRATEGIES = (LookAhead(), LookAhead(ahead=1), Metropolis(chains=2))
 BUDGETS = (1, 4, 16)
+ROOT = Path(__file__).parent.parent.parent
+KILLED = ROOT / "tests" / "killed.py"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,16 +239,17 @@ def test_the_runs_report_shows_the_study(tmp_path):
     assert "Compute at test time" not in page.page(found)
 
 
-def test_the_shipped_run_file_works_small(tmp_path, capsys):
+def shipped_small(directory):
+    """Return the shipped study's command less its run directory, small, with a fresh verifier."""
     student = "data/models/student_instructed"
     network, params, vocabulary = weights.load(paths.find(student, "a model"))
     model = scoring.ScoringModel(network)
-    scoring.save(tmp_path / "verifier", model, model.with_head(params), vocabulary, {})
+    scoring.save(directory / "verifier", model, model.with_head(params), vocabulary, {})
     bound = {
         "QUESTIONS": 3,
         "STUDENT": f"'{student}'",
         "MEDIUM": "'data/models/student_raw'",
-        "VERIFIER": f"'{tmp_path / 'verifier'}'",
+        "VERIFIER": f"'{directory / 'verifier'}'",
         "study.run.budgets": (1, 4),
         "study.run.difficulty_samples": 1,
         "study.run.strategies": "[@beam_sqrt/search.LookAhead()]",
@@ -253,8 +260,12 @@ def test_the_shipped_run_file_works_small(tmp_path, capsys):
         "ports.Sampling.max_tokens": 16,
     }
     arguments = [f"--gin.{name}={value}" for name, value in bound.items()]
-    command = ["scale", "--gin_file=runs/scale.gin", f"--run_dir={tmp_path / 'run'}", "--json"]
-    assert main([*command, *arguments]) == 0
+    return ["scale", "--gin_file=runs/scale.gin", "--json", *arguments], network
+
+
+def test_the_shipped_run_file_works_small_and_killed_ends_as_undisturbed(tmp_path, capsys):
+    command, network = shipped_small(tmp_path)
+    assert main([*command, f"--run_dir={tmp_path / 'run'}"]) == 0
     assert json.loads(capsys.readouterr().out)["questions"] == 12
     found = json.loads((tmp_path / "run" / "reports" / "scale.json").read_text())
     assert found["sets"] == {"gsm": 3, "multi": 3, "asdiv": 3, "svamp": 3}
@@ -264,3 +275,15 @@ def test_the_shipped_run_file_works_small(tmp_path, capsys):
     assert all(each["points"][0]["flops"] > 0 for each in found["curves"])
     encoder = Policy.load(tmp_path / "run" / "reports" / "scale-policy-encoder.json")
     assert encoder.estimator.weights.shape == (network.config.embed_dim,)
+
+    killer = [sys.executable, str(KILLED), "os.link", r"scale/part-.*\.parquet", "4"]
+    disturbed = f"--run_dir={tmp_path / 'killed'}"
+    killed = subprocess.run([*killer, *command, disturbed], cwd=ROOT, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "killed" / "reports" / "scale.json").exists()
+    assert len(Shards(tmp_path / "killed" / "scale", Answered)) > 0
+    assert main([*command, disturbed]) == 0
+    names = ("scale.json", "scale.md", "scale-policy-encoder.json")
+    for name in names:
+        one, other = (tmp_path / run / "reports" / name for run in ("run", "killed"))
+        assert one.read_bytes() == other.read_bytes()

@@ -58,6 +58,10 @@ def named(
                 return LookAhead(_width(width))
             case ["lookahead", ahead, width]:
                 return LookAhead(_width(width), int(ahead))
+            case ["dvts", width]:
+                return LookAhead(_width(width), apart=True)
+            case ["dvts", ahead, width]:
+                return LookAhead(_width(width), int(ahead), apart=True)
             case ["metropolis", chains, sharpness, trust]:
                 return Metropolis(int(chains), float(sharpness), float(trust))
             case ["revise", length, choice]:
@@ -74,7 +78,7 @@ def _width(text: str) -> int | None:
 
 def _unknown(name: str) -> UserError:
     return UserError(
-        "best_of-ELECTION, beam-M, lookahead-K-M, metropolis-C-A-B or revise-L-CHOICE",
+        "best_of-ELECTION, beam-M, lookahead-K-M, dvts-M, metropolis-C-A-B or revise-L-CHOICE",
         name,
         "correct the policy",
     )

@@ -4,18 +4,22 @@
                          of each question, draw M continuations of each kept one that goes on.
     look-ahead(N, M, k)  the same, and a prefix's score is the verifier's after a greedy roll-out of
                          k more steps. Beam is look-ahead with k = 0.
+    apart                either one with N/M trees that do not compete: each keeps its own best
+                         prefix, so that one liked by the verifier cannot take all places.
 
 Finished solutions stay in the pool and compete with prefixes for the N/M places; those kept are not
 duplicated to refill the pool, so it shrinks. At the end the answers of the pool vote, weighted by
 score. Look-ahead is charged N (k + 1), best-of-N and beam N.
 
-Source: Snell et al. 2024, arXiv 2408.03314, section 5.2.
+Source: Snell et al. 2024, arXiv 2408.03314, section 5.2; apart: Beeching, Tunstall and Rush 2024,
+"Scaling test-time compute with open models", diverse verifier tree search.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from distill.core import steps
 from distill.core.errors import UserError
@@ -77,12 +81,14 @@ class LookAhead:
         ahead: k, steps of the greedy roll-out that scores a prefix; 0 is beam search.
         election: who wins among the answers at the end.
         max_rounds: prefixes are extended at most as often.
+        apart: whether the N/M trees do not compete.
     """
 
     width: int | None = None
     ahead: int = 0
     election: Election = strategy.weighted
     max_rounds: int = MAX_ROUNDS
+    apart: bool = False
 
     def __post_init__(self) -> None:
         if (self.width is not None and self.width < 1) or self.ahead < 0 or self.max_rounds < 1:
@@ -90,9 +96,10 @@ class LookAhead:
 
     @property
     def name(self) -> str:
-        """`beam-M` or `lookahead-K-M`."""
+        """`beam-M` or `lookahead-K-M`; `dvts-M` or `dvts-K-M` apart."""
         width = "sqrt" if self.width is None else str(self.width)
-        return f"lookahead-{self.ahead}-{width}" if self.ahead else f"beam-{width}"
+        kinds = ("dvts", "dvts") if self.apart else ("beam", "lookahead")
+        return f"{kinds[1]}-{self.ahead}-{width}" if self.ahead else f"{kinds[0]}-{width}"
 
     @property
     def least(self) -> int:
@@ -113,15 +120,21 @@ class LookAhead:
         width = min(self.width or math.isqrt(size), size)
         accounts = strategy.opened(questions)
         searching = _Search(questions, models, accounts, seed)
-        pools = searching.extend({q.problem_id: [_Prefix()] for q in questions}, 0, size)
+        count = size // width
+        trees, first = ([_Prefix()], size)
+        keep: Callable[..., list[_Prefix]] = functools.partial(_best, count=count)
+        if self.apart:
+            trees, first = [_Prefix(tree=tree) for tree in range(count)], width
+            keep = _best_of_each
+        pools = searching.extend({q.problem_id: trees for q in questions}, 0, first)
         for round_ in range(1, self.max_rounds + 1):
             going = {name: p for name, p in pools.items() if not all(each.ended for each in p)}
             if not going:
                 break
             values = searching.values(going, self.ahead)
-            kept = {name: _best(p, values[name], size // width) for name, p in going.items()}
+            kept = {name: keep(pool, values[name]) for name, pool in going.items()}
             pools |= searching.extend(kept, round_, width)
-        charged = size * (self.ahead + 1)
+        charged = len(trees) * first * (self.ahead + 1)
         return elect(questions, pools, models, accounts, (self.election, True, charged))
 
 
@@ -134,12 +147,14 @@ class _Prefix:
         tokens: drawn for it.
         ended: whether nothing is drawn after it any more.
         whole: whether it ended by itself or with its answer, not by running into its length.
+        tree: which of the trees apart it is of.
     """
 
     text: str = ""
     tokens: int = 0
     ended: bool = False
     whole: bool = False
+    tree: int = 0
 
 
 Pools = dict[str, list[_Prefix]]
@@ -223,6 +238,16 @@ def _best(pool: Sequence[_Prefix], values: Sequence[float], count: int) -> list[
     return [pool[place] for place in sorted(ranked[:count])]
 
 
+def _best_of_each(pool: Sequence[_Prefix], values: Sequence[float]) -> list[_Prefix]:
+    """Return the best of each tree in a pool, the first of equals, in their order."""
+    best: dict[int, int] = {}
+    for place, prefix in enumerate(pool):
+        before = best.get(prefix.tree)
+        if before is None or values[place] > values[before]:
+            best[prefix.tree] = place
+    return [pool[place] for place in sorted(best.values())]
+
+
 def _whole(completion: Completion) -> _Prefix:
     """Return a completion that no step end stopped."""
     cut = cut_after_answer(completion)
@@ -241,7 +266,7 @@ def _grown(prefix: _Prefix, completion: Completion, limit: int) -> _Prefix:
     text = prefix.text + (steps.ended(completion.text) if cut else completion.text)
     whole = stopped and (not cut or ANSWER in completion.text)
     ended = whole or not stopped or tokens >= limit
-    return _Prefix(text.rstrip("\n") if whole else text, tokens, ended, whole)
+    return _Prefix(text.rstrip("\n") if whole else text, tokens, ended, whole, prefix.tree)
 
 
 def elect(

@@ -36,6 +36,7 @@ STUDENT = "data/models/student_instructed"
 STRATEGIES = (
     *(BestOf(), BestOf(best), BestOf(majority, scored=False)),
     *(Revise(), Revise(4, flat)),
+    *(LookAhead(apart=True), LookAhead(4, 2, apart=True)),
     *(LookAhead(), LookAhead(4), LookAhead(ahead=3), LookAhead(4, 3), Metropolis(2, 1.5, 0.0)),
 )
 

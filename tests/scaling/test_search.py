@@ -21,6 +21,7 @@ QUESTIONS = [Question(f"made/{n}", f"Q: {n}") for n in range(3)]
 ALL = [
     *(BestOf(election) for election in (strategy.weighted, strategy.best, strategy.majority)),
     *(LookAhead(width, ahead) for width in (None, 4, 1) for ahead in (0, 1, 3)),
+    *(LookAhead(width, ahead, apart=True) for width in (None, 4) for ahead in (0, 1)),
 ]
 
 
@@ -49,7 +50,7 @@ def trees(draw):
     return children, values
 
 
-def naive(question, tree, scorer, budget, width, ahead, seed):
+def naive(question, tree, scorer, budget, width, ahead, seed, apart=False):
     """Return the pool that a search of one question ends with, asking for one thing at a time."""
 
     def step(text, place=None):
@@ -67,33 +68,47 @@ def naive(question, tree, scorer, budget, width, ahead, seed):
 
     size = budget // (ahead + 1)
     width = min(width or math.isqrt(size), size)
-    pool = [step("", (0, slot)) for slot in range(size)]
+    trees = size // width
+    pool = [
+        (slot // width if apart else 0, *step("", (0, slot)))
+        for slot in range(trees * width if apart else size)
+    ]
     for round_ in range(1, 41):
-        if all(ended for _, ended in pool):
+        if all(ended for _, _, ended in pool):
             break
-        order = sorted(range(len(pool)), key=lambda place: (-value(*pool[place]), place))
-        kept = [pool[place] for place in sorted(order[: size // width])]
+        order = sorted(range(len(pool)), key=lambda place: (-value(*pool[place][1:]), place))
+        best = (
+            [next(p for p in order if pool[p][0] == tree) for tree in range(trees)] if apart else []
+        )
+        kept = [pool[place] for place in sorted(best or order[:trees])]
         pool, slot = [], 0
-        for text, ended in kept:
+        for tree_, text, ended in kept:
             if ended:
-                pool.append((text, ended))
+                pool.append((tree_, text, ended))
                 continue
             for _ in range(width):
-                pool.append(step(text, (round_, slot)))
+                pool.append((tree_, *step(text, (round_, slot))))
                 slot += 1
-    return [text for text, _ in pool]
+    return [text for _, text, _ in pool]
 
 
 @settings(max_examples=60, deadline=None)
-@given(trees(), st.integers(1, 20), st.sampled_from([None, 1, 2, 4]), st.integers(0, 2))
-def test_search_equals_the_naive_twin_and_charges_what_was_drawn(made, budget, width, ahead):
+@given(
+    trees(),
+    st.integers(1, 20),
+    st.sampled_from([None, 1, 2, 4]),
+    st.integers(0, 2),
+    st.booleans(),
+)
+def test_search_equals_the_naive_twin_and_charges_what_was_drawn(made, budget, width, ahead, apart):
     children, values = made
-    searching = LookAhead(width, ahead)
+    searching = LookAhead(width, ahead, apart=apart)
     budget = max(budget, searching.least)
     using = Models(Tree(children), Planted(values), SAMPLING)
     found = searching.solve(QUESTIONS, budget, using, seed=5)
     for question, each in zip(QUESTIONS, found, strict=True):
-        twin = naive(question, Tree(children), Planted(values), budget, width, ahead, 5)
+        how = (budget, width, ahead, 5, apart)
+        twin = naive(question, Tree(children), Planted(values), *how)
         assert [candidate.text for candidate in each.candidates] == twin
         assert each.charged <= budget
     spent = [sum(each) for each in zip(*map(tokens, found), strict=True)]

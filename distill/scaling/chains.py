@@ -31,7 +31,7 @@ from distill.scaling.strategy import Models, Question
 from distill.scaling.verifier import OUTCOME, PAPER_OPTIMIZER, require_no_decay, trained
 from distill.training.optimizers import Optimizer
 
-SHARD_QUESTIONS = 32  # drawn together; what a kill may lose
+SHARD_QUESTIONS = 256  # drawn together, so that batches are full; what a kill may lose
 CHAINS: Mapping[str, int] = {"train": 4, "validation": 4}
 
 

@@ -29,8 +29,9 @@ from distill.corpus.harvest import harvest, sample_seed
 from distill.corpus.prompts import FORMATS
 from distill.scaling.ledger import drawn
 
-# What a kill may lose: so many samples, and the roll-outs of so many questions.
-SHARD_TRACES, SHARD_QUESTIONS = 512, 32
+# What a kill may lose: so many samples, and the roll-outs of so many questions. Requests run
+# together by the shapes of their prompts and prefixes, so few questions would leave batches empty.
+SHARD_TRACES, SHARD_QUESTIONS = 512, 256
 SAMPLES: Mapping[str, int] = {"train": 16, "validation": 16}  # of each question, as the paper
 ANSWERED = ("right", "wrong")  # the outcomes of solutions that have an answer
 

@@ -13,6 +13,7 @@ from distill.models import stopping
 from distill.models.layers import DecodingState, Params, Reading
 
 AnyArray = Array | np.ndarray
+Place = Callable[[Any], Any]  # a tree of rows -> the same, on the devices where it runs
 _BISECTIONS = 32  # halvings of the range of logits, to below the spacing of float32
 _READ = 16  # prompts that are read together
 _FIRST_ROOM = 64  # tokens; each room after it is twice as wide
@@ -383,11 +384,19 @@ def _of_rows(readings: Sequence[Reading], prompt: Int[Array, "batch"]) -> Readin
     return jax.tree.map(lambda *parts: jnp.concatenate(parts)[prompt], *readings)
 
 
-def read(network: Network, params: Params, prompts: Prompts) -> Reading:
+def read(
+    network: Network, params: Params, prompts: Prompts, place: Place = lambda rows: rows
+) -> Reading:
     """Read each prompt once, and return what it leaves for each row.
 
     Prompts are read as many at a time whoever is beside them, since the last bits of a product
     depend on its shape: so a row stays a function of its own prompt.
+
+    Args:
+        network: what to run.
+        params: its parameters.
+        prompts: what is read.
+        place: puts rows where they are read.
     """
     count = len(prompts.prompt)
     together = min(_READ, count)
@@ -397,8 +406,9 @@ def read(network: Network, params: Params, prompts: Prompts) -> Reading:
         ids, lengths = (x[first : first + together] for x in (prompts.ids, prompts.lengths))
         free = together - len(ids)
         ids = np.pad(ids, ((0, free), (0, 0)))
-        readings.append(_read(network, params, ids, np.pad(lengths, (0, free), constant_values=1)))
-    return _of_rows(readings, prompts.prompt)
+        lengths = np.pad(lengths, (0, free), constant_values=1)
+        readings.append(_read(network, params, *place((ids, lengths))))
+    return place(_of_rows(readings, place(prompts.prompt)))
 
 
 def first_tokens(network: Network, prompts: Prompts) -> Int[Array, "batch"]:
@@ -490,6 +500,7 @@ def decode(
     limit: int,
     *,
     k: int,
+    place: Place = lambda rows: rows,
 ) -> Decoded:
     """Write after each prompt until every row has ended or has `limit` tokens.
 
@@ -506,8 +517,11 @@ def decode(
         vocabulary: which tokens may be.
         limit: most tokens of a row.
         k: candidates measured for each token, at least 1.
+        place: puts rows where they run; nothing by default.
     """
-    loop, room = _start(network, params, read(network, params, prompts), prompts, k=k), 0
+    reading = read(network, params, prompts, place)
+    loop, room = _start(network, params, reading, place(prompts), k=k), 0
+    seeds = place(seeds)
     while room < limit and not (room and (np.asarray(loop.stage) == stopping.ENDED).all()):
         room = 2 * room or _FIRST_ROOM
         hot = settings.hot[:, :room]
@@ -517,7 +531,7 @@ def decode(
             params,
             loop,
             seeds,
-            settings._replace(hot=hot),
+            place(settings._replace(hot=hot)),
             vocabulary,
             np.array(min(limit, room), np.int32),
             room=room,

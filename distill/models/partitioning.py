@@ -88,3 +88,24 @@ def param_shardings(
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Return where a batch lies: its rows are cut over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def spread_rows(mesh: Mesh, tree: Any) -> Any:
+    """Return arrays on the mesh, cut along their first axis where it can be, else whole on each.
+
+    Args:
+        mesh: of `mesh()`.
+        tree: of arrays.
+    """
+    rows, whole = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+
+    def placed(leaf: Any) -> jax.Array:
+        cut = leaf.ndim and leaf.shape[0] % mesh.size == 0
+        return jax.device_put(leaf, rows if cut else whole)
+
+    return jax.tree.map(placed, tree)
+
+
+def spread_whole(mesh: Mesh, tree: Any) -> Any:
+    """Return arrays of which every device of the mesh has a copy."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

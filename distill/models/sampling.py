@@ -11,12 +11,13 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from distill.core import paths
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Fire, Request, Sampling
 from distill.core.store import read_json
-from distill.models import beam, decoding, stopping, weights
+from distill.models import beam, decoding, partitioning, stopping, weights
 from distill.models.decoding import Decoded, Measured, Network, Prompts, Settings, Vocabulary
 from distill.models.layers import Params
 from tokalign.tokenizers import SentencePieceTokenizer, TiktokenTokenizer
@@ -169,7 +170,8 @@ class LocalGenerator:
     """A model of ours behind the Generator port.
 
     Batches have one shape for each bucket of prompt lengths, and rows do not see each other, so a
-    completion depends on its request and the sampling alone. Log-probabilities are over all tokens
+    completion depends on its request and the sampling alone. They are cut over all devices of the
+    process where these divide `batch_size`; beams run on one. Log-probabilities are over all tokens
     of the vocabulary; candidates are the tokens that have a text, so neither EOS nor specials.
 
     Args:
@@ -253,6 +255,22 @@ class LocalGenerator:
     @property
     def _eos(self) -> int:
         return self.tokenizer.eos_id
+
+    @functools.cached_property
+    def _mesh(self) -> Mesh | None:
+        """All devices of this process, where a batch can be cut over them; None for one."""
+        devices = jax.local_devices()
+        whole = len(devices) > 1 and self.batch_size % len(devices) == 0
+        return partitioning.mesh(devices=devices) if whole else None
+
+    @functools.cached_property
+    def _placed(self) -> Params:
+        mesh = self._mesh
+        return self.params if mesh is None else partitioning.spread_whole(mesh, self.params)
+
+    def _place(self, rows: T) -> T:
+        mesh = self._mesh
+        return rows if mesh is None else partitioning.spread_rows(mesh, rows)
 
     @functools.cached_property
     def _bytes(self) -> list[bytes]:
@@ -351,13 +369,14 @@ class LocalGenerator:
     ) -> Decoded:
         return decoding.decode(
             self.network,
-            self.params,
+            self._placed,
             self._prompts(batch),
             _seed_words([requests[m.number].seed for m in batch.members], self.batch_size),
             self._settings(sampling),
             vocabulary,
             sampling.max_tokens,
             k=max(sampling.top_logprobs, 1),
+            place=self._place,
         )
 
     def _searched(
@@ -410,15 +429,13 @@ class LocalGenerator:
         return _Member(member.number, self._prompt(request), [], member.opens, len(prefix), scored)
 
     def _score(self, batch: _Batch, vocabulary: Vocabulary, k: int) -> Measured:
-        measured = decoding.score(
-            self.network,
-            self.params,
-            _padded([member.row for member in batch.members], self.batch_size, batch.source),
-            np.maximum(_lengths([member.row for member in batch.members], self.batch_size), 1),
+        rows = [member.row for member in batch.members]
+        arrays = (
+            _padded(rows, self.batch_size, batch.source),
+            np.maximum(_lengths(rows, self.batch_size), 1),
             _padded([member.scored for member in batch.members], self.batch_size, batch.steps),
-            vocabulary,
-            k=k,
         )
+        measured = decoding.score(self.network, self._placed, *self._place(arrays), vocabulary, k=k)
         return jax.device_get(measured)
 
     def _generated(

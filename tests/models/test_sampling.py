@@ -1,4 +1,9 @@
 import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +16,7 @@ from distill.models.sampling import Beam, Fire, LocalGenerator, Shipped, bucket,
 from tokalign.tokenizers import SentencePieceTokenizer
 
 SHORT = Sampling(max_tokens=24)
+ROOT = Path(__file__).parent.parent.parent
 
 
 def generator(model=TIED, vocabulary=None, **settings):
@@ -336,3 +342,47 @@ def test_a_beam_needs_a_model_in_this_process():
 
     with pytest.raises(UserError, match="a model in this process for beam search, got elsewhere"):
         Beam()(Elsewhere())
+
+
+# --- Devices -----------------------------------------------------------------------------------
+
+FOUR = """
+import json, sys
+import jax
+from distill.core.ports import Request, Sampling
+from distill.models.sampling import Shipped
+generator = Shipped("data/models/student_instructed", batch_size=8).generator
+asked = [Request(f"Q: What is {n} + {n + 7}?", seed=n) for n in range(10)]
+found = {}
+for temperature in (0.0, 1.0):
+    sampling = Sampling(temperature, max_tokens=40, top_logprobs=1)
+    found[temperature] = sorted(
+        (n, made.text, made.logprobs.tolist()) for n, made in generator.generate(asked, sampling)
+    )
+again = [Request(r.prompt, completion=found[0.0][n][1]) for n, r in enumerate(asked)]
+found["scored"] = sorted((n, c.text, c.logprobs.tolist()) for n, c in generator.score(again))
+devices = {len(leaf.devices()) for leaf in jax.tree.leaves(generator._placed)}
+print(json.dumps([list(devices), list(found.values())]))
+"""
+
+
+def test_four_devices_write_and_measure_what_one_does():
+    found = []
+    for count in (1, 4):
+        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+        ran = subprocess.run(
+            [sys.executable, "-c", FOUR],
+            env={**os.environ, **flags, "JAX_PLATFORMS": "cpu"},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert ran.returncode == 0, ran.stderr
+        devices, kinds = json.loads(ran.stdout)
+        assert devices == [count]
+        found.append(kinds)
+    for one, four in zip(*found, strict=True):
+        for (place, text, nats), other in zip(one, four, strict=True):
+            assert [place, text] == other[:2]
+            np.testing.assert_allclose(nats, other[2], atol=1e-4)

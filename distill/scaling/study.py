@@ -33,8 +33,9 @@ from distill.scaling.strategy import Models, Question, Solved, Strategy
 
 logger = logging.getLogger(__name__)
 
-# Solutions that are drawn together; what a kill may lose.
-SHARD_SOLUTIONS = 2048
+# Solutions that are drawn together, so many that chains of a whole budget fill a batch; what a kill
+# may lose.
+SHARD_SOLUTIONS = 8192
 SEARCHES = (
     LookAhead(),
     LookAhead(4),

@@ -198,19 +198,27 @@ def _estimates(
 
 
 def _points(study: _Study, place: int) -> list[dict[str, Any]]:
-    """Return a strategy's accuracy and cost a question at each budget that it can have."""
+    """Return a strategy's accuracy and cost a question at each budget that it can have.
+
+    `less_baseline` is the accuracy less that of weighted best-of-N, paired by question.
+    """
     right, tokens, flops = (
         of[place] for of in (study.measured.right, study.measured.tokens, study.measured.flops)
     )
     there = np.flatnonzero(~np.isnan(right[:, 0]))
+    paired = (right[there] - study.baseline[there]).T
     rows = zip(
         (study.how.budgets[column] for column in there),
         _estimates(right[there].T, study.bins, study.how),
+        estimates(paired, study.how.resamples, study.how.seed),
         _mean(flops[there].mean(1)),
         [dict(zip(TOKENS, _mean(each), strict=True)) for each in tokens[there].mean(1)],
         strict=True,
     )
-    return [{"budget": b, **row, "flops": cost, "tokens": spent} for b, row, cost, spent in rows]
+    return [
+        {"budget": budget, **row, "less_baseline": less, "flops": cost, "tokens": spent}
+        for budget, row, less, cost, spent in rows
+    ]
 
 
 def _mean(values: np.ndarray) -> list[float | None]:

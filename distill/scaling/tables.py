@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from distill.scaling.measured import BASELINE
+
 Report = Mapping[str, Any]
 
 
@@ -15,6 +17,7 @@ def markdown(report: Report) -> Iterator[str]:
     counts = ", ".join(f"{name} {count}" for name, count in report["sets"].items())
     yield f"{report['questions']} questions ({counts}); accuracy in percent with 95 % intervals\n"
     yield from _accuracies(report)
+    yield from _paired(report)
     yield from _saved(report)
     yield from _bins(report)
     yield from _matched(report)
@@ -29,6 +32,17 @@ def _accuracies(report: Report) -> Iterator[str]:
         yield _row(each["strategy"], *(points.get(budget, "") for budget in report["budgets"]))
     for kind, each in report["policies"].items():
         yield _row(f"policy, {kind} bins", *map(_cell, each["points"]))
+    yield ""
+
+
+def _paired(report: Report) -> Iterator[str]:
+    yield "Less weighted best-of-N, paired by question, in points:\n"
+    yield _row("strategy", *(f"N = {budget}" for budget in report["budgets"]))
+    yield _rule(1 + len(report["budgets"]))
+    for each in report["curves"]:
+        if each["strategy"] != BASELINE:
+            points = {p["budget"]: _cell(p["less_baseline"], sign="+") for p in each["points"]}
+            yield _row(each["strategy"], *(points.get(budget, "") for budget in report["budgets"]))
     yield ""
 
 

@@ -104,7 +104,11 @@ def test_the_study_writes_its_records_reports_and_policies(tmp_path):
             "predicted": 2,
         }
     tables = (tmp_path / "reports" / "scale.md").read_text()
-    assert "| beam-sqrt |" in tables and "| policy, oracle bins |" in tables
+    assert (
+        "paired by question, in points" in tables
+        and "| beam-sqrt |" in tables
+        and "| policy, oracle bins |" in tables
+    )
     policy = Policy.load(tmp_path / "reports" / "scale-policy-predicted.json")
     assert policy.budgets == BUDGETS and policy.samples == 8 and len(policy.edges) == 1
     assert soundness.check(tmp_path).sound
@@ -199,6 +203,9 @@ def test_the_policy_and_equal_flops_by_hand():
     one = decoding_flops(SMALL, 20, 10) + forward_flops(SMALL, 20, 15)
     beam = next(each for each in found["curves"] if each["strategy"] == "beam-sqrt")
     assert [point["flops"] for point in beam["points"]] == [one, 4 * one]
+    # Right where the samples are wrong and wrong where they are right.
+    assert [point["less_baseline"]["value"] for point in beam["points"]] == [0.0, 0.0]
+    assert beam["points"][0]["less_baseline"]["low"] == -1.0
     majority = next(each for each in found["curves"] if each["strategy"] == "best_of-majority")
     assert majority["points"][1]["flops"] == 4 * decoding_flops(SMALL, 20, 10)
     # The samples that estimate difficulty cost two solutions more.

@@ -16,7 +16,7 @@ AnyArray = Array | np.ndarray
 Place = Callable[[Any], Any]  # a tree of rows -> the same, on the devices where it runs
 _BISECTIONS = 32  # halvings of the range of logits, to below the spacing of float32
 _READ = 16  # prompts that are read together
-_FIRST_ROOM = 64  # tokens; each room after it is twice as wide
+_FIRST_ROOM = 32  # tokens; each room after it is twice as wide
 _BLOCK = 64  # a vocabulary is searched block by block: sorts and long sums are slow on a CPU
 
 

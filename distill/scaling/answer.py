@@ -194,7 +194,8 @@ def answerer(options: argparse.Namespace, generator: "Generator", max_tokens: in
         max_tokens: of a solution.
 
     Raises:
-        UserError: a file or directory is missing or damaged.
+        UserError: a file or directory is missing or damaged, or the policy revises and there is
+            no reviser with its verifier.
     """
     from distill.core.ports import Sampling
     from distill.corpus.prompts import FORMATS, TeacherPrompt
@@ -204,7 +205,14 @@ def answerer(options: argparse.Namespace, generator: "Generator", max_tokens: in
     from distill.scaling.allocate import Policy
     from distill.scaling.strategy import Models
 
-    size = options.batch_size
+    size, policy = options.batch_size, Policy.load(options.policy)
+    revises = [name for row in policy.strategies for name in row if name.startswith("revise-")]
+    if revises and not (options.reviser and options.history):
+        raise UserError(
+            f"--reviser and --history, as the policy revises ({revises[0]})",
+            "one or none",
+            "give both, or another policy",
+        )
     # An endpoint must report log-probabilities to be taken for one that can.
     top = 0 if difficulty.local(generator) else 1
     sampling = Sampling(options.temperature, max_tokens, top_logprobs=top)
@@ -216,7 +224,7 @@ def answerer(options: argparse.Namespace, generator: "Generator", max_tokens: in
     )
     prompt = FORMATS["zero_shot_cot"] if options.prompt == "student" else TeacherPrompt()
     models = Models(generator, scorer, sampling)
-    return Answerer(Policy.load(options.policy), models, prompt, strategies)
+    return Answerer(policy, models, prompt, strategies)
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:

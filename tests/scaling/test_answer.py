@@ -149,6 +149,15 @@ def test_the_command_answers_from_a_directory_and_from_an_endpoint(
     assert "expected one of --student and --endpoint" in capsys.readouterr().err
 
 
+def test_a_policy_that_revises_needs_its_reviser(tmp_path, capsys):
+    revising = (("best_of-weighted", "revise-4-hierarchical"), POLICY.strategies[1])
+    Policy(POLICY.budgets, revising, (0.5,), samples=1).save(tmp_path / "policy.json")
+    policy = f"--policy={tmp_path / 'policy.json'}"
+    for command in (["answer", ASKED, f"--student={STUDENT}"], ["serve", STUDENT, "--port=0"]):
+        assert cli.main([*command, policy]) == 2
+        assert "--reviser and --history, as the policy revises" in capsys.readouterr().err
+
+
 # --- Served ------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ from fractions import Fraction
 import numpy as np
 
 from distill.core.ports import Completion, Generator, Request, Sampling
-from distill.corpus.completions import Token, assemble, cut_at_stop, tokens_of
+from distill.corpus.completions import Token, assemble, cut_at_stop, summed, tokens_of
 
 SIGN = "="
 _LOOK_BACK = 200  # characters before the sign
@@ -192,14 +192,10 @@ class _Text:
         told = any(len(part.behaviour_logprobs) for part in self.parts)
         return dataclasses.replace(
             made,
-            prompt_tokens=_sum([part.prompt_tokens for part in self.parts]),
-            completion_tokens=_sum([part.completion_tokens for part in self.parts]),
+            prompt_tokens=summed(part.prompt_tokens for part in self.parts),
+            completion_tokens=summed(part.completion_tokens for part in self.parts),
             behaviour_logprobs=np.array(self.behaviour if told else [], np.float32),
         )
-
-
-def _sum(counts: Sequence[int | None]) -> int | None:
-    return None if None in counts else sum(count or 0 for count in counts)
 
 
 @dataclasses.dataclass(frozen=True)

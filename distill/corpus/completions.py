@@ -1,7 +1,7 @@
 """Build and shorten completions; their text, tokens and candidates stay of one piece."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -79,6 +79,12 @@ def cut_at_stop(completion: Completion, sampling: Sampling) -> Completion:
         return dataclasses.replace(completion, finish_reason="stop")
     short = shorten(completion, len(kept.encode()))
     return dataclasses.replace(short, finish_reason="stop", end_logprob=np.nan)
+
+
+def summed(counts: Iterable[int | None]) -> int | None:
+    """Return the tokens of several requests together, None where one of them is not known."""
+    known = list(counts)
+    return None if None in known else sum(count or 0 for count in known)
 
 
 def shorten(completion: Completion, end: int) -> Completion:

@@ -14,7 +14,7 @@ import numpy as np
 
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Fire, Request, Sampling
-from distill.corpus.completions import Token, assemble, cut_at_stop, tokens_of
+from distill.corpus.completions import Token, assemble, cut_at_stop, summed, tokens_of
 from distill.corpus.wire import Reported
 from tokalign.teacher import UNSPELLABLE
 
@@ -222,8 +222,8 @@ async def generate_hot(
 def joined(hot: Hot, rest: Completion) -> Completion:
     """Return the completion that a hot token and its continuation make, with the cost of both."""
     counts = {
-        "prompt_tokens": _sum(hot.prompt_tokens, rest.prompt_tokens),
-        "completion_tokens": _sum(hot.completion_tokens, rest.completion_tokens),
+        "prompt_tokens": summed((hot.prompt_tokens, rest.prompt_tokens)),
+        "completion_tokens": summed((hot.completion_tokens, rest.completion_tokens)),
     }
     if rest.text and not rest.tokens:
         return dataclasses.replace(rest, text=hot.token.text.decode() + rest.text, **counts)
@@ -233,10 +233,6 @@ def joined(hot: Hot, rest: Completion) -> Completion:
     reason, end = rest.finish_reason, rest.end_logprob
     whole = assemble(tokens, finish_reason=reason, end_logprob=end)
     return dataclasses.replace(whole, behaviour_logprobs=behaviour, **counts)
-
-
-def _sum(one: int | None, other: int | None) -> int | None:
-    return None if one is None or other is None else one + other
 
 
 # --- The way -----------------------------------------------------------------------------------

@@ -460,7 +460,9 @@ MORE_HARMS = {
         "import ctypes, os; assert os.getppid() and "
         "ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0) == 0"
     ),
-    "read the host by the root of a process": "open('/proc/1' + '/root/etc/passwd').read()",
+    "read the host by the root of a process": (
+        "import os; open(os.path.join('/proc/1', 'root', 'etc', 'passwd')).read()"
+    ),
     "mount": "import ctypes; assert not ctypes.CDLL(None).mount(b'x', b'/', b'tmpfs', 0, 0)",
     "leave by chroot": "import os; os.chroot('..'); open('/etc/passwd').read()",
     "become the superuser": "import os; os.setuid(0); open('/etc/shadow').read()",

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.linen.spmd import with_logical_constraint
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Bool, Float, Int
 
@@ -53,6 +54,16 @@ def logical_axes(params: Params) -> Params:
         return ("embed",) if names[-1] == "scale" else LOGICAL_AXES["/".join(names[-2:])]
 
     return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def lying(x: Array, *names: str | None) -> Array:
+    """Return `x`, to lie as the logical axes say under the rules of `partitioning.activations`.
+
+    Without such a constraint on what flows between layers the compiler takes the layout of the
+    parameters over to it, and gathers whole batches where it should gather parameters. Outside of
+    `activations` nothing happens.
+    """
+    return with_logical_constraint(x, names)  # pyright: ignore[reportReturnType]
 
 
 def by_path(params: Params) -> dict[str, Any]:
@@ -176,7 +187,8 @@ class Embedding(nn.Module):
 
     def __call__(self, tokens: Int[Array, "*axes"]) -> Float[Array, "*axes embed"]:
         """Return the rows of `tokens`."""
-        return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+        rows = jnp.take(lying(self.embedding, "vocab", None), tokens, axis=0).astype(self.dtype)
+        return lying(rows, "batch", "length", "embed") if rows.ndim == 3 else rows
 
     def attend(self, x: Float[Array, "*axes embed"]) -> Float[Array, "*axes vocab"]:
         """Return the product with every row, in float32."""
@@ -208,9 +220,10 @@ class Mlp(nn.Module):
         """Return the update of the residual stream."""
         names = ["wi"] if len(self.activations) == 1 else ["wi_0", "wi_1"]
         hidden = [Dense(self.mlp_dim, self.dtype, name=name)(x) for name in names]
+        hidden = [lying(each, "batch", "length", "mlp") for each in hidden]
         y = activated(self.activations, *hidden)
         y = Dropout(self.dropout_rate)(y, deterministic=deterministic)
-        return Dense(x.shape[-1], self.dtype, name="wo")(y)
+        return lying(Dense(x.shape[-1], self.dtype, name="wo")(y), "batch", "length", "embed")
 
 
 def Dropout(rate: float) -> nn.Dropout:  # noqa: N802 (made where a layer is made)
@@ -277,7 +290,7 @@ class Attention(nn.Module):
     ) -> tuple[Float[Array, "batch source kv_heads kv"], Float[Array, "batch source kv_heads kv"]]:
         """Return the keys, rotated to their positions where `rotation` is given, and values."""
         split = (*x.shape[:2], self.num_kv_heads, self.head_dim)
-        keys, values = self.key(x).reshape(split), self.value(x).reshape(split)
+        keys, values = (_heads(y, split) for y in (self.key(x), self.value(x)))
         return (keys if rotation is None else rotate(keys, *rotation)), values
 
     def attend(
@@ -296,13 +309,16 @@ class Attention(nn.Module):
         the values, which are fewer than the weights.
         """
         split = (*x.shape[:2], self.num_heads, self.head_dim)
-        queries = self.query(x).reshape(split)
+        queries = _heads(self.query(x), split)
         if rotation is not None:
             queries = rotate(queries, *rotation)
         queries, keys, values = (jnp.swapaxes(y, 1, 2) for y in (queries, keys, values))
         values = self.dropout(values, deterministic=deterministic)
         mixed = mix(queries * self.query_scale, keys, values, bias)
-        return self.out(jnp.swapaxes(mixed, 1, 2).reshape(*split[:2], -1))
+        mixed = lying(
+            jnp.swapaxes(mixed, 1, 2).reshape(*split[:2], -1), "batch", "length", "joined_kv"
+        )
+        return lying(self.out(mixed), "batch", "length", "embed")
 
     def recall(
         self,
@@ -336,6 +352,11 @@ class Attention(nn.Module):
         """Return what `x` attends to in `sources`."""
         keys, values = self.keys_values(sources, rotation)
         return self.attend(x, keys, values, bias, rotation, deterministic=deterministic)
+
+
+def _heads(joined: Array, split: tuple[int, ...]) -> Array:
+    """[batch, length, heads kv] -> [batch, length, heads, kv]."""
+    return lying(joined.reshape(split), "batch", "length", "heads", None)
 
 
 def rotary_angles(

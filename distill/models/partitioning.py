@@ -1,10 +1,12 @@
 """Meshes and where each array lies on them; how a step uses them is the trainer's part."""
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from distill.core.errors import UserError
@@ -88,6 +90,23 @@ def param_shardings(
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Return where a batch lies: its rows are cut over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+@contextlib.contextmanager
+def activations(mesh: Mesh, rules: Mapping[str, str | None] = RULES) -> Iterator[None]:
+    """What is traced inside keeps rows on the devices that have them, and so gathers parameters.
+
+    A mesh axis that cuts the rows cuts nothing else of an activation; the others are as in the
+    parameters' rules.
+
+    Args:
+        mesh: of `mesh()`.
+        rules: logical axis to mesh axis.
+    """
+    own = (("batch", tuple(batch_sharding(mesh).spec[0])), ("length", None))
+    known = nn.logical_axis_rules((*own, *rules.items()))
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), known:
+        yield
 
 
 def spread_rows(mesh: Mesh, tree: Any) -> Any:

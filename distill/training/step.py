@@ -7,8 +7,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
+from distill.models import partitioning
+from distill.models.partitioning import RULES
 from distill.training.losses import Chunked, Loss
 from distill.training.metrics import Figures
 from distill.training.optimizers import Optimizer
@@ -63,9 +66,23 @@ class State(NamedTuple):
 
 
 def compiled(
-    model: Model, loss: Loss, optimizer: Optimizer, microbatches: int, state: State
+    model: Model,
+    loss: Loss,
+    optimizer: Optimizer,
+    microbatches: int,
+    state: State,
+    rules: Mapping[str, str | None] = RULES,
 ) -> Callable[[State, Any, Key], tuple[State, Figures]]:
-    """A call over a stack of batches; figures come back with a leading step axis."""
+    """A call over a stack of batches; figures come back with a leading step axis.
+
+    Args:
+        model: gives logits for a batch.
+        loss: (sum of nats, sum of weights).
+        optimizer: with its schedule.
+        microbatches: parts of a batch whose gradients are summed.
+        state: its layout, on one mesh.
+        rules: logical axis to mesh axis, as of the layout.
+    """
     transformation = optimizer.transformation()
     gradient = _gradient(model, loss, microbatches)
 
@@ -82,14 +99,20 @@ def compiled(
         )
         return State(optax.apply_updates(state.params, updates), inner, state.step + 1), figures
 
+    mesh: Mesh = state.step.sharding.mesh  # pyright: ignore[reportAttributeAccessIssue]
+
     def call(state: State, stack: Mapping[str, Array], key: Key) -> tuple[State, Figures]:
+        with partitioning.activations(mesh, rules):
+            return steps(state, stack, key)
+
+    def steps(state: State, stack: Mapping[str, Array], key: Key) -> tuple[State, Figures]:
         if len(next(iter(stack.values()))) > 1:
             return jax.lax.scan(lambda state, batch: step(state, batch, key), state, stack)
         state, figures = step(state, {name: array[0] for name, array in stack.items()}, key)
         return state, jax.tree.map(lambda leaf: leaf[None], figures)
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    (platform,) = {device.platform for device in shardings.step.device_set}
+    (platform,) = {device.platform for device in mesh.devices.flat}
     return jax.jit(
         call,
         donate_argnums=0,

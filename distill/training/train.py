@@ -142,7 +142,7 @@ def train(
     layout = placement.state_layout(model, params, optimizer, mesh, rules)
     rows = placement.batch_layout(batches.batch(0), mesh, course.microbatches)
     checkpoints.require_shapes(layout.params, layout.optimizer)
-    advance = compiled(model, loss, optimizer, course.microbatches, layout)
+    advance = compiled(model, loss, optimizer, course.microbatches, layout, rules)
     first = next(course.calls(0))
     placement.require_room(advance, layout, placement.stacked(rows, len(first)), key)
     state = _start(params, layout, optimizer, checkpoints)

@@ -1,6 +1,9 @@
 """The compiled step on a real T5: what it keeps, and in which type."""
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -97,3 +100,56 @@ def test_steps_too_small_for_bfloat16_add_up():
     assert np.median(moved) > 1.5e-5
     rounded = np.asarray(jnp.asarray(after).astype(jnp.bfloat16) == before.astype(jnp.bfloat16))
     assert rounded.mean() > 0.8
+
+
+EXCHANGED = """
+import re
+import jax
+import test_step
+from distill.models import partitioning
+from distill.models.decoder import DecoderConfig, DecoderModel
+from distill.models.t5 import T5Config, T5Model
+from distill.training import placement
+from distill.training.losses import Chunked, DistributionMatching
+from distill.training.optimizers import AdamW, Constant
+from distill.training.step import compiled
+
+MODELS = (T5Model(T5Config(104, 32, 8, 16, 48, 2, 2, remat=True)),
+          DecoderModel(DecoderConfig(104, 32, 8, 16, 48, 2)))
+GATHERS = re.compile(r"= (.*?) (?:all-gather|all-to-all|collective-permute)(?:-start)?[(]")
+
+
+def dimensions(shape):
+    return tuple(sorted(map(int, shape)))
+
+
+for model in MODELS:
+    params, mesh = jax.eval_shape(model.init, jax.random.key(0)), partitioning.mesh(fsdp=8)
+    optimizer, arrays = AdamW(Constant(1e-3)), test_step.batch(rows=16, length=24)
+    layout = placement.state_layout(model, params, optimizer, mesh)
+    stack = placement.stacked(placement.batch_layout(arrays, mesh), 1)
+    step = compiled(model, Chunked(DistributionMatching(), 8), optimizer, 1, layout)
+    text = step.lower(layout, stack, jax.random.key(0)).compile().as_text()
+    known = {dimensions(leaf.shape) for leaf in jax.tree.leaves(params)}
+    types = [kind for line in text.splitlines() for kind in GATHERS.findall(line)]
+    shapes = {dimensions(re.findall("[0-9]+", each)) for kind in types
+              for each in re.findall(r"[[]([0-9,]+)[]]", kind)}
+    print(len(shapes), sorted(shapes - known))
+"""
+
+
+def test_devices_that_share_parameters_exchange_these_and_no_rows():
+    """Left to itself the compiler cuts what flows between layers as it finds the parameters cut."""
+    done = subprocess.run(
+        [sys.executable, "-c", EXCHANGED],
+        cwd=Path(__file__).parent,
+        env={"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        count, others = line.split(maxsplit=1)
+        assert int(count) >= 4 and others == "[]"
+    assert len(done.stdout.splitlines()) == 2

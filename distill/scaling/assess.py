@@ -50,7 +50,7 @@ def calibrated(
     Args:
         solutions: their last score against whether they are right; those without an answer are left
             out.
-        examples: the scores of their steps but the last against the labels.
+        examples: the scores of their steps but the last against the labels there are.
         scores: of all of them.
         how: resamples and seed of `calibration.calibration`.
 
@@ -66,6 +66,7 @@ def calibrated(
         (value, label, example.count, example.problem_id)
         for example in examples
         for value, label in zip(_of(example, scores), example.labels[:-1], strict=True)
+        if not math.isnan(label)
     ]
     found = {"solutions": ends, "beginnings": begins}
     return {

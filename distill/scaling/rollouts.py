@@ -12,6 +12,7 @@ Source: Snell et al. 2024, arXiv 2408.03314, section 5.1 and appendix D, after W
 
 import dataclasses
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -84,8 +85,8 @@ class Labelled:
     Attributes:
         problem_id: the problem's.
         solution: prompt and steps.
-        labels: [steps] chance that the solution ends right once the step is written; the last says
-            whether it did, 1 or 0.
+        labels: [steps] chance that the solution ends right once the step is written, NaN where it
+            was not rolled out; the last says whether it did, 1 or 0.
         count: how often the solution was drawn.
     """
 
@@ -186,10 +187,7 @@ def labelled(
 
     Args:
         solutions: with their verdicts; those without an answer are dropped.
-        rollouts: of all their beginnings.
-
-    Raises:
-        UserError: a beginning has no roll-outs.
+        rollouts: of their beginnings, not necessarily of all.
     """
     shares = {(r.problem_id, r.prefix): r.right / r.n for r in rollouts}
     counts = Counter(
@@ -198,12 +196,8 @@ def labelled(
         if verdict.outcome in ANSWERED
     )
     for (problem_id, prompt, text, right), count in counts.items():
-        keys = [(problem_id, prefix) for prefix in prefixes(text)]
-        if missing := [key for key in keys if key not in shares]:
-            raise UserError(
-                "roll-outs of every beginning", f"none of {missing[0]}", "run `distill rollouts`"
-            )
-        labels = (*(shares[key] for key in keys), float(right))
+        begun = (shares.get((problem_id, prefix), math.nan) for prefix in prefixes(text))
+        labels = (*begun, float(right))
         yield Labelled(problem_id, Solution(prompt, steps.split(text)), labels, count)
 
 
@@ -233,7 +227,7 @@ def run(
         samples: solutions of each question by split: of train, to learn from, and of validation, to
             report on. The paper draws 16.
         rolled: how many of a question's solutions are rolled out by split, the first; all where
-            None.
+            None. Of the others a verifier learns from the end alone.
         tries: roll-outs of a beginning.
         sampling: how solutions and continuations are drawn.
         prompt: a question's prompt.
@@ -365,12 +359,9 @@ def values(run_dir: Path) -> Shards[Rollouts]:
 
 
 def examples(run_dir: Path, split: str) -> list[Labelled]:
-    """Return the labelled solutions of a split: those that have an answer and were rolled out.
+    """Return the labelled solutions of a split, those that have an answer.
 
     Raises:
         UserError: the stage is not complete.
     """
-    settings = manifest(run_dir, "rollouts")["settings"]
-    rolled = (settings["rolled"] or settings["samples"]).get(split, 0)
-    some = [pair for pair in solutions(run_dir, split) if pair[0].sample < rolled]
-    return list(labelled(some, values(run_dir)))
+    return list(labelled(solutions(run_dir, split), values(run_dir)))

@@ -64,7 +64,7 @@ def columns(
         examples: at least one.
         model: what is to be trained.
         tokenizer: its vocabulary.
-        kind: `process` counts every step, `outcome` the last.
+        kind: `process` counts every step that has a label, `outcome` the last.
 
     Returns:
         What `scoring.solution_arrays` gives, and `score_labels` and `score_weights` [n, length]: at
@@ -78,8 +78,10 @@ def columns(
     counts = np.zeros((len(rows), length), np.float32)
     first = -1 if kind == OUTCOME else 0
     for number, (row, example) in enumerate(zip(rows, examples, strict=True)):
-        labels[number, row.ends[first:]] = example.labels[first:]
-        counts[number, row.ends[first:]] = example.count
+        of_steps = np.array(example.labels[first:])
+        known = ~np.isnan(of_steps)
+        labels[number, row.ends[first:]] = np.where(known, of_steps, 0)
+        counts[number, row.ends[first:]] = example.count * known
     return {**arrays, "score_labels": labels, "score_weights": counts}
 
 

@@ -138,9 +138,9 @@ def test_labels_by_hand():
     assert "".join(first.solution.steps) == good and first.solution.prompt == PROMPT
 
 
-def test_a_beginning_without_roll_outs_is_refused():
-    with pytest.raises(UserError, match="roll-outs of every beginning"):
-        list(rollouts.labelled([solution("2 + 2 = 4. The answer is 8", "right", 0)], []))
+def test_a_beginning_without_roll_outs_has_no_label_and_the_end_has_one():
+    (found,) = rollouts.labelled([solution("2 + 2 = 4. The answer is 8", "right", 0)], [])
+    assert math.isnan(found.labels[0]) and found.labels[1:] == (1.0,)
 
 
 # --- The stage ---------------------------------------------------------------------------------
@@ -212,8 +212,18 @@ def test_the_stage_rolls_out_each_beginning_of_a_question_once(tmp_path):
     assert summary["rollouts"] == sum(r.n for r in kept(tmp_path).values())
     assert len(rollouts.solutions(tmp_path, "train")) == 160
     assert len(rollouts.solutions(tmp_path, "validation")) == 240
-    for split, count in ROLLED.items():
-        assert sum(example.count for example in rollouts.examples(tmp_path, split)) == 40 * count
+    for split, count in {"train": 4, "validation": 6}.items():
+        examples = rollouts.examples(tmp_path, split)
+        assert sum(example.count for example in examples) == 40 * count
+        begun = [
+            ((example.problem_id, prefix), label)
+            for example in examples
+            for prefix, label in zip(
+                rollouts.prefixes("".join(example.solution.steps)), example.labels, strict=False
+            )
+        ]
+        assert {key for key, label in begun if not math.isnan(label)} <= wanted
+        assert all(math.isnan(label) for key, label in begun if key not in wanted)
     assert manifest(tmp_path, "rollouts")["shards"]
 
 

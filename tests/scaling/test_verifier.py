@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 import shutil
 
 import jax
@@ -218,6 +219,15 @@ def test_labels_stand_at_the_last_token_of_each_step(kind, counted):
     assert found["score_weights"][0, ends].tolist() == [2.0] * counted
     assert found["score_labels"][0, ends].tolist() == [0.5, 0.25, 1.0][-counted:]
     assert found["solution_tokens"].shape == found["score_labels"].shape
+
+
+def test_a_step_that_was_not_rolled_out_counts_nothing():
+    model, known = ScoringModel(ENCODER_DECODER), example(0, (0.5, 0.25, 1.0))
+    partly = verifier.columns([example(0, (0.5, math.nan, 1.0))], model, TOKENIZER, "process")
+    whole = verifier.columns([known], model, TOKENIZER, "process")
+    ends = np.flatnonzero(whole["score_weights"][0])
+    assert partly["score_weights"][0, ends].tolist() == [2.0, 0.0, 2.0]
+    assert partly["score_labels"][0, ends].tolist() == [0.5, 0.0, 1.0]
 
 
 @given(st.integers(2, 40), st.floats(0, 0.9), st.integers(0, 9))

@@ -78,8 +78,8 @@ def scoring_flops(model: ScoringModel, source: int, target: int) -> int:
     network = forward_flops(config, source, target)
     if reader is None:
         return network
-    inputs = 2 * target * (2 * config.embed_dim + SURPRISES) * reader.width
-    return network + inputs + forward_flops(reader.stack, 0, target)
+    features = source * config.embed_dim + target * (3 * config.embed_dim + SURPRISES)
+    return network + 2 * features * reader.width + forward_flops(reader.stack, source, target)
 
 
 def training_flops(config: T5Config | DecoderConfig, source: int, target: int) -> int:

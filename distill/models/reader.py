@@ -1,14 +1,16 @@
-"""Layers that read a network's states beside how likely it found each token; they judge nothing.
+"""Layers that read a question and a network's states of its solution; they judge nothing.
 
 A network of few layers that has read a wrong sum cannot both work the sum out and compare: what it
-would have written is known in its last state alone, one position earlier. So these layers are given
-the states and the log-probability of each token, and may learn which surprise is a mistake (a
-digit) and which is none (another word).
+would have written is known in its last state alone, one position earlier; and of the question it
+keeps what it needed to go on. So these layers are given the tokens of both, the states, and the
+log-probability of each token, and may learn which surprise is a mistake (a digit) and which is none
+(another word), and whether what is written is what was asked.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,29 +65,24 @@ class Reader:
 
     def init(self, key: Array, embed_dim: int) -> Params:
         """Return fresh parameters for a network of this width."""
-        states, nats = jnp.zeros((1, 1, embed_dim)), jnp.zeros((1, 1, SURPRISES))
-        return jax.jit(_Reading(self).init)(key, states, nats)["params"]
+        row = jnp.zeros((1, 1, embed_dim))
+        given = Given(row, jnp.ones(1, jnp.int32), row, row, jnp.zeros((1, 1, SURPRISES)))
+        return jax.jit(_Reading(self).init)(key, given)["params"]
 
     def read(
-        self,
-        params: Params,
-        states: Float[Array, "batch length embed"],
-        nats: Float[Array, "batch length 3"],
-        *,
-        dropout_key: Array | None = None,
+        self, params: Params, given: "Given", *, dropout_key: Array | None = None
     ) -> Float[Array, "batch length width"]:
-        """Return a state for each position, which depends on those up to it alone.
+        """Return a state for each position of the solution, which depends on those up to it alone.
 
         Args:
             params: of `init`.
-            states: a network's last ones.
-            nats: as of `surprises`.
+            given: what is read.
             dropout_key: nothing is dropped without it.
         """
         rngs = {} if dropout_key is None else {"dropout": dropout_key}
         deterministic = dropout_key is None
         return _Reading(self).apply(
-            {"params": params}, states, nats, deterministic=deterministic, rngs=rngs
+            {"params": params}, given, deterministic=deterministic, rngs=rngs
         )  # pyright: ignore[reportReturnType]
 
     def logical_axes(self, params: Params) -> Params:
@@ -93,24 +90,44 @@ class Reader:
         return jax.tree.map(lambda leaf: ("score",) * leaf.ndim, params)
 
 
+class Given(NamedTuple):
+    """What is read of a batch.
+
+    Attributes:
+        question: embeddings of the prompts' tokens, right-padded.
+        lengths: tokens of each prompt.
+        words: embeddings of the solutions' tokens; the first is no token of the text.
+        states: the network's last ones.
+        nats: as of `surprises`.
+    """
+
+    question: Float[Array, "batch source embed"]
+    lengths: Int[Array, "batch"]
+    words: Float[Array, "batch length embed"]
+    states: Float[Array, "batch length embed"]
+    nats: Float[Array, "batch length 3"]
+
+
 class _Reading(nn.Module):
     reader: Reader
 
     @nn.compact
     def __call__(
-        self,
-        states: Float[Array, "batch length embed"],
-        nats: Float[Array, "batch length 3"],
-        *,
-        deterministic: bool = True,
+        self, given: Given, *, deterministic: bool = True
     ) -> Float[Array, "batch length width"]:
-        before = jnp.pad(states, ((0, 0), (1, 0), (0, 0)))[:, :-1]
-        given = jnp.concatenate([states, before, nats], -1)
-        x = layers.Dense(self.reader.width, "float32", name="inputs")(given)
-        length = states.shape[1]
-        positions = jnp.broadcast_to(jnp.arange(length), states.shape[:2])
+        width, source, length = self.reader.width, given.question.shape[1], given.words.shape[1]
+        before = jnp.pad(given.states, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+        norm = layers.RMSNorm("float32", name="norm")  # of embeddings, whose scale is a network's
+        solution = jnp.concatenate([norm(given.words), given.states, before, given.nats], -1)
+        asked = layers.Dense(width, "float32", name="question")(norm(given.question))
+        written = layers.Dense(width, "float32", name="inputs")(solution)
+        places = jnp.arange(source + length)
+        padding = (places >= given.lengths[:, None]) & (places < source)
+        skipped = jnp.where(places < source, 0, source - given.lengths[:, None])
+        mask = layers.causal_mask(source + length) & ~padding[:, None, None]
+        x, positions = jnp.concatenate([asked, written], 1), places - skipped
         stack = DecoderStack(self.reader.stack, name="stack")
-        return stack(x, positions, layers.causal_mask(length), deterministic=deterministic)[0]
+        return stack(x, positions, mask, deterministic=deterministic)[0][:, source:]
 
 
 def surprises(

@@ -23,7 +23,7 @@ from distill.core.ports import Scores, Solution
 from distill.core.store import read_json
 from distill.models import weights
 from distill.models.layers import Params, by_path
-from distill.models.reader import Reader, surprises
+from distill.models.reader import Given, Reader, surprises
 from distill.models.sampling import Tokenizer, bucket, open_vocabulary
 from distill.models.weights import Model
 
@@ -84,9 +84,16 @@ class ScoringModel:
         else:
             fixed = jax.lax.stop_gradient(params["network"])
             hidden = self.network.hidden(fixed, read)[:, -tokens.shape[1] :]
-            project = functools.partial(self.network.project, fixed)
-            given = hidden.astype(jnp.float32), surprises(project, hidden, tokens)
-            states = self.reader.read(params["head"]["reader"], *given, dropout_key=dropout_key)
+            nats = surprises(functools.partial(self.network.project, fixed), hidden, tokens)
+            rows = fixed["token_embedder"]["embedding"]
+            question, words = (
+                jnp.take(rows, x, axis=0).astype(jnp.float32)
+                for x in (batch["prompt_tokens"], tokens)
+            )
+            given = Given(
+                question, batch["prompt_lengths"], words, hidden.astype(jnp.float32), nats
+            )
+            states = self.reader.read(params["head"]["reader"], given, dropout_key=dropout_key)
         return states @ params["head"]["kernel"] + params["head"]["bias"]
 
     def logical_axes(self, params: Params) -> Params:

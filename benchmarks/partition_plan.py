@@ -1,12 +1,17 @@
-"""Plan how a published T5 shape lies on a mesh: bytes of parameters and optimizer state a device.
+r"""Plan how a published T5 shape lies on a mesh, and whether a training step fits a TPU slice.
 
     python benchmarks/partition_plan.py
     python benchmarks/partition_plan.py --shapes t5_1_1_xl --mesh 2 8 1 --lower --rows 16
+    python benchmarks/partition_plan.py --shapes t5_1_1_xl --mesh 1 16 1 --topology v5e:4x4 \
+        --rows 64 --microbatches 4
 
 Nothing of a model is allocated: its shapes are evaluated and placed by the trainer's own rules, and
 with --lower a training step in bfloat16 is traced and lowered for as many virtual CPU devices.
-Activations are not counted; `distill train` asks XLA for them on the devices themselves and refuses
-a step that does not fit.
+Activations are not counted then.
+
+With --topology the step is compiled by XLA's own TPU compiler, for chips that need not be there
+(names as of `jax.experimental.topologies`: v4:2x2x2, v5e:4x4, …); its account of a chip's memory
+holds everything, and what does not fit is refused by it. Needs the extra `tpu`, and minutes.
 """
 
 import argparse
@@ -21,6 +26,9 @@ MESHES = ((1, 1, 1), (1, 8, 1), (1, 16, 1), (2, 16, 1), (1, 16, 4))
 HEADER = """\
 | shape | parameters | devices | data x fsdp x tensor | GB of parameters | of AdamW's moments |
 |---|---|---|---|---|---|"""
+FITTED_HEADER = """\
+| shape | remat | slice | data x fsdp x tensor | rows, microbatches | GB kept | besides | compiled |
+|---|---|---|---|---|---|---|---|"""
 
 
 def main() -> None:
@@ -31,7 +39,7 @@ def main() -> None:
     devices = max(math.prod(mesh) for mesh in meshes)
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     os.environ["JAX_PLATFORMS"] = "cpu"
-    print(HEADER)
+    print(FITTED_HEADER if options.topology else HEADER)
     for name in options.shapes:
         for line in rows(name, meshes, options):
             print(line, flush=True)
@@ -47,38 +55,70 @@ def rows(name: str, meshes: Sequence[Sequence[int]], options: argparse.Namespace
 
     config.load([f"models/{name}.gin"], [])
     shape = config.configured("distill.models.t5", "T5Config")
-    model = T5Model(shape(dtype="bfloat16", remat="xl" in name))  # as runs/gsm8k_flan_t5_*.gin
+    remat = "xl" in name if options.remat is None else options.remat  # as runs/gsm8k_flan_t5_*.gin
+    model = T5Model(shape(dtype="bfloat16", remat=remat))
     params = jax.eval_shape(model.init, jax.random.key(0))
     for axes in meshes:
-        mesh = partitioning.mesh(*axes, devices=jax.devices()[: math.prod(axes)])
-        yield from _planned(name, model, params, mesh, options)
+        if options.topology:
+            from jax.experimental import topologies
+
+            slice_ = topologies.get_topology_desc(options.topology, "tpu").devices
+            mesh = partitioning.mesh(*axes, devices=slice_)
+            yield _fitted(name, model, params, mesh, options)
+        else:
+            mesh = partitioning.mesh(*axes, devices=jax.devices()[: math.prod(axes)])
+            yield from _planned(name, model, params, mesh, options)
 
 
 def _planned(name, model, params, mesh, options) -> Iterator[str]:
     import jax
 
     from distill.training import placement
-    from distill.training.optimizers import AdamW, Constant
 
-    axes, optimizer = mesh.devices.shape, AdamW(schedule=Constant(5e-4, warmup=10))
-    layout = placement.state_layout(model, params, optimizer, mesh)
+    layout = placement.state_layout(model, params, _optimizer(), mesh)
     if options.lower:
-        seconds = _lower(model, optimizer, mesh, layout, options)
-        yield f"lowered {name} on {axes} in {seconds:.0f} s"
+        start = time.perf_counter()
+        _lowered(model, layout, mesh, options)
+        seconds = time.perf_counter() - start
+        yield f"lowered {name} on {mesh.devices.shape} in {seconds:.0f} s"
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     sizes = [placement.bytes_per_device(part) / 1e9 for part in (layout.params, layout.optimizer)]
-    cells = [
-        name,
-        f"{count:,}",
-        mesh.size,
-        " x ".join(map(str, axes)),
-        *(f"{s:.2f}" for s in sizes),
-    ]
+    cells = [name, f"{count:,}", mesh.size, _axes(mesh), *(f"{size:.2f}" for size in sizes)]
     yield f"| {' | '.join(map(str, cells))} |"
 
 
-def _lower(model, optimizer, mesh, layout, options) -> float:
-    """Trace and lower one step; return the seconds it took."""
+def _fitted(name, model, params, mesh, options) -> str:
+    """Compile one step for the slice; tell what it holds, or why it does not fit."""
+    import jax
+
+    from distill.training import placement
+
+    layout = placement.state_layout(model, params, _optimizer(), mesh)
+    lowered = _lowered(model, layout, mesh, options)
+    start = time.perf_counter()
+    try:
+        found = lowered.compile().memory_analysis()
+        besides = found.temp_size_in_bytes + found.generated_code_size_in_bytes
+        sizes = [f"{size / 1e9:.2f}" for size in (found.argument_size_in_bytes, besides)]
+    except jax.errors.JaxRuntimeError as error:
+        sizes = ["does not fit", str(error).partition("\n")[0]]
+    batch = f"{options.rows}, {options.microbatches}"
+    told = [name, "yes" if model.config.remat else "no", options.topology, _axes(mesh), batch]
+    return f"| {' | '.join([*told, *sizes, f'{time.perf_counter() - start:.0f} s'])} |"
+
+
+def _axes(mesh) -> str:
+    return " x ".join(map(str, mesh.devices.shape))
+
+
+def _optimizer():
+    from distill.training.optimizers import AdamW, Constant
+
+    return AdamW(schedule=Constant(5e-4, warmup=10), weight_decay=0.01, clip=5.0)
+
+
+def _lowered(model, layout, mesh, options):
+    """Trace and lower one step of the trainer."""
     import jax
     import numpy as np
 
@@ -95,11 +135,10 @@ def _lower(model, optimizer, mesh, layout, options) -> float:
     batch |= {"decoder_target_top_ids": top.astype(np.int32)}
     batch |= {"decoder_target_top_probs": top.astype(np.float32)}
     rows = placement.batch_layout(batch, mesh, options.microbatches)
-    start = time.perf_counter()
     loss = Chunked(DistributionMatching(), 128)
-    step = compiled(model, loss, optimizer, options.microbatches, layout)
-    step.lower(layout, placement.stacked(rows, 1), jax.random.key(0))
-    return time.perf_counter() - start
+    step = compiled(model, loss, _optimizer(), options.microbatches, layout)
+    key = jax.eval_shape(jax.random.key, 0)
+    return step.lower(layout, placement.stacked(rows, 1), key)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -111,8 +150,14 @@ def _parser() -> argparse.ArgumentParser:
         "--mesh", nargs=3, type=int, action="append", metavar=("DATA", "FSDP", "TENSOR")
     )
     parser.add_argument("--lower", action="store_true", help="trace and lower a step as well")
+    parser.add_argument(
+        "--topology", help="of TPUs, such as v5e:4x4; the meshes are over its chips"
+    )
     parser.add_argument("--rows", type=int, default=16, help="of a batch, %(default)s")
     parser.add_argument("--microbatches", type=int, default=1, help="%(default)s")
+    parser.add_argument(
+        "--remat", action=argparse.BooleanOptionalAction, help="for XL and larger by default"
+    )
     parser.add_argument(
         "--lengths", nargs=2, type=int, default=(1024, 256), help="source and target, %(default)s"
     )

@@ -28,6 +28,10 @@ class Network(Protocol):
         """Its shape; `vocab_size` is the number of logits."""
         ...
 
+    def logical_axes(self, params: Params) -> Params:
+        """Return the logical axis names of each parameter, for `distill.models.partitioning`."""
+        ...
+
     def prompt(self, ids: Any, eos_id: int) -> list[int]:
         """Return the row that is read before the first token is written."""
         ...

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from distill.core.errors import UserError
 from distill.models.layers import Params
+from distill.models.tensors import Tensor
 
 AXES = ("data", "fsdp", "tensor")
 # T5X's logical axes to mesh axes: wide ones are cut by tensor, the residual stream by fsdp.
@@ -117,14 +118,28 @@ def spread_rows(mesh: Mesh, tree: Any) -> Any:
         tree: of arrays.
     """
     rows, whole = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+    parts = math.prod(mesh.shape[axis] for axis in rows.spec[0])
 
     def placed(leaf: Any) -> jax.Array:
-        cut = leaf.ndim and leaf.shape[0] % mesh.size == 0
+        cut = leaf.ndim and leaf.shape[0] % parts == 0
         return jax.device_put(leaf, rows if cut else whole)
 
     return jax.tree.map(placed, tree)
 
 
-def spread_whole(mesh: Mesh, tree: Any) -> Any:
-    """Return arrays of which every device of the mesh has a copy."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+def spread_params(mesh: Mesh, params: Params, logical_axes: Params) -> Params:
+    """Return parameters on the mesh as `param_shardings` says, read one at a time.
+
+    Args:
+        mesh: of `mesh()`, of this process' devices.
+        params: arrays, or tensors on disk.
+        logical_axes: `model.logical_axes(params)`.
+
+    Raises:
+        UserError: an axis of a parameter is not divisible by its mesh axis.
+    """
+
+    def placed(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        return jax.device_put(leaf.read() if isinstance(leaf, Tensor) else leaf, sharding)
+
+    return jax.tree.map(placed, params, param_shardings(mesh, params, logical_axes))

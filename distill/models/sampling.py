@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
 from distill.core import paths
@@ -171,21 +172,23 @@ class LocalGenerator:
 
     Batches have one shape for each bucket of prompt lengths, and rows do not see each other, so a
     completion depends on its request and the sampling alone. They are cut over all devices of the
-    process where these divide `batch_size`; beams run on one. Log-probabilities are over all tokens
+    process where these divide `batch_size`, but for those that share a copy of the parameters;
+    beams run on one copy. Log-probabilities are over all tokens
     of the vocabulary; candidates are the tokens that have a text, so neither EOS nor specials.
 
     Args:
         network: T5Model or DecoderModel.
-        params: its parameters.
+        params: its parameters; with `tensor`, they may be tensors on disk.
         tokenizer: its vocabulary; embedding rows beyond it are never drawn.
         name: what the generator calls itself.
         batch_size: rows that run together.
         fire: hot tokens, none by default.
         beam: how texts are searched for instead of drawn.
+        tensor: devices that share a copy of the parameters, for models too large for one.
 
     Raises:
-        UserError: the tokenizer has more tokens than the embedding has rows, or the beams do not
-            divide the batch.
+        UserError: the tokenizer has more tokens than the embedding has rows, the beams do not
+            divide the batch, or, at the first use, `tensor` does not divide the devices.
     """
 
     network: Network
@@ -195,6 +198,7 @@ class LocalGenerator:
     batch_size: int = 128
     fire: Fire | None = None
     beam: "Beam | None" = None
+    tensor: int = 1
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -260,13 +264,17 @@ class LocalGenerator:
     def _mesh(self) -> Mesh | None:
         """All devices of this process, where a batch can be cut over them; None for one."""
         devices = jax.local_devices()
-        whole = len(devices) > 1 and self.batch_size % len(devices) == 0
-        return partitioning.mesh(devices=devices) if whole else None
+        if self.tensor == 1 and (len(devices) == 1 or self.batch_size % len(devices)):
+            return None
+        return partitioning.mesh(tensor=self.tensor, devices=devices)
 
     @functools.cached_property
-    def _placed(self) -> Params:
-        mesh = self._mesh
-        return self.params if mesh is None else partitioning.spread_whole(mesh, self.params)
+    def placed(self) -> Params:
+        """The parameters on the devices that use them."""
+        mesh, params = self._mesh, self.params
+        if mesh is None:
+            return params
+        return partitioning.spread_params(mesh, params, self.network.logical_axes(params))
 
     def _place(self, rows: T) -> T:
         mesh = self._mesh
@@ -369,7 +377,7 @@ class LocalGenerator:
     ) -> Decoded:
         return decoding.decode(
             self.network,
-            self._placed,
+            self.placed,
             self._prompts(batch),
             _seed_words([requests[m.number].seed for m in batch.members], self.batch_size),
             self._settings(sampling),
@@ -404,7 +412,7 @@ class LocalGenerator:
         prompts = self._prompts(batch._replace(members=rows))
         found = beam.search(
             self.network,
-            self.params,
+            self.placed if self.tensor > 1 else self.params,
             prompts,
             vocabulary,
             beams=how.beams,
@@ -435,7 +443,7 @@ class LocalGenerator:
             np.maximum(_lengths(rows, self.batch_size), 1),
             _padded([member.scored for member in batch.members], self.batch_size, batch.steps),
         )
-        measured = decoding.score(self.network, self._placed, *self._place(arrays), vocabulary, k=k)
+        measured = decoding.score(self.network, self.placed, *self._place(arrays), vocabulary, k=k)
         return jax.device_get(measured)
 
     def _generated(
@@ -583,14 +591,19 @@ class Shipped:
         path: the directory; one that does not exist here is looked up among what ships.
         batch_size: rows that run together.
         fire: hot tokens, none by default.
+        tensor: devices that share a copy of the parameters, for models too large for one.
 
     Raises:
-        UserError: at the first use, the directory is missing or damaged.
+        UserError: at the first use, the directory is missing or damaged, or `tensor` does not
+            divide the devices.
     """
 
     path: str
     batch_size: int = 128
     fire: Fire | None = None
+    tensor: int = dataclasses.field(
+        default=1, repr=False
+    )  # no setting of a run: it changes nothing
 
     @property
     def model(self) -> str:
@@ -600,7 +613,7 @@ class Shipped:
     @functools.cached_property
     def generator(self) -> LocalGenerator:
         """The loaded model."""
-        loaded = local_generator(paths.find(self.path, "the directory of a model"))
+        loaded = local_generator(paths.find(self.path, "the directory of a model"), self.tensor)
         return dataclasses.replace(loaded, batch_size=self.batch_size, fire=self.fire)
 
     def generate(
@@ -616,15 +629,22 @@ class Shipped:
         return self.generator.score(requests, top_logprobs)
 
 
-def local_generator(directory: Path) -> LocalGenerator:
+def local_generator(directory: Path, tensor: int = 1) -> LocalGenerator:
     """Return the model of a directory that `weights.save` wrote, ready to generate.
+
+    Args:
+        directory: the model's.
+        tensor: devices that share a copy of the parameters; with more than one each parameter is
+            read when it is placed.
 
     Raises:
         UserError: the directory is missing or damaged.
     """
-    network, params, vocabulary = weights.load(Path(directory))
+    network, tensors, vocabulary = weights.read(Path(directory))
+    lazy = {name: each.cast("float32") for name, each in tensors.items()}
+    params = weights.in_memory(tensors) if tensor == 1 else unflatten_dict(lazy, sep="/")
     tokenizer = open_vocabulary(vocabulary.path, vocabulary.extra_ids)
-    return LocalGenerator(network, params, tokenizer, Path(directory).name)
+    return LocalGenerator(network, params, tokenizer, Path(directory).name, tensor=tensor)
 
 
 def open_vocabulary(path: Path, extra_ids: int = 100) -> Tokenizer:

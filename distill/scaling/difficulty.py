@@ -168,7 +168,7 @@ def encoder_means(
     tokenizer = generator.tokenizer
     rows = [network.prompt(tokenizer.encode(prompt), tokenizer.eos_id) for prompt in prompts]
     batches = _padded(rows, generator.batch_size)
-    found = [np.asarray(_encoded(network, generator.params, *batch)) for batch in batches]
+    found = [np.asarray(_encoded(network, generator.placed, *batch)) for batch in batches]
     return np.concatenate(found)[: len(rows)].astype(float), [len(row) for row in rows]
 
 

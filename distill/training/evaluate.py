@@ -265,7 +265,7 @@ def prompt(name: str, train: Iterable[Problem]) -> Callable[[Problem], str]:
 
 
 def students(
-    run_dir: Path, batch_size: int, *, start: str | None = None
+    run_dir: Path, batch_size: int, *, start: str | None = None, tensor: int = 1
 ) -> Callable[[int], Generator]:
     """Return what makes the generator of a checkpoint; all share one compiled program.
 
@@ -273,6 +273,7 @@ def students(
         run_dir: the run, whose checkpoints are taken; step 0 is the start itself.
         batch_size: problems decoded together.
         start: the directory of the start; where train found it if None.
+        tensor: devices that share a copy of the parameters.
 
     Raises:
         UserError: the start is missing or damaged, or the run is not trained.
@@ -285,9 +286,10 @@ def students(
 
     name = start or manifest(run_dir, "train")["settings"]["student"]
     directory = initialise.directory(run_dir, name)
-    loaded = Shipped(str(directory), batch_size=batch_size).generator
+    loaded = Shipped(str(directory), batch_size=batch_size, tensor=tensor).generator
     # Committed to a device as restored ones are: else the start has a program of its own.
-    params = jax.device_put(loaded.params, jax.local_devices()[0])
+    one = jax.local_devices()[0]
+    params = loaded.placed if tensor > 1 else jax.device_put(loaded.params, one)
     first = dataclasses.replace(loaded, params=params)
 
     def of_step(step: int) -> Generator:
@@ -314,6 +316,7 @@ def run(
     ways: Mapping[str, Way] | None = None,
     voting: Voting | None = None,
     through: Through | None = None,
+    tensor: int = 1,
 ) -> dict[str, Any]:
     """Answer the validation sets and the selection halves with every checkpoint, step 0 included.
 
@@ -326,6 +329,7 @@ def run(
         grader: one of `graders.NAMES`.
         max_tokens: most tokens of an answer.
         batch_size: problems decoded together; it changes no answer.
+        tensor: devices that share a copy of the parameters, for students too large for one.
         limit: most problems of a set; all where None.
         ways: how sets are asked and graded otherwise, by set.
         voting: how many samples of a problem vote; greedy where None.
@@ -340,7 +344,9 @@ def run(
         UserError: no such format, grader or set, no such problems, or an input is not complete.
     """
     options = _Options(format, grader, max_tokens, limit, ways or {}, voting, through)
-    return _stage(Path(run_dir), _EVALUATE, options, student, batch_size)
+    return _stage(
+        Path(run_dir), _EVALUATE, options, student, {"batch_size": batch_size, "tensor": tensor}
+    )
 
 
 def final(
@@ -355,6 +361,7 @@ def final(
     ways: Mapping[str, Way] | None = None,
     voting: Voting | None = None,
     through: Through | None = None,
+    tensor: int = 1,
 ) -> dict[str, Any]:
     """Answer the report halves and test splits with the start and the chosen checkpoint.
 
@@ -368,6 +375,7 @@ def final(
         grader: one of `graders.NAMES`.
         max_tokens: most tokens of an answer.
         batch_size: problems decoded together; it changes no answer.
+        tensor: devices that share a copy of the parameters, for students too large for one.
         limit: most problems of a set; all where None.
         ways: how sets are asked and graded otherwise, by set.
         voting: how many samples of a problem vote; greedy where None.
@@ -381,7 +389,9 @@ def final(
         UserError: no such format, grader or set, no such problems, or an input is not complete.
     """
     options = _Options(format, grader, max_tokens, limit, ways or {}, voting, through)
-    return _stage(Path(run_dir), _FINAL, options, student, batch_size)
+    return _stage(
+        Path(run_dir), _FINAL, options, student, {"batch_size": batch_size, "tensor": tensor}
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -440,7 +450,7 @@ _FINAL = _Kind("final", "final", REPORTED, ["train", "select"], _chosen_steps)
 
 
 def _stage(
-    run_dir: Path, kind: _Kind, options: _Options, student: str | None, batch_size: int
+    run_dir: Path, kind: _Kind, options: _Options, student: str | None, how: Mapping[str, int]
 ) -> dict[str, Any]:
     trained = student is None or (run_dir / "manifests" / "train.json").exists()
     settings = options.settings() | ({} if trained else {"student": student})
@@ -448,7 +458,7 @@ def _stage(
     with Stage.open(run_dir, kind.name, settings=settings, inputs=inputs) as stage:
         if not stage.complete:
             steps = kind.steps(run_dir) if trained else [0]
-            made, through = students(run_dir, batch_size, start=student), options.through
+            made, through = students(run_dir, start=student, **how), options.through
             make = (lambda step: through(made(step))) if through else made
             sink = Shards(run_dir / kind.folder, Prediction)
             stage.finish(**_fill(run_dir, sink, kind.splits, steps, make, options))

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -351,7 +352,8 @@ import json, sys
 import jax
 from distill.core.ports import Request, Sampling
 from distill.models.sampling import Shipped
-generator = Shipped("data/models/student_instructed", batch_size=8).generator
+tensor = int(sys.argv[1])
+generator = Shipped("data/models/student_instructed", batch_size=8, tensor=tensor).generator
 asked = [Request(f"Q: What is {n} + {n + 7}?", seed=n) for n in range(10)]
 found = {}
 for temperature in (0.0, 1.0):
@@ -361,28 +363,40 @@ for temperature in (0.0, 1.0):
     )
 again = [Request(r.prompt, completion=found[0.0][n][1]) for n, r in enumerate(asked)]
 found["scored"] = sorted((n, c.text, c.logprobs.tolist()) for n, c in generator.score(again))
-devices = {len(leaf.devices()) for leaf in jax.tree.leaves(generator._placed)}
-print(json.dumps([list(devices), list(found.values())]))
+devices = {len(leaf.devices()) for leaf in jax.tree.leaves(generator.placed)}
+kernel = generator.placed["decoder"]["layers_0"]["mlp"]["wi_0"]["kernel"]
+parts = kernel.shape[1] // kernel.addressable_shards[0].data.shape[1]
+print(json.dumps([list(devices), parts, list(found.values())]))
 """
 
 
-def test_four_devices_write_and_measure_what_one_does():
-    found = []
-    for count in (1, 4):
-        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
-        ran = subprocess.run(
-            [sys.executable, "-c", FOUR],
-            env={**os.environ, **flags, "JAX_PLATFORMS": "cpu"},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert ran.returncode == 0, ran.stderr
-        devices, kinds = json.loads(ran.stdout)
-        assert devices == [count]
-        found.append(kinds)
-    for one, four in zip(*found, strict=True):
+@functools.cache
+def written(count, tensor):
+    """Return what so many devices write, of which `tensor` share a copy of the parameters."""
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+    ran = subprocess.run(
+        [sys.executable, "-c", FOUR, str(tensor)],
+        env={**os.environ, **flags, "JAX_PLATFORMS": "cpu"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr
+    devices, parts, kinds = json.loads(ran.stdout)
+    assert devices == [count] and parts == tensor
+    return kinds
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_four_devices_write_and_measure_what_one_does(tensor):
+    for one, four in zip(written(1, 1), written(4, tensor), strict=True):
         for (place, text, nats), other in zip(one, four, strict=True):
             assert [place, text] == other[:2]
             np.testing.assert_allclose(nats, other[2], atol=1e-4)
+
+
+def test_devices_that_a_copy_cannot_be_shared_by_are_refused():
+    cut = generator(tensor=3)
+    with pytest.raises(UserError, match="a mesh of 1 devices, got data=-1, fsdp=1, tensor=3"):
+        list(cut.generate(requests(1), SHORT))

@@ -98,12 +98,15 @@ def activations(mesh: Mesh, rules: Mapping[str, str | None] = RULES) -> Iterator
     """What is traced inside keeps rows on the devices that have them, and so gathers parameters.
 
     A mesh axis that cuts the rows cuts nothing else of an activation; the others are as in the
-    parameters' rules.
+    parameters' rules. On one device nothing is said, and no program changes.
 
     Args:
         mesh: of `mesh()`.
         rules: logical axis to mesh axis.
     """
+    if mesh.size == 1:
+        yield
+        return
     own = (("batch", tuple(batch_sharding(mesh).spec[0])), ("length", None))
     known = nn.logical_axis_rules((*own, *rules.items()))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), known:

@@ -601,9 +601,8 @@ class Shipped:
     path: str
     batch_size: int = 128
     fire: Fire | None = None
-    tensor: int = dataclasses.field(
-        default=1, repr=False
-    )  # no setting of a run: it changes nothing
+    # Changes no answer, so it is none of the settings that a run is known by.
+    tensor: int = dataclasses.field(default=1, repr=False)
 
     @property
     def model(self) -> str:

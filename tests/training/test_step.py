@@ -106,7 +106,7 @@ EXCHANGED = """
 import re
 import jax
 import test_step
-from distill.models import partitioning
+from distill.models import flops, partitioning
 from distill.models.decoder import DecoderConfig, DecoderModel
 from distill.models.t5 import T5Config, T5Model
 from distill.training import placement
@@ -114,8 +114,8 @@ from distill.training.losses import Chunked, DistributionMatching
 from distill.training.optimizers import AdamW, Constant
 from distill.training.step import compiled
 
-MODELS = (T5Model(T5Config(104, 32, 8, 16, 48, 2, 2, remat=True)),
-          DecoderModel(DecoderConfig(104, 32, 8, 16, 48, 2)))
+MODELS = (T5Model(T5Config(104, 64, 8, 16, 160, 2, 2)),
+          DecoderModel(DecoderConfig(104, 64, 8, 16, 160, 2)))
 GATHERS = re.compile(r"= (.*?) (?:all-gather|all-to-all|collective-permute)(?:-start)?[(]")
 
 
@@ -128,13 +128,16 @@ for model in MODELS:
     optimizer, arrays = AdamW(Constant(1e-3)), test_step.batch(rows=16, length=24)
     layout = placement.state_layout(model, params, optimizer, mesh)
     stack = placement.stacked(placement.batch_layout(arrays, mesh), 1)
-    step = compiled(model, Chunked(DistributionMatching(), 8), optimizer, 1, layout)
-    text = step.lower(layout, stack, jax.random.key(0)).compile().as_text()
+    step = compiled(model, Chunked(DistributionMatching(), 24), optimizer, 1, layout)
+    program = step.lower(layout, stack, jax.random.key(0)).compile()
+    text = program.as_text()
     known = {dimensions(leaf.shape) for leaf in jax.tree.leaves(params)}
     types = [kind for line in text.splitlines() for kind in GATHERS.findall(line)]
     shapes = {dimensions(re.findall("[0-9]+", each)) for kind in types
               for each in re.findall(r"[[]([0-9,]+)[]]", kind)}
-    print(len(shapes), sorted(shapes - known))
+    source = 24 if isinstance(model, T5Model) else 0
+    whole = 16 * flops.training_flops(model.config, source, 24)
+    print(len(shapes), program.cost_analysis()["flops"] / (whole / 8), sorted(shapes - known))
 """
 
 
@@ -150,6 +153,7 @@ def test_devices_that_share_parameters_exchange_these_and_no_rows():
     )
     assert done.returncode == 0, done.stderr
     for line in done.stdout.splitlines():
-        count, others = line.split(maxsplit=1)
+        count, work, others = line.split(maxsplit=2)
         assert int(count) >= 4 and others == "[]"
+        assert float(work) < 1.1, "a device computes other devices' rows"
     assert len(done.stdout.splitlines()) == 2

@@ -50,7 +50,7 @@ def calibrated(
     Args:
         solutions: their last score against whether they are right; those without an answer are left
             out.
-        examples: the scores of their steps but the last against the labels there are.
+        examples: the scores of their steps but the last against the labels.
         scores: of all of them.
         how: resamples and seed of `calibration.calibration`.
 
@@ -66,7 +66,6 @@ def calibrated(
         (value, label, example.count, example.problem_id)
         for example in examples
         for value, label in zip(_of(example, scores), example.labels[:-1], strict=True)
-        if not math.isnan(label)
     ]
     found = {"solutions": ends, "beginnings": begins}
     return {
@@ -149,7 +148,7 @@ def assessed(run_dir: Path, scorer: Scorer, *, resamples: int, seed: int) -> dic
         return {}
     grader = GRADERS[manifest(run_dir, "rollouts")["settings"]["grader"]]
     scores = scored(solutions, scorer)
-    examples = rollouts.examples(run_dir, "validation")
+    examples = rollouts.examples(run_dir, "validation", whole=True)
     how = {"resamples": resamples, "seed": seed}
     by_reduction = {name: ballots(solutions, scores, grader, name) for name in REDUCTIONS}
     votes = {n: vote.summarise(samples, seed=seed) for n, samples in by_reduction.items()}

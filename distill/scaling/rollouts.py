@@ -358,10 +358,20 @@ def values(run_dir: Path) -> Shards[Rollouts]:
     return Shards(Path(run_dir) / "rollouts" / "values", Rollouts)
 
 
-def examples(run_dir: Path, split: str) -> list[Labelled]:
+def examples(run_dir: Path, split: str, *, whole: bool = False) -> list[Labelled]:
     """Return the labelled solutions of a split, those that have an answer.
+
+    Args:
+        run_dir: the run directory.
+        split: `train` or `validation`.
+        whole: only those that were rolled out, so that their beginnings are a fair sample; of the
+            others the end has a label, and beginnings that they share with these.
 
     Raises:
         UserError: the stage is not complete.
     """
-    return list(labelled(solutions(run_dir, split), values(run_dir)))
+    settings = manifest(run_dir, "rollouts")["settings"]
+    rolled = (settings["rolled"] or settings["samples"]).get(split, 0)
+    found = solutions(run_dir, split)
+    some = [pair for pair in found if pair[0].sample < rolled] if whole else found
+    return list(labelled(some, values(run_dir)))

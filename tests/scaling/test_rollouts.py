@@ -215,6 +215,9 @@ def test_the_stage_rolls_out_each_beginning_of_a_question_once(tmp_path):
     for split, count in {"train": 4, "validation": 6}.items():
         examples = rollouts.examples(tmp_path, split)
         assert sum(example.count for example in examples) == 40 * count
+        whole = rollouts.examples(tmp_path, split, whole=True)
+        assert sum(example.count for example in whole) == 40 * ROLLED[split]
+        assert not any(math.isnan(label) for example in whole for label in example.labels)
         begun = [
             ((example.problem_id, prefix), label)
             for example in examples

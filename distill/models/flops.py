@@ -78,6 +78,7 @@ def scoring_flops(model: ScoringModel, source: int, target: int) -> int:
     network = forward_flops(config, source, target)
     if reader is None:
         return network
+    source = source if reader.prompt else 0
     features = source * config.embed_dim + target * (3 * config.embed_dim + SURPRISES)
     return network + 2 * features * reader.width + forward_flops(reader.stack, source, target)
 

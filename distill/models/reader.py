@@ -34,6 +34,8 @@ class Reader:
         depth: layers.
         heads: of attention.
         dropout_rate: share of features dropped in training.
+        prompt: whether the tokens of the prompt are read too, before the solution's; long prompts
+            cost as long a pass of the layers.
 
     Raises:
         ValueError: a count below 1, or heads of an odd or unequal width.
@@ -43,6 +45,7 @@ class Reader:
     depth: int = 1
     heads: int = 2
     dropout_rate: float = 0.0
+    prompt: bool = True
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.width % (2 * self.heads):
@@ -115,6 +118,8 @@ class _Reading(nn.Module):
     def __call__(
         self, given: Given, *, deterministic: bool = True
     ) -> Float[Array, "batch length width"]:
+        if not self.reader.prompt:
+            given = given._replace(question=given.question[:, :0], lengths=0 * given.lengths)
         width, source, length = self.reader.width, given.question.shape[1], given.words.shape[1]
         before = jnp.pad(given.states, ((0, 0), (1, 0), (0, 0)))[:, :-1]
         norm = layers.RMSNorm("float32", name="norm")  # of embeddings, whose scale is a network's

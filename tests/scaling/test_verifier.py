@@ -22,7 +22,7 @@ from distill.core.store import manifest, read_json
 from distill.corpus.check import GRADERS
 from distill.models import scoring, weights
 from distill.models.decoder import DecoderConfig, DecoderModel
-from distill.models.reader import Reader, surprises
+from distill.models.reader import Given, Reader, surprises
 from distill.models.sampling import open_vocabulary
 from distill.models.scoring import LocalScorer, ScoringModel, Verifier
 from distill.models.t5 import T5Config, T5Model
@@ -38,6 +38,7 @@ TOKENIZER = open_vocabulary(VOCABULARY)
 ENCODER_DECODER = T5Model(T5Config(1104, 16, 2, 8, 24, 1, 1, dropout_rate=0.0))
 DECODER = DecoderModel(DecoderConfig(1104, 16, 2, 8, 24, 1))
 READER = Reader(width=8, depth=1, heads=2)
+READERS = {"head": None, "reader": READER, "states": dataclasses.replace(READER, prompt=False)}
 STEPS = ("5 + 7 = 12.", " 12 / 3 = 4.", " So 4 it is.", " The answer is 4")
 
 
@@ -71,7 +72,7 @@ def test_scorers_are_scorers():
     assert isinstance(scorer(), Scorer) and isinstance(Verifier("nowhere"), Scorer)
 
 
-@pytest.mark.parametrize("reader", [None, READER], ids=["head", "reader"])
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
 @pytest.mark.parametrize("network", [ENCODER_DECODER, DECODER], ids=["t5", "decoder"])
 def test_the_scores_of_a_beginning_are_those_of_the_whole_at_its_steps(network, reader):
     of = scorer(network, reader)
@@ -110,6 +111,38 @@ def test_a_reader_is_told_how_likely_the_network_found_each_token():
         naive = before[tokens[0, place]], before.max(), -(np.exp(before) * before).sum()
         np.testing.assert_allclose(found[0, place], naive, atol=1e-4)
     assert (found[:, 0] == 0).all()
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("network", [ENCODER_DECODER, DECODER], ids=["t5", "decoder"])
+def test_padding_changes_no_score(network, reader):
+    of = scorer(network, reader)
+    rows = [scoring.solution_row(network, TOKENIZER, asked(n)) for n in (1, 20)]
+    found = [
+        scoring.chances(of.network, of.params, scoring.solution_arrays(network, rows, *shape))
+        for shape in ((2, 48, 64), (3, 80, 96))
+    ]
+    for number, row in enumerate(rows):
+        one, other = (np.asarray(chances)[number, row.ends] for chances in found)
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_a_reader_sees_what_was_asked_where_the_states_do_not_tell():
+    """Of a prompt that the network does not see, the score changes with the reader's own eyes."""
+
+    def read(reader, question):
+        given = Given(
+            question=jnp.full((1, 4, 8), question).at[0, :, ::2].set(0),
+            lengths=jnp.array([3]),
+            words=jnp.ones((1, 5, 8)),
+            states=jnp.ones((1, 5, 8)),
+            nats=jnp.zeros((1, 5, 3)),
+        )
+        return np.asarray(reader.read(reader.init(jax.random.key(0), 8), given))
+
+    assert np.abs(read(READER, 1.0) - read(READER, -1.0)).max() > 1e-3
+    blind = READERS["states"]
+    assert np.array_equal(read(blind, 1.0), read(blind, -1.0))
 
 
 def test_with_a_reader_nothing_of_the_network_learns():

@@ -46,12 +46,16 @@ def test_equal_requests_cost_as_many_times_one(config, source, target, count):
     assert ledger.policy_flops(config, policy, source) == count * one
     verifier = Tokens(count, count * (source + target))
     one = forward_flops(config, source, target)
-    plain, judge = MODELS[type(config)], ScoringModel(MODELS[type(config)].network, Reader(8, 2))
+    plain = MODELS[type(config)]
     assert ledger.verifier_flops(plain, verifier, source) == count * one
-    # Per position: inputs of two states and three figures, and two layers of width 8.
-    maps = 2 * (2 * 128 + 3) * 8 + 2 * (2 * 4 * 8 * 8 + 2 * 3 * 8 * 16)
-    reader = target * maps + 2 * 4 * 8 * target**2 + 2 * target * 8
-    assert ledger.verifier_flops(judge, verifier, source) == count * (one + reader)
+    # Per position of the solution inputs of three states and three figures, of the prompt one; two
+    # layers of width 8, one unit of logits.
+    for prompt, read in ((True, source + target), (False, target)):
+        judge = ScoringModel(plain.network, Reader(8, 2, prompt=prompt))
+        inputs = 2 * 8 * (target * (3 * 128 + 3) + (source * 128 if prompt else 0))
+        layers = read * 2 * (2 * 4 * 8 * 8 + 2 * 3 * 8 * 16) + 2 * 4 * 8 * read**2
+        reader = inputs + layers + 2 * read * 8
+        assert ledger.verifier_flops(judge, verifier, source) == count * (one + reader)
 
 
 def test_prefixes_are_read_by_the_decoder():

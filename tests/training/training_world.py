@@ -116,7 +116,7 @@ class Slow(TinyBatches):
     """Batches that take a while, so that a signal finds the run under way."""
 
     def batch(self, step):
-        time.sleep(0.05)
+        time.sleep(0.2)
         return super().batch(step)
 
 

@@ -215,7 +215,9 @@ def test_checkpoint_of_another_shape_is_refused_before_anything_is_compiled(tmp_
 
 
 def test_lines_tell_how_long_the_devices_waited_for_a_batch(tmp_path):
-    train_tiny(tmp_path, batches=Slow(), course=course(steps=6))
+    batches = Slow()
+    batches.seconds = 0.2
+    train_tiny(tmp_path, batches=batches, course=course(steps=6))
     lines = read_lines(tmp_path / "metrics.jsonl")
     assert all(0 <= line["input_wait_seconds"] <= line["seconds"] for line in lines)
     assert lines[-1]["input_wait_seconds"] > 0.02  # each batch takes 0.2 s, a step little

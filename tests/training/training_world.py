@@ -115,8 +115,10 @@ def curve(directory):
 class Slow(TinyBatches):
     """Batches that take a while, so that a signal finds the run under way."""
 
+    seconds = 0.05
+
     def batch(self, step):
-        time.sleep(0.2)
+        time.sleep(self.seconds)
         return super().batch(step)
 
 

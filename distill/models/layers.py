@@ -188,7 +188,7 @@ class Embedding(nn.Module):
     def __call__(self, tokens: Int[Array, "*axes"]) -> Float[Array, "*axes embed"]:
         """Return the rows of `tokens`."""
         rows = jnp.take(lying(self.embedding, "vocab", None), tokens, axis=0).astype(self.dtype)
-        return lying(rows, "batch", "length", "embed") if rows.ndim == 3 else rows
+        return lying(rows, "batch", "length", "embed")
 
     def attend(self, x: Float[Array, "*axes embed"]) -> Float[Array, "*axes vocab"]:
         """Return the product with every row, in float32."""

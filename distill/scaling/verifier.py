@@ -9,6 +9,7 @@ Source: Snell et al. 2024, arXiv 2408.03314, section 5.1 and appendix D to F.
 import dataclasses
 import functools
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -16,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from distill.core import paths
 from distill.core.errors import UserError
@@ -34,7 +35,8 @@ from distill.training.train import Course, fit
 
 PROCESS, OUTCOME = "process", "outcome"
 PAPER_OPTIMIZER = AdamW(schedule=Constant(3e-5), weight_decay=0.0, b2=0.95)
-COLUMNS_OF = 16  # rows are padded to a multiple of so many tokens
+COLUMNS_OF = 32  # rows are padded to a multiple of so many tokens; each width is compiled
+WINDOW = 64  # batches whose rows are sorted together
 LOSS_ROWS = 128  # scored together where the held-out loss is measured
 
 
@@ -85,8 +87,25 @@ def columns(
     return {**arrays, "score_labels": labels, "score_weights": counts}
 
 
-def _wide(length: int) -> int:
+def _wide(length: Any) -> Any:
     return -(-length // COLUMNS_OF) * COLUMNS_OF
+
+
+def _widths(columns: Mapping[str, np.ndarray]) -> Int[np.ndarray, "n 2"]:
+    """Padded tokens of each row's prompt and solution."""
+    lengths = columns["prompt_lengths"], columns["solution_segment_ids"].sum(1)
+    return _wide(np.stack(lengths, 1))
+
+
+def _cut(columns: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Some rows, without the columns that are padding in all of them."""
+    some = {name: column[rows] for name, column in columns.items()}
+    source, length = _widths(some).max(0)
+    widths = dict.fromkeys(some, length) | {"prompt_tokens": source}
+    return {
+        name: column[:, : widths[name]] if column.ndim > 1 else column
+        for name, column in some.items()
+    }
 
 
 class _OfProblem(Protocol):
@@ -114,28 +133,64 @@ def held_out(examples: Sequence[Of], share: float, seed: int) -> tuple[list[Of],
     return kept, [example for example in examples if example.problem_id in out]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Shuffled:
-    """Rows of columns in a new order each epoch, addressed by step; see `ports.Batches`.
+class ByLength:
+    """Rows in a new order each epoch, rows of like length together; see `ports.Batches`.
 
-    Attributes:
-        columns: [n, ...] each.
-        batch_size: rows of a batch, which may end one epoch and begin the next.
+    Epochs follow each other without a gap. The rows of WINDOW batches at a time are sorted by
+    length and cut into batches, which change places; columns that are padding in all rows of a
+    batch are cut off. The first batch of all is the widest of its window, since a trainer judges
+    by that one whether a step has room.
+
+    Args:
+        columns: as of `columns`.
+        batch_size: rows of a batch.
         seed: of the orders.
+        right_per_wrong: most solutions that end right which an epoch takes for each that ends
+            wrong, others each epoch; they weigh as many times more, so that the expected loss
+            stays what it is. None takes all.
     """
 
-    columns: Mapping[str, np.ndarray]
-    batch_size: int
-    seed: int = 0
+    def __init__(
+        self,
+        columns: Mapping[str, np.ndarray],
+        batch_size: int,
+        seed: int = 0,
+        right_per_wrong: float | None = None,
+    ) -> None:
+        ends = columns["solution_segment_ids"].sum(1) - 1
+        self._right = columns["score_labels"][np.arange(len(ends)), ends] == 1
+        right, wrong = int(self._right.sum()), int((~self._right).sum())
+        most = math.ceil(right_per_wrong * wrong) if right_per_wrong and wrong else right
+        self._taken = min(most, right)
+        weight = np.where(self._right, right / max(self._taken, 1), 1).astype(np.float32)
+        weights = columns["score_weights"] * weight[:, None]
+        self._columns, self._widths = {**columns, "score_weights": weights}, _widths(columns)
+        self.size, self.batch_size, self.seed = wrong + self._taken, batch_size, seed
+        self._sorted = -1, np.zeros((0, 0), int)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """Return the arrays of step `step`; leading axis batch."""
-        size = len(next(iter(self.columns.values())))
-        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, offsets = np.divmod(places, size)
-        orders = {e: np.random.default_rng((self.seed, e)).permutation(size) for e in set(epochs)}
-        rows = [orders[epoch][offset] for epoch, offset in zip(epochs, offsets, strict=True)]
-        return {name: column[rows] for name, column in self.columns.items()}
+        number, place = divmod(step, WINDOW)
+        if self._sorted[0] != number:
+            self._sorted = number, self._window(number)
+        return _cut(self._columns, self._sorted[1][place])
+
+    def _window(self, number: int) -> np.ndarray:
+        """The rows of each batch of a window."""
+        size = WINDOW * self.batch_size
+        epochs, offsets = np.divmod(np.arange(number * size, (number + 1) * size), self.size)
+        rows = np.concatenate([self._order(e)[offsets[epochs == e]] for e in np.unique(epochs)])
+        batches = rows[np.lexsort(self._widths[rows].T)].reshape(WINDOW, self.batch_size)
+        batches = np.random.default_rng((self.seed, number)).permutation(batches)
+        if number == 0:
+            widest = self._widths[batches].max(1).prod(1).argmax()
+            batches[[0, widest]] = batches[[widest, 0]]
+        return batches
+
+    def _order(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng((self.seed, epoch))
+        right = rng.permutation(np.flatnonzero(self._right))[: self._taken]
+        return rng.permutation(np.concatenate([np.flatnonzero(~self._right), right]))
 
 
 # --- Training ----------------------------------------------------------------------------------
@@ -143,11 +198,11 @@ class Shuffled:
 
 def mean_loss(model: ScoringModel, params: PyTree, columns: Mapping[str, np.ndarray]) -> float:
     """Return the mean loss over all rows, in nats a step."""
-    size = len(next(iter(columns.values())))
+    order = np.lexsort(_widths(columns).T)
     nats = weight = 0.0
-    for first in range(0, size, LOSS_ROWS):
-        batch = {name: _padded(x[first : first + LOSS_ROWS]) for name, x in columns.items()}
-        of_batch = _pair(model, params, batch)
+    for first in range(0, len(order), LOSS_ROWS):
+        some = _cut(columns, order[first : first + LOSS_ROWS])
+        of_batch = _pair(model, params, {name: _padded(x) for name, x in some.items()})
         nats, weight = nats + float(of_batch[0]), weight + float(of_batch[1])
     return nats / weight
 
@@ -182,6 +237,7 @@ def run(
     optimizer: Optimizer = PAPER_OPTIMIZER,
     dropout_rate: float = 0.05,
     share: float = 0.1,
+    right_per_wrong: float | None = None,
     seed: int = 0,
     resamples: int = 1000,
 ) -> dict[str, Any]:
@@ -203,18 +259,22 @@ def run(
         optimizer: AdamW at 3e-5 with betas (0.9, 0.95) by default, as the paper's.
         dropout_rate: of what learns.
         share: of the train questions, held out.
+        right_per_wrong: most solutions that end right for each that ends wrong; see `ByLength`.
         seed: of the order, of dropout, of what is held out and of the bootstrap.
         resamples: of the bootstrap over questions.
 
     Raises:
-        UserError: `rollouts` is not complete, the student is damaged, there is no such kind, or
-            too few questions have a solution with an answer.
+        UserError: `rollouts` is not complete, the student is damaged, there is no such kind,
+            `right_per_wrong` is not positive, or too few questions have a solution with an answer.
     """
     if kind not in (PROCESS, OUTCOME):
         raise UserError(f"a kind of {PROCESS}, {OUTCOME}", kind, "name one of them")
+    if right_per_wrong is not None and right_per_wrong <= 0:
+        raise UserError("right_per_wrong above 0", str(right_per_wrong), "raise it, or use None")
     settings = {"student": student, "kind": kind, "steps": steps, "save_every": save_every}
     settings |= {"batch_size": batch_size, "optimizer": optimizer, "dropout_rate": dropout_rate}
-    settings |= {"share": share, "seed": seed, "resamples": resamples, "reader": reader}
+    settings |= {"share": share, "right_per_wrong": right_per_wrong, "seed": seed}
+    settings |= {"resamples": resamples, "reader": reader}
     require_no_decay(reader, optimizer)
     run_dir = Path(run_dir)
     with Stage.open(run_dir, f"verifier-{kind}", settings=settings, inputs=["rollouts"]) as stage:
@@ -261,7 +321,12 @@ def trained(
     _, found = fit(
         model.with_dropout(settings["dropout_rate"]),
         start,
-        Shuffled(of_kept, settings["batch_size"], settings["seed"]),
+        ByLength(
+            of_kept,
+            settings["batch_size"],
+            settings["seed"],
+            settings.get("right_per_wrong"),
+        ),
         SoftBinary(),
         directory=directory / "checkpoints",
         optimizer=settings["optimizer"],

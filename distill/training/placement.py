@@ -181,12 +181,20 @@ def share(batches: Batches, layout: Layout) -> Batches:
 
 
 def put(stack: Mapping[str, np.ndarray], layout: Layout) -> dict[str, jax.Array]:
-    """Return this process' rows of a stack as arrays of the whole stack over all processes."""
-    steps = len(next(iter(stack.values())))
-    return {
-        name: jax.make_array_from_process_local_data(leaf.sharding, stack[name], leaf.shape)
-        for name, leaf in stacked(layout, steps).items()
-    }
+    """Return this process' rows of a stack as arrays of the whole stack over all processes.
+
+    Args:
+        stack: [steps, rows, ...] each.
+        layout: of one whole batch; how wide its rows are does not matter.
+    """
+    placed = {}
+    for name, leaf in layout.items():
+        steps, _, *row = stack[name].shape
+        shape = (steps, leaf.shape[0], *row)
+        placed[name] = jax.make_array_from_process_local_data(
+            _under_steps(leaf), stack[name], shape
+        )
+    return placed
 
 
 # --- Room --------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import math
 import shutil
 
@@ -29,7 +28,9 @@ from distill.models.t5 import T5Config, T5Model
 from distill.scaling import assess, calibration, verifier
 from distill.scaling.calibration import Scored
 from distill.scaling.rollouts import Labelled
+from distill.training.metrics import read_lines
 from distill.training.optimizers import AdamW, Constant
+from distill.training.train import METRICS, Course, fit
 
 from test_rollouts import ran, solution  # isort: skip
 
@@ -273,13 +274,124 @@ def test_whole_questions_are_held_out(questions, share, seed):
     assert verifier.held_out(examples[::-1], share, seed)[1] == out[::-1]
 
 
-@given(st.integers(1, 12), st.integers(1, 7), st.integers(1, 3))
-def test_every_row_comes_once_an_epoch(size, batch_size, epochs):
-    batches = verifier.Shuffled({"row": np.arange(size)}, batch_size, seed=3)
-    rows = (batches.batch(step)["row"] for step in itertools.count())
-    seen = itertools.chain.from_iterable(rows)
-    for _ in range(epochs):
-        assert sorted(itertools.islice(seen, size)) == list(range(size))
+def rows(lengths, right):
+    """Columns whose row n holds token n + 1 as often as its lengths say, right padding after it."""
+    sources, targets = np.array(lengths).T
+    numbers = np.arange(1, len(lengths) + 1)[:, None]
+    prompt, solution = (
+        np.where(np.arange(100) < some[:, None], numbers, 0) for some in (sources, targets)
+    )
+    last = np.arange(100) == targets[:, None] - 1
+    return {
+        **{"prompt_tokens": prompt, "prompt_lengths": sources, "solution_tokens": solution},
+        "solution_segment_ids": (solution > 0).astype(np.int32),
+        "score_labels": (last & np.array(right)[:, None]).astype(np.float32),
+        "score_weights": last.astype(np.float32),
+    }
+
+
+MANY_ROWS = st.lists(
+    st.tuples(st.integers(1, 100), st.integers(1, 100), st.booleans()), min_size=1, max_size=9
+)
+
+
+def numbers_of(batch):
+    return batch["prompt_tokens"][:, 0] - 1
+
+
+@given(MANY_ROWS, st.integers(1, 3), st.integers(1, 2))
+def test_every_row_comes_as_often_as_any_other(given, batch_size, windows):
+    batches = verifier.ByLength(
+        rows([row[:2] for row in given], [row[2] for row in given]), batch_size
+    )
+    seen = [numbers_of(batches.batch(step)) for step in range(windows * verifier.WINDOW)]
+    counts = np.bincount(np.concatenate(seen), minlength=len(given))
+    assert counts.sum() == windows * verifier.WINDOW * batch_size and np.ptp(counts) <= 1
+
+
+@given(MANY_ROWS, st.integers(1, 3), st.integers(0, 200))
+def test_a_batch_is_the_rows_without_the_columns_that_are_padding_in_all(given, size, step):
+    columns = rows([row[:2] for row in given], [row[2] for row in given])
+    batch = verifier.ByLength(columns, size, seed=5).batch(step)
+    again = verifier.ByLength(columns, size, seed=5).batch(step)
+    chosen = numbers_of(batch)
+    for name, array in batch.items():
+        whole = columns[name][chosen]
+        np.testing.assert_array_equal(array, again[name])
+        np.testing.assert_array_equal(
+            array, whole[:, : array.shape[1]] if whole.ndim > 1 else whole
+        )
+        if whole.ndim > 1:
+            assert not whole[:, array.shape[1] :].any()
+    for name in ("prompt_tokens", "solution_tokens"):
+        longest = (columns[name][chosen] > 0).sum(1).max()
+        assert 0 <= batch[name].shape[1] - longest < verifier.COLUMNS_OF or longest > 96
+
+
+def test_the_first_batch_is_the_widest_of_its_window():
+    lengths = [(10 + n % 80, 10 + n % 80) for n in range(3 * verifier.WINDOW)]
+    batches = verifier.ByLength(rows(lengths, [True] * len(lengths)), 3)
+    widths = [batches.batch(step)["solution_tokens"].shape[1] for step in range(verifier.WINDOW)]
+    assert widths[0] == max(widths) and len(set(widths)) == 3
+    assert sum(widths) < 0.75 * verifier.WINDOW * max(widths)
+
+
+@given(st.integers(1, 40), st.integers(0, 40), st.sampled_from([None, 0.5, 1.0, 2.2]))
+def test_right_solutions_come_more_seldom_and_weigh_as_much_in_all(right, wrong, most):
+    columns = rows([(3, 5)] * (right + wrong), [True] * right + [False] * wrong)
+    taken, epochs = right, verifier.WINDOW
+    if most and wrong:
+        taken = min(math.ceil(most * wrong), right)
+    batches = verifier.ByLength(columns, taken + wrong, right_per_wrong=most)  # a window of epochs
+    given = [batches.batch(step) for step in range(epochs)]
+    numbers = np.concatenate([numbers_of(batch) for batch in given])
+    weights = np.concatenate([batch["score_weights"].sum(1) for batch in given])
+    assert (np.bincount(numbers, minlength=right + wrong)[right:] == epochs).all()
+    assert (weights[numbers >= right] == 1).all()
+    assert (numbers < right).sum() == epochs * taken
+    assert weights[numbers < right].sum() == pytest.approx(epochs * right)
+
+
+def test_mistakes_come_throughout_an_epoch():
+    columns = rows([(3, 5)] * 400, [True] * 300 + [False] * 100)
+    batches = verifier.ByLength(columns, 50, right_per_wrong=1.0)
+    wrong = [(numbers_of(batches.batch(step)) >= 300).sum() for step in range(verifier.WINDOW)]
+    assert min(wrong) > 12 and max(wrong) < 38  # of a mean of 25
+
+
+class Padded:
+    """Other batches, their rows as wide as can be."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def batch(self, step):
+        return {
+            name: np.pad(array, ((0, 0), (0, 128 - array.shape[1]))) if array.ndim > 1 else array
+            for name, array in self.batches.batch(step).items()
+        }
+
+
+def test_columns_of_padding_change_nothing_that_is_learnt(tmp_path):
+    model = ScoringModel(ENCODER_DECODER, READER)
+    lengths = [(10 + n, 5 + n % 80) for n in range(80)]
+    right = [n % 3 > 0 for n in range(80)]
+    batches = verifier.ByLength(rows(lengths, right), 2, right_per_wrong=1.0)
+    assert len({batches.batch(step)["solution_tokens"].shape for step in range(12)}) > 1
+    for name, some in {"cut": batches, "padded": Padded(batches)}.items():
+        fit(
+            model,
+            params_of(ENCODER_DECODER, READER),
+            some,
+            verifier.SoftBinary(),
+            directory=tmp_path / name,
+            optimizer=AdamW(Constant(1e-3), weight_decay=0.0),
+            course=Course(12, 12),
+            tensorboard=False,
+        )
+    cut, padded = (read_lines(tmp_path / name / METRICS) for name in ("cut", "padded"))
+    for one, other in zip(cut, padded, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
 
 
 def test_the_held_out_loss_is_that_of_all_rows_at_once():
@@ -448,6 +560,8 @@ def test_verifiers_refuse(tmp_path, rolled_out):
         trained(rolled_out, "odd")
     with pytest.raises(UserError, match="no weight decay beside a reader"):
         trained(rolled_out, "outcome", reader=READER, optimizer=AdamW(Constant(1.0), 0.1))
+    with pytest.raises(UserError, match="right_per_wrong above 0"):
+        trained(rolled_out, "outcome", right_per_wrong=0.0)
     with pytest.raises(ValueError, match="twice the heads to divide the width"):
         Reader(width=6, heads=2)
     with pytest.raises(UserError, match="stage rollouts complete"):

@@ -17,8 +17,9 @@ from t5x.examples.t5 import network  # noqa: E402
 
 from distill import t5x as distillation  # noqa: E402
 from distill.models.layers import by_path  # noqa: E402
+from distill.models.partitioning import mesh  # noqa: E402
 from distill.models.t5 import T5Config, T5Model  # noqa: E402
-from distill.training import optimizers, step  # noqa: E402
+from distill.training import optimizers, placement, step  # noqa: E402
 from distill.training.losses import DistributionMatching, Mixture, SampleMatching  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,10 +99,10 @@ def step_there(shape, loss, params):
 def step_here(shape, loss, params):
     """Return our loss and our parameters after a step."""
     model = T5Model(T5Config(ROWS, 16, 2, 8, 24, 1, 1, dropout_rate=0.0, **shape))
-    inner = OPTIMIZER.transformation().init(params)
-    start = jax.tree.map(jax.numpy.array, step.State(params, inner, jax.numpy.int32(0)))
-    run = step.compiled(model, loss, OPTIMIZER, 1, start)
+    layout = placement.state_layout(model, params, OPTIMIZER, mesh())
+    run = step.compiled(model, loss, OPTIMIZER, 1, layout)
     stack = {name: array[None] for name, array in batch().items()}
+    start = placement.begin(params, layout, OPTIMIZER)
     after, figures = run(start, stack, jax.random.key(0))
     return figures.nats[0] / figures.weight[0], after.params
 

@@ -3,10 +3,10 @@ import time
 
 import numpy as np
 import pytest
-from conftest import STRESS
 from greedy import GreedyTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from texts import STRESS
 
 import tokalign
 from tokalign.align import _align_apart, align_segmentations

@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import T5
+from texts import T5
 
 from tokalign.__main__ import main, parser
 

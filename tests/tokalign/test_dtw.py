@@ -2,9 +2,9 @@ import functools
 
 import numpy as np
 import pytest
-from conftest import STRESS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from texts import STRESS
 
 import tokalign
 from tokalign import dtw

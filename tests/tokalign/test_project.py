@@ -5,11 +5,11 @@ import types
 
 import numpy as np
 import pytest
-from conftest import STRESS
 from greedy import GreedyTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import NaiveProjection
+from texts import STRESS
 
 import tokalign
 from tokalign import Kind, TeacherToken, TeacherTrace

@@ -3,9 +3,9 @@ import pickle
 import numpy as np
 import pytest
 import tokenizers
-from conftest import STRESS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from texts import STRESS
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 import tokalign

@@ -29,6 +29,7 @@ from distill.models.scoring import ScoringModel
 from distill.scaling import assess, rollouts
 from distill.scaling.rollouts import Labelled
 from distill.training import checkpoints
+from distill.training.feed import epoch_rows
 from distill.training.losses import Pair
 from distill.training.optimizers import AdamW, Constant, Optimizer
 from distill.training.train import Course, fit
@@ -87,7 +88,10 @@ def columns(
     return {**arrays, "score_labels": labels, "score_weights": counts}
 
 
-def _wide(length: Any) -> Any:
+Length = TypeVar("Length", int, np.ndarray)
+
+
+def _wide(length: Length) -> Length:
     return -(-length // COLUMNS_OF) * COLUMNS_OF
 
 
@@ -178,8 +182,8 @@ class ByLength:
     def _window(self, number: int) -> np.ndarray:
         """The rows of each batch of a window."""
         size = WINDOW * self.batch_size
-        epochs, offsets = np.divmod(np.arange(number * size, (number + 1) * size), self.size)
-        rows = np.concatenate([self._order(e)[offsets[epochs == e]] for e in np.unique(epochs)])
+        places = np.arange(number * size, (number + 1) * size)
+        rows = epoch_rows(places, self.size, self._order)
         batches = rows[np.lexsort(self._widths[rows].T)].reshape(WINDOW, self.batch_size)
         batches = np.random.default_rng((self.seed, number)).permutation(batches)
         if number == 0:

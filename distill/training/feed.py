@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -59,10 +59,7 @@ class PackedBatches:
 
     def batch_rows(self, step: int, rows: np.ndarray) -> Arrays:
         """Return some rows of the arrays of a step, for a process that feeds a part of it."""
-        epochs, offsets = np.divmod(step * self.batch_size + rows, self.size)
-        places = [
-            self._order(int(epoch))[offset] for epoch, offset in zip(epochs, offsets, strict=True)
-        ]
+        places = epoch_rows(step * self.batch_size + rows, self.size, self._order)
         return {name: column[places] for name, column in self._columns.items()}
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -70,6 +67,21 @@ class PackedBatches:
             self._orders = {old: self._orders[old] for old in self._orders if old == epoch - 1}
             self._orders[epoch] = np.random.default_rng((self.seed, epoch)).permutation(self.size)
         return self._orders[epoch]
+
+
+def epoch_rows(places: np.ndarray, size: int, order: Callable[[int], np.ndarray]) -> np.ndarray:
+    """Return the rows at some places of epochs that follow each other without a gap.
+
+    Args:
+        places: counted from the start of the first epoch.
+        size: rows of an epoch.
+        order: epoch -> its rows in their order.
+    """
+    epochs, offsets = np.divmod(places, size)
+    rows = np.empty_like(places)
+    for epoch in np.unique(epochs):
+        rows[epochs == epoch] = order(int(epoch))[offsets[epochs == epoch]]
+    return rows
 
 
 def in_order(batches: Batches, calls: Iterable[range], *, workers: int = 0) -> Generator[Arrays]:

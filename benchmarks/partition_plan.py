@@ -12,6 +12,11 @@ Activations are not counted then.
 With --topology the step is compiled by XLA's own TPU compiler, for chips that need not be there
 (names as of `jax.experimental.topologies`: v4:2x2x2, v5e:4x4, …); its account of a chip's memory
 holds everything, and what does not fit is refused by it. Needs the extra `tpu`, and minutes.
+
+    python benchmarks/partition_plan.py --shapes t5_1_1_xl --mesh 1 1 1 --topology h100:1 \
+        --rows 32 --lengths 512 256
+
+GPUs that need not be there either: h100:1, or h100:8 of one host. Needs `jax[cuda12]`.
 """
 
 import argparse
@@ -26,9 +31,26 @@ MESHES = ((1, 1, 1), (1, 8, 1), (1, 16, 1), (2, 16, 1), (1, 16, 4))
 HEADER = """\
 | shape | parameters | devices | data x fsdp x tensor | GB of parameters | of AdamW's moments |
 |---|---|---|---|---|---|"""
+# An H100 SXM as XLA describes it, xla/tools/hlo_opt/gpu_specs/h100_sxm.txtpb.
+H100 = """
+platform_name: "CUDA"
+device_description_str: "NVIDIA H100 80GB HBM3"
+dnn_version_info { major: 9 minor: 7 }
+runtime_version { major: 12 minor: 9 }
+gpu_device_info {
+  cuda_compute_capability { major: 9 }
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  device_memory_size: 84929347584 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
+  shared_memory_per_core: 233472 shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  threads_per_core_limit: 2048 threads_per_block_limit: 1024 threads_per_warp: 32
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+}
+"""
 FITTED_HEADER = """\
-| shape | remat | slice | data x fsdp x tensor | rows, microbatches | GB kept | besides | compiled |
-|---|---|---|---|---|---|---|---|"""
+| shape | remat | fused | slice | data x fsdp x tensor | rows, parts | GB kept | besides | time |
+|---|---|---|---|---|---|---|---|---|"""
 
 
 def main() -> None:
@@ -56,18 +78,26 @@ def rows(name: str, meshes: Sequence[Sequence[int]], options: argparse.Namespace
     config.load([f"models/{name}.gin"], [])
     shape = config.configured("distill.models.t5", "T5Config")
     remat = "xl" in name if options.remat is None else options.remat  # as runs/gsm8k_flan_t5_*.gin
-    model = T5Model(shape(dtype="bfloat16", remat=remat))
+    model = T5Model(shape(dtype="bfloat16", remat=remat, fused_attention=options.fused))
     params = jax.eval_shape(model.init, jax.random.key(0))
     for axes in meshes:
         if options.topology:
-            from jax.experimental import topologies
-
-            slice_ = topologies.get_topology_desc(options.topology, "tpu").devices
-            mesh = partitioning.mesh(*axes, devices=slice_)
+            mesh = partitioning.mesh(*axes, devices=absent(options.topology))
             yield _fitted(name, model, params, mesh, options)
         else:
             mesh = partitioning.mesh(*axes, devices=jax.devices()[: math.prod(axes)])
             yield from _planned(name, model, params, mesh, options)
+
+
+def absent(topology: str):
+    """Return the devices of a topology, none of which need be there."""
+    from jax.experimental import topologies
+
+    kind, _, count = topology.partition(":")
+    if kind != "h100":
+        return topologies.get_topology_desc(topology, "tpu").devices
+    shape = f"1x1x{count}"
+    return topologies.get_topology_desc(platform="cuda", target_config=H100, topology=shape).devices
 
 
 def _planned(name, model, params, mesh, options) -> Iterator[str]:
@@ -75,10 +105,10 @@ def _planned(name, model, params, mesh, options) -> Iterator[str]:
 
     from distill.training import placement
 
-    layout = placement.state_layout(model, params, _optimizer(), mesh)
+    layout = placement.state_layout(model, params, optimizer(), mesh)
     if options.lower:
         start = time.perf_counter()
-        _lowered(model, layout, mesh, options)
+        lowered(model, layout, mesh, options)
         seconds = time.perf_counter() - start
         yield f"lowered {name} on {mesh.devices.shape} in {seconds:.0f} s"
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -93,17 +123,18 @@ def _fitted(name, model, params, mesh, options) -> str:
 
     from distill.training import placement
 
-    layout = placement.state_layout(model, params, _optimizer(), mesh)
-    lowered = _lowered(model, layout, mesh, options)
+    layout = placement.state_layout(model, params, optimizer(), mesh)
+    step = lowered(model, layout, mesh, options)
     start = time.perf_counter()
     try:
-        found = lowered.compile().memory_analysis()
+        found = step.compile().memory_analysis()
         besides = found.temp_size_in_bytes + found.generated_code_size_in_bytes
         sizes = [f"{size / 1e9:.2f}" for size in (found.argument_size_in_bytes, besides)]
     except jax.errors.JaxRuntimeError as error:
         sizes = ["does not fit", str(error).partition("\n")[0]]
     batch = f"{options.rows}, {options.microbatches}"
-    told = [name, "yes" if model.config.remat else "no", options.topology, _axes(mesh), batch]
+    chosen = ("yes" if each else "no" for each in (model.config.remat, options.fused))
+    told = [name, *chosen, options.topology, _axes(mesh), batch]
     return f"| {' | '.join([*told, *sizes, f'{time.perf_counter() - start:.0f} s'])} |"
 
 
@@ -111,13 +142,14 @@ def _axes(mesh) -> str:
     return " x ".join(map(str, mesh.devices.shape))
 
 
-def _optimizer():
+def optimizer():
+    """Return the run files' optimizer."""
     from distill.training.optimizers import AdamW, Constant
 
     return AdamW(schedule=Constant(5e-4, warmup=10), weight_decay=0.01, clip=5.0)
 
 
-def _lowered(model, layout, mesh, options):
+def lowered(model, layout, mesh, options):
     """Trace and lower one step of the trainer."""
     import jax
     import numpy as np
@@ -136,7 +168,7 @@ def _lowered(model, layout, mesh, options):
     batch |= {"decoder_target_top_probs": top.astype(np.float32)}
     rows = placement.batch_layout(batch, mesh, options.microbatches)
     loss = Chunked(DistributionMatching(), 128)
-    step = compiled(model, loss, _optimizer(), options.microbatches, layout)
+    step = compiled(model, loss, optimizer(), options.microbatches, layout)
     key = jax.eval_shape(jax.random.key, 0)
     return step.lower(layout, placement.stacked(rows, 1), key)
 
@@ -151,13 +183,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--lower", action="store_true", help="trace and lower a step as well")
     parser.add_argument(
-        "--topology", help="of TPUs, such as v5e:4x4; the meshes are over its chips"
+        "--topology", help="of TPUs, such as v5e:4x4, or h100:1; the meshes are over its chips"
     )
     parser.add_argument("--rows", type=int, default=16, help="of a batch, %(default)s")
     parser.add_argument("--microbatches", type=int, default=1, help="%(default)s")
     parser.add_argument(
         "--remat", action=argparse.BooleanOptionalAction, help="for XL and larger by default"
     )
+    parser.add_argument("--fused", action="store_true", help="attention in one kernel")
     parser.add_argument(
         "--lengths", nargs=2, type=int, default=(1024, 256), help="source and target, %(default)s"
     )

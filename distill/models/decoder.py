@@ -84,7 +84,7 @@ class Layer(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch length embed"],
-        bias: Float[Array, "#batch 1 length length"],
+        mask: Bool[Array, "#batch 1 length length"],
         rotation: tuple[Array, Array],
         *,
         deterministic: bool,
@@ -92,7 +92,9 @@ class Layer(nn.Module):
         """Return the residual stream after this layer, and the layer's keys and values."""
         y = self.pre_self_attention_layer_norm(x)
         keys_values = self.self_attention.keys_values(y, rotation)
-        y = self.self_attention.attend(y, *keys_values, bias, rotation, deterministic=deterministic)
+        y = self.self_attention.attend(
+            y, *keys_values, None, mask, rotation, deterministic=deterministic
+        )
         x = x + self.dropout(y, deterministic=deterministic)
         y = self.mlp(self.pre_mlp_layer_norm(x), deterministic=deterministic)
         return x + self.dropout(y, deterministic=deterministic), keys_values
@@ -134,10 +136,10 @@ class DecoderStack(nn.Module):
         deterministic: bool,
     ) -> tuple[Float[Array, "batch length embed"], list[tuple[Array, Array]]]:
         """Return the normalised states, and each layer's keys and values."""
-        bias, kept = layers.mask_bias(mask), []
+        kept = []
         rotation = layers.rotary_angles(positions, self.config.head_dim)
         for layer in self.layers:
-            x, keys_values = layer(x, bias, rotation, deterministic=deterministic)
+            x, keys_values = layer(x, mask, rotation, deterministic=deterministic)
             kept.append(keys_values)
         return self.decoder_norm(x), kept
 

@@ -13,7 +13,9 @@ from flax.linen.spmd import with_logical_constraint
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Bool, Float, Int
 
-MASKED = -1e9  # finite, so that a row that attends to nothing stays finite
+from distill.models import attention
+from distill.models.attention import MASKED
+
 FAN_IN = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: nn.gelu(x, approximate=True),
@@ -231,25 +233,6 @@ def Dropout(rate: float) -> nn.Dropout:  # noqa: N802 (made where a layer is mad
     return nn.Dropout(rate, broadcast_dims=(-2,))
 
 
-@jax.checkpoint
-def mix(
-    queries: Float[Array, "batch heads length kv"],
-    keys: Float[Array, "batch kv_heads source kv"],
-    values: Float[Array, "batch kv_heads source kv"],
-    bias: Float[Array, "#batch #heads #length source"],
-) -> Float[Array, "batch heads length kv"]:
-    """Return the values by the softmax of the scores, in fp32, which backward computes anew.
-
-    Scores are the only arrays that grow with the product of both lengths; one more product of
-    queries and keys costs about a hundredth of a step at the lengths of questions and chains.
-    """
-    shape = (*queries.shape[:3], keys.shape[2])
-    grouped = queries.reshape(*keys.shape[:2], -1, keys.shape[3])
-    scores = (grouped @ jnp.swapaxes(keys, 2, 3)).reshape(shape).astype(jnp.float32) + bias
-    weights = jax.nn.softmax(scores).astype(values.dtype)
-    return (weights.reshape(*grouped.shape[:3], -1) @ values).reshape(queries.shape)
-
-
 def runner(*, deterministic: bool, remat: bool) -> Callable[..., Array]:
     """Return a call of a layer; with `remat`, backward knows its inputs alone and runs it again."""
 
@@ -262,7 +245,8 @@ def runner(*, deterministic: bool, remat: bool) -> Callable[..., Array]:
 class Attention(nn.Module):
     """Multi-head attention; with fewer key heads than query heads each serves a group of them.
 
-    `keys_values` and `attend` are apart so that cached decoding goes through the same code.
+    `keys_values` and `attend` are apart so that cached decoding goes through the same code. Where
+    `fused`, a kernel of TPUs does what `attention.mix` does.
     """
 
     num_heads: int
@@ -273,6 +257,7 @@ class Attention(nn.Module):
     dtype: str
     query_init: Callable[..., Array] = FAN_IN
     query_scale: float = 1.0
+    fused: bool = False
 
     def setup(self) -> None:
         """Make the submodules and parameters."""
@@ -298,12 +283,13 @@ class Attention(nn.Module):
         x: Float[Array, "batch length embed"],
         keys: Float[Array, "batch source kv_heads kv"],
         values: Float[Array, "batch source kv_heads kv"],
-        bias: Float[Array, "#batch #heads #length source"],
+        bias: Float[Array, "1 heads length source"] | None,
+        mask: Bool[Array, "#batch 1 #length source"],
         rotation: tuple[Array, Array] | None = None,
         *,
         deterministic: bool = True,
     ) -> Float[Array, "batch length embed"]:
-        """Return the values that the queries of `x` select; `bias` adds to the scores.
+        """Return the values that the queries of `x` select among the keys that `mask` shows them.
 
         Dropout takes whole keys from a head, for every query of the row, as T5 does; it acts on
         the values, which are fewer than the weights.
@@ -312,13 +298,33 @@ class Attention(nn.Module):
         queries = _heads(self.query(x), split)
         if rotation is not None:
             queries = rotate(queries, *rotation)
-        queries, keys, values = (jnp.swapaxes(y, 1, 2) for y in (queries, keys, values))
-        values = self.dropout(values, deterministic=deterministic)
-        mixed = mix(queries * self.query_scale, keys, values, bias)
-        mixed = lying(
-            jnp.swapaxes(mixed, 1, 2).reshape(*split[:2], -1), "batch", "length", "joined_kv"
-        )
+        queries = queries * self.query_scale
+        if self.fused:
+            queries, keys, values = (y.reshape(*y.shape[:2], -1) for y in (queries, keys, values))
+            values = values if deterministic else self.dropped(values)
+            mixed = attention.fused(queries, keys, values, bias, mask, self.head_dim)
+        else:
+            queries, keys, values = (jnp.swapaxes(y, 1, 2) for y in (queries, keys, values))
+            values = self.dropout(values, deterministic=deterministic)
+            mixed = attention.mix(queries, keys, values, bias, mask)
+            mixed = jnp.swapaxes(mixed, 1, 2).reshape(*split[:2], -1)
+        mixed = lying(mixed, "batch", "length", "joined_kv")
         return lying(self.out(mixed), "batch", "length", "embed")
+
+    def dropped(
+        self, values: Float[Array, "batch source joined"]
+    ) -> Float[Array, "batch source joined"]:
+        """Return the values without the keys that dropout takes, heads side by side.
+
+        A product with a table of which lanes are whose spreads a head's choice over its lanes: a
+        TPU would reorder the array twice where it is spread along an axis of its own.
+        """
+        kept, (batch, source, _) = 1 - self.dropout_rate, values.shape
+        shape = (batch, source, self.num_kv_heads)
+        chosen = jax.random.bernoulli(self.make_rng("dropout"), kept, shape).astype(values.dtype)
+        lanes = np.repeat(np.eye(self.num_kv_heads), self.head_dim, 1).astype(values.dtype)
+        spread = lying(chosen @ lanes, "batch", "length", "joined_kv")
+        return jnp.where(spread > 0, values / kept, 0).astype(values.dtype)
 
     def recall(
         self,
@@ -344,14 +350,14 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "batch length embed"],
         sources: Float[Array, "batch source embed"],
-        bias: Float[Array, "#batch #heads #length source"],
-        rotation: tuple[Array, Array] | None = None,
+        bias: Float[Array, "1 heads length source"] | None,
+        mask: Bool[Array, "#batch 1 #length source"],
         *,
         deterministic: bool,
     ) -> Float[Array, "batch length embed"]:
         """Return what `x` attends to in `sources`."""
-        keys, values = self.keys_values(sources, rotation)
-        return self.attend(x, keys, values, bias, rotation, deterministic=deterministic)
+        keys, values = self.keys_values(sources)
+        return self.attend(x, keys, values, bias, mask, deterministic=deterministic)
 
 
 def _heads(joined: Array, split: tuple[int, ...]) -> Array:

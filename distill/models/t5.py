@@ -36,6 +36,7 @@ class T5Config:
         dtype: of the computation; parameters are float32.
         layer_norm_epsilon: added to the mean square.
         remat: keep only what enters each layer in training and compute the rest anew backward.
+        fused_attention: on TPUs, mix values in one kernel (`distill.models.attention`).
     """
 
     vocab_size: int
@@ -53,6 +54,7 @@ class T5Config:
     dtype: str = "float32"
     layer_norm_epsilon: float = 1e-6
     remat: bool = False
+    fused_attention: bool = False
 
     def __post_init__(self) -> None:
         counts = ("vocab_size", "embed_dim", "num_heads", "head_dim", "mlp_dim")
@@ -82,6 +84,7 @@ def _attention(config: T5Config) -> layers.Attention:
         dropout_rate=config.dropout_rate,
         dtype=config.dtype,
         query_init=query_init,
+        fused=config.fused_attention,
     )
 
 
@@ -123,13 +126,14 @@ class EncoderLayer(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch source embed"],
-        bias: Float[Array, "#batch heads source source"],
+        bias: Float[Array, "1 heads source source"],
+        mask: Bool[Array, "batch 1 #source source"],
         *,
         deterministic: bool,
     ) -> Float[Array, "batch source embed"]:
         """Return the residual stream after this layer."""
         y = self.pre_attention_layer_norm(x)
-        y = self.attention(y, y, bias, deterministic=deterministic)
+        y = self.attention(y, y, bias, mask, deterministic=deterministic)
         x = x + self.dropout(y, deterministic=deterministic)
         y = self.mlp(self.pre_mlp_layer_norm(x), deterministic=deterministic)
         return x + self.dropout(y, deterministic=deterministic)
@@ -154,17 +158,19 @@ class DecoderLayer(nn.Module):
         self,
         x: Float[Array, "batch length embed"],
         encoded: Float[Array, "batch source embed"],
-        bias: Float[Array, "#batch heads length length"],
-        cross_bias: Float[Array, "#batch 1 #length source"],
+        bias: Float[Array, "1 heads length length"],
+        mask: Bool[Array, "#batch 1 length length"],
+        cross_mask: Bool[Array, "batch 1 #length source"],
         *,
         deterministic: bool,
     ) -> Float[Array, "batch length embed"]:
         """Return the residual stream after this layer."""
         y = self.pre_self_attention_layer_norm(x)
-        y = self.self_attention(y, y, bias, deterministic=deterministic)
+        y = self.self_attention(y, y, bias, mask, deterministic=deterministic)
         x = x + self.dropout(y, deterministic=deterministic)
         y = self.pre_cross_attention_layer_norm(x)
-        y = self.encoder_decoder_attention(y, encoded, cross_bias, deterministic=deterministic)
+        attend = self.encoder_decoder_attention
+        y = attend(y, encoded, None, cross_mask, deterministic=deterministic)
         x = x + self.dropout(y, deterministic=deterministic)
         y = self.mlp(self.pre_mlp_layer_norm(x), deterministic=deterministic)
         return x + self.dropout(y, deterministic=deterministic)
@@ -177,8 +183,9 @@ class DecoderLayer(nn.Module):
         self,
         x: Float[Array, "batch length embed"],
         read: tuple[Array, Array],
-        bias: Float[Array, "batch heads length length"],
-        cross_bias: Float[Array, "batch 1 1 source"],
+        bias: Float[Array, "1 heads length length"],
+        mask: Bool[Array, "batch 1 length length"],
+        cross_mask: Bool[Array, "batch 1 1 source"],
     ) -> tuple[Float[Array, "batch length embed"], tuple[Cache, Cache]]:
         """Run the first positions at once; return the caches of `x` and of what was `read`."""
         y = self.pre_self_attention_layer_norm(x)
@@ -186,9 +193,9 @@ class DecoderLayer(nn.Module):
         caches = layers.open_cache(*written), layers.open_cache(*read)
         if not x.shape[1]:
             return x, caches
-        x = x + self.self_attention.attend(y, *written, bias)
+        x = x + self.self_attention.attend(y, *written, bias, mask)
         y = self.pre_cross_attention_layer_norm(x)
-        x = x + self.encoder_decoder_attention.attend(y, *read, cross_bias)
+        x = x + self.encoder_decoder_attention.attend(y, *read, None, cross_mask)
         return x + self.mlp(self.pre_mlp_layer_norm(x), deterministic=True), caches
 
     def step(
@@ -228,11 +235,11 @@ class Encoder(nn.Module):
         deterministic: bool,
     ) -> Float[Array, "batch source embed"]:
         """Return the encoder's normalised states."""
-        bias = self.relpos_bias(x.shape[1]) + layers.mask_bias(mask)
+        bias = self.relpos_bias(x.shape[1])
         x = self.dropout(x, deterministic=deterministic)
         run = layers.runner(deterministic=deterministic, remat=self.config.remat)
         for layer in self.layers:
-            x = run(layer, x, bias)
+            x = run(layer, x, bias, mask)
         return self.dropout(self.encoder_norm(x), deterministic=deterministic)
 
 
@@ -260,12 +267,11 @@ class Decoder(nn.Module):
         deterministic: bool,
     ) -> Float[Array, "batch length embed"]:
         """Return the decoder's normalised states."""
-        bias = self.relpos_bias(x.shape[1]) + layers.mask_bias(mask)
-        cross_bias = layers.mask_bias(cross_mask)
+        bias = self.relpos_bias(x.shape[1])
         x = self.dropout(x, deterministic=deterministic)
         run = layers.runner(deterministic=deterministic, remat=self.config.remat)
         for layer in self.layers:
-            x = run(layer, x, encoded, bias, cross_bias)
+            x = run(layer, x, encoded, bias, mask, cross_mask)
         return self.dropout(self.decoder_norm(x), deterministic=deterministic)
 
     def read(self, encoded: Float[Array, "batch source embed"]) -> list[tuple[Array, Array]]:
@@ -282,11 +288,11 @@ class Decoder(nn.Module):
         """Return the state after the positions of `x`, of which the first `unread` are padding."""
         length, caches = x.shape[1], []
         mask = layers.causal_mask(length) & _from(unread, length)[:, None, None]
-        bias = self.relpos_bias(length + 1)[:, :, :length, :length] + layers.mask_bias(mask)
-        cross_bias = layers.mask_bias(visible)[:, None]
+        bias = self.relpos_bias(length + 1)[:, :, :length, :length]
         for layer, keys_values in zip(self.layers, read, strict=True):
-            x, of_layer = layer.begin(x, keys_values, bias, cross_bias[:, None])
+            x, of_layer = layer.begin(x, keys_values, bias, mask, visible[:, None, None])
             caches.append(of_layer)
+        cross_bias = layers.mask_bias(visible)[:, None]
         state = {"caches": caches, "cross_bias": cross_bias, "read": jnp.asarray(length)}
         return {**state, "unread": unread} if length else state
 

@@ -81,8 +81,9 @@ def test_attention_equals_its_naive_twin_head_by_head(kv_heads):
     keys = jax.random.split(jax.random.key(kv_heads), 4)
     x, sources = jax.random.normal(keys[0], (2, 3, 6)), jax.random.normal(keys[1], (2, 5, 6))
     bias = jax.random.normal(keys[2], (1, 4, 3, 5))
-    variables = module.init(keys[3], x, sources, bias, deterministic=True)
-    ours = module.apply(variables, x, sources, bias, deterministic=True)
+    mask = np.array([[[[True, True, False, True, False]]]])
+    variables = module.init(keys[3], x, sources, bias, mask, deterministic=True)
+    ours = module.apply(variables, x, sources, bias, mask, deterministic=True)
     kernels = {name: np.asarray(p["kernel"]) for name, p in variables["params"].items()}
     mixed = np.zeros((2, 3, 4, 2))
     for row, head in np.ndindex(2, 4):
@@ -91,18 +92,31 @@ def test_attention_equals_its_naive_twin_head_by_head(kv_heads):
         scores = 0.5 * (x[row] @ kernels["query"][:, own]) @ (
             sources[row] @ kernels["key"][:, kv]
         ).T + np.asarray(bias[0, head])
-        weights = np.asarray(jax.nn.softmax(scores))
+        weights = np.asarray(jax.nn.softmax(scores, where=mask[0, 0]))
         mixed[row, :, head] = weights @ (sources[row] @ kernels["value"][:, kv])
     np.testing.assert_allclose(ours, mixed.reshape(2, 3, 8) @ kernels["out"], atol=1e-5)
 
 
-def test_dropout_takes_the_same_keys_from_every_query_of_a_head():
-    module = layers.Attention(2, 2, 1, 2, 0.5, "float32")
+@pytest.mark.parametrize("fused", [False, True])
+def test_dropout_takes_the_same_keys_from_every_query_of_a_head(fused):
+    module = layers.Attention(2, 2, 1, 2, 0.5, "float32", fused=fused)
     x, sources = jnp.ones((1, 3, 2)), jnp.ones((1, 40, 2))
-    bias = jnp.zeros((1, 1, 1, 40))
-    variables = module.init(jax.random.key(0), x, sources, bias, deterministic=True)
+    given = x, sources, None, np.ones((1, 1, 1, 40), bool)
+    variables = module.init(jax.random.key(0), *given, deterministic=True)
     rngs = {"dropout": jax.random.key(1)}
-    dropped = module.apply(variables, x, sources, bias, deterministic=False, rngs=rngs)
-    plain = module.apply(variables, x, sources, bias, deterministic=True)
+    dropped = module.apply(variables, *given, deterministic=False, rngs=rngs)
+    plain = module.apply(variables, *given, deterministic=True)
     assert not np.allclose(dropped, plain)
     np.testing.assert_allclose(dropped, np.broadcast_to(dropped[:, :1], dropped.shape), atol=1e-6)
+
+
+def test_dropout_of_heads_side_by_side_takes_a_whole_head_or_nothing_and_keeps_the_mean():
+    module = layers.Attention(4, 4, 8, 32, 0.25, "float32", fused=True)
+    values = jnp.ones((8, 64, 32))
+    rngs = {"dropout": jax.random.key(0)}
+    dropped = np.asarray(module.apply({}, values, method=module.dropped, rngs=rngs))
+    of_heads = dropped.reshape(8, 64, 4, 8)
+    np.testing.assert_array_equal(of_heads, np.broadcast_to(of_heads[..., :1], of_heads.shape))
+    assert set(np.unique(of_heads)) == {np.float32(0), np.float32(1) / np.float32(0.75)}
+    taken = np.mean(of_heads[..., 0] == 0, axis=(0, 1))
+    assert np.all(np.abs(taken - 0.25) < 4 * (0.25 * 0.75 / 512) ** 0.5)

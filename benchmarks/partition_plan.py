@@ -94,6 +94,9 @@ def absent(topology: str):
     from jax.experimental import topologies
 
     kind, _, count = topology.partition(":")
+    if kind in ("v4", "v5p"):  # JAX sees a chip's two cores as one device
+        config = {"chip_config_name": "megacore"}
+        return topologies.get_topology_desc(topology, "tpu", **config).devices
     if kind != "h100":
         return topologies.get_topology_desc(topology, "tpu").devices
     shape = f"1x1x{count}"

@@ -11,6 +11,7 @@ parameters and moments stay float32. Each side is a process of its own.
     peer dense  the KL of Fu et al.'s code: a target of [batch, length, vocab] for each batch
     peer hard   likelihood of the tokens, no teacher
     … remat     the same, and layers keep their inputs alone for the backward pass
+    ours fused  attention in one kernel, where this is a TPU
 
 On CPU the sides take turns of a few steps, so that whatever else the machine does falls on all of
 them. On a machine that others use too, compare CPU seconds on one core each (`--cores 1`): there no
@@ -40,6 +41,7 @@ from typing import Any, NamedTuple
 from distill.core.errors import UserError
 
 SIDES = ("ours remat", "ours", "peer dense", "peer hard")
+FUSED_SIDES = ("ours fused", "ours fused remat")
 # Too little memory, no such device, nothing compiled: the other sides go on.
 FAILURES = (RuntimeError, AssertionError, MemoryError, UserError)
 REMAT_SIDES = ("peer dense remat", "peer hard remat")
@@ -91,7 +93,7 @@ def batch(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def ours(options: argparse.Namespace, *, remat: bool) -> Iterator[Step | None]:
+def ours(options: argparse.Namespace, *, remat: bool, fused: bool) -> Iterator[Step | None]:
     """Yield nothing after importing, then a call that takes one step and returns its loss."""
     import jax
     import numpy as np
@@ -104,7 +106,7 @@ def ours(options: argparse.Namespace, *, remat: bool) -> Iterator[Step | None]:
     from distill.training.step import compiled
 
     yield None
-    config = our_config(options, remat=remat)
+    config = our_config(options, remat=remat, fused=fused)
     model, optimizer = T5Model(config), AdamW(Constant(RATE), weight_decay=DECAY, clip=CLIP)
     if options.device == "accelerator" and jax.default_backend() == "cpu":
         raise RuntimeError("JAX finds no accelerator")
@@ -126,7 +128,7 @@ def ours(options: argparse.Namespace, *, remat: bool) -> Iterator[Step | None]:
     yield step
 
 
-def our_config(options: argparse.Namespace, *, remat: bool = False) -> Any:
+def our_config(options: argparse.Namespace, *, remat: bool = False, fused: bool = False) -> Any:
     """Return the shape as ours."""
     from distill.models.t5 import T5Config
 
@@ -137,6 +139,7 @@ def our_config(options: argparse.Namespace, *, remat: bool = False) -> Any:
         dropout_rate=DROPOUT,
         dtype=options.dtype,
         remat=remat,
+        fused_attention=fused,
     )
 
 
@@ -220,7 +223,7 @@ def work(options: argparse.Namespace) -> None:
     ours_side = options.side.startswith("ours")
     remat = options.side.endswith("remat")
     if ours_side:
-        made = ours(options, remat=remat)
+        made = ours(options, remat=remat, fused="fused" in options.side)
     else:
         made = peer(options, dense="dense" in options.side, remat=remat)
     next(made)
@@ -417,7 +420,7 @@ def main() -> None:
     parser.add_argument("--target", type=int, default=128)
     parser.add_argument("--layers", type=int, default=0, help="of each tower, 0 for the shape's")
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="that a side may use")
-    sides = (*SIDES, *REMAT_SIDES)
+    sides = (*SIDES, *FUSED_SIDES, *REMAT_SIDES)
     parser.add_argument("--sides", nargs="+", choices=sides, default=SIDES, help="all to the first")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--side", choices=sides, help=argparse.SUPPRESS)

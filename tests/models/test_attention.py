@@ -126,6 +126,26 @@ def test_devices_that_share_the_rows_and_heads_give_what_one_gives():
 
 
 @pytest.mark.parametrize(
+    ("length", "source", "biased"), [(1024, 1024, True), (256, 256, True), (256, 1024, False)]
+)
+def test_a_tpu_is_given_the_kernel_at_the_run_files_lengths_in_both_directions(
+    length, source, biased
+):
+    rows = [jax.ShapeDtypeStruct((2, each, 2048), jnp.bfloat16) for each in (length, source)]
+    bias = jax.ShapeDtypeStruct((1, 32, length, source), jnp.float32) if biased else None
+    mask = jax.ShapeDtypeStruct((2, 1, length, source), jnp.bool_)
+
+    def loss(queries, keys, values, bias, mask):
+        return jnp.sum(attention.fused(queries, keys, values, bias, mask, HEAD))
+
+    step = jax.jit(jax.value_and_grad(loss, range(3 + biased)))
+    traced = step.trace(*rows, rows[1], bias, mask)
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("tpu_custom_call") == 2
+    assert "attention_forward" in text and "attention_backward" in text
+
+
+@pytest.mark.parametrize(
     ("shape", "taken"),
     [
         ((512, 512, 2048, 64), True),

@@ -164,6 +164,7 @@ def test_training_by_the_file_of_flan_t5_xl_runs_small_on_a_host_of_eight(run_di
     required = {"STUDENT": str(start), "VOCABULARY": STUDENT, "TEACHER": "none"}
     given = [f"--gin.{name}='{value}'" for name, value in required.items()]
     small = ("STEPS=2", "train.run.workers=0", "train.run.tensorboard=False")
+    small += ("FUSED_ATTENTION=True",)
     command = [sys.executable, "-m", "distill", "train", "--gin_file=runs/gsm8k_flan_t5_xl.gin"]
     command += [*given, *(f"--gin.{binding}" for binding in small), f"--run_dir={run_dir}"]
     done = subprocess.run(
@@ -183,7 +184,8 @@ def test_training_by_the_file_of_flan_t5_xl_runs_small_on_a_host_of_eight(run_di
     assert "8 x cpu (data 1, fsdp 8, tensor 1), 1 processes" in done.stderr
     assert json.loads(done.stdout)["steps"] == 2
     settings = manifest(run_dir, "train")["settings"]
-    assert settings["model_settings"] == {"dtype": "bfloat16", "remat": True}
+    chosen = {"dtype": "bfloat16", "fused_attention": True, "remat": True}
+    assert settings["model_settings"] == chosen
     assert settings["loss"]["type"] == "Chunked" and settings["loss"]["positions"] == 128
 
 

@@ -10,7 +10,7 @@ with --lower a training step in bfloat16 is traced and lowered for as many virtu
 Activations are not counted then.
 
 With --topology the step is compiled by XLA's own TPU compiler, for chips that need not be there
-(names as of `jax.experimental.topologies`: v4:2x2x2, v5e:4x4, …); its account of a chip's memory
+(as of `distill plan`: v4:2x2x2, v5e:4x4, …); its account of a chip's memory
 holds everything, and what does not fit is refused by it. Needs the extra `tpu`, and minutes.
 
     python benchmarks/partition_plan.py --shapes t5_1_1_xl --mesh 1 1 1 --topology h100:1 \
@@ -31,23 +31,6 @@ MESHES = ((1, 1, 1), (1, 8, 1), (1, 16, 1), (2, 16, 1), (1, 16, 4))
 HEADER = """\
 | shape | parameters | devices | data x fsdp x tensor | GB of parameters | of AdamW's moments |
 |---|---|---|---|---|---|"""
-# An H100 SXM as XLA describes it, xla/tools/hlo_opt/gpu_specs/h100_sxm.txtpb.
-H100 = """
-platform_name: "CUDA"
-device_description_str: "NVIDIA H100 80GB HBM3"
-dnn_version_info { major: 9 minor: 7 }
-runtime_version { major: 12 minor: 9 }
-gpu_device_info {
-  cuda_compute_capability { major: 9 }
-  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
-  device_memory_size: 84929347584 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
-  shared_memory_per_core: 233472 shared_memory_per_block: 49152
-  shared_memory_per_block_optin: 232448
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  threads_per_core_limit: 2048 threads_per_block_limit: 1024 threads_per_warp: 32
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-}
-"""
 FITTED_HEADER = """\
 | shape | remat | fused | slice | data x fsdp x tensor | rows, parts | GB kept | besides | time |
 |---|---|---|---|---|---|---|---|---|"""
@@ -72,7 +55,7 @@ def rows(name: str, meshes: Sequence[Sequence[int]], options: argparse.Namespace
     import jax
 
     from distill import config
-    from distill.models import partitioning
+    from distill.models import accelerators, partitioning
     from distill.models.t5 import T5Model
 
     config.load([f"models/{name}.gin"], [])
@@ -82,25 +65,11 @@ def rows(name: str, meshes: Sequence[Sequence[int]], options: argparse.Namespace
     params = jax.eval_shape(model.init, jax.random.key(0))
     for axes in meshes:
         if options.topology:
-            mesh = partitioning.mesh(*axes, devices=absent(options.topology))
+            mesh = partitioning.mesh(*axes, devices=accelerators.absent(options.topology))
             yield _fitted(name, model, params, mesh, options)
         else:
             mesh = partitioning.mesh(*axes, devices=jax.devices()[: math.prod(axes)])
             yield from _planned(name, model, params, mesh, options)
-
-
-def absent(topology: str):
-    """Return the devices of a topology, none of which need be there."""
-    from jax.experimental import topologies
-
-    kind, _, count = topology.partition(":")
-    if kind in ("v4", "v5p"):  # JAX sees a chip's two cores as one device
-        config = {"chip_config_name": "megacore"}
-        return topologies.get_topology_desc(topology, "tpu", **config).devices
-    if kind != "h100":
-        return topologies.get_topology_desc(topology, "tpu").devices
-    shape = f"1x1x{count}"
-    return topologies.get_topology_desc(platform="cuda", target_config=H100, topology=shape).devices
 
 
 def _planned(name, model, params, mesh, options) -> Iterator[str]:

@@ -42,6 +42,7 @@ MAIN_JOB = tuple(STAGES)[:11]
 TOOLS = {
     "verify": "distill.verify",
     "watch": "distill.watch",
+    "plan": "distill.plan",
     "launch": "distill.launch",
     "import": "distill.importing",
     "serve": "distill.serve",
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.help or options.command is None:
         _print(_help(options.command))
         return 0
-    return _guarded(lambda: _run(options, [*_overrides(rest), *_part(options)]), options.run_dir)
+    return _guarded(lambda: _run(options, rest), options.run_dir)
 
 
 def _tool(name: str, arguments: Sequence[str]) -> int:
@@ -105,9 +106,10 @@ def _guarded(call: Callable[[], int], run_dir: Path | None) -> int:
         return 2
 
 
-def _run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from distill import config
 
+    overrides = [*config.overrides(rest), *_part(options)]
     whole = options.command in ("run", "quickstart")
     files = options.gin_file or ([QUICKSTART] if options.command == "quickstart" else [])
     modules = [STAGES[options.command][0]] if options.command in STAGES else []
@@ -119,20 +121,6 @@ def _run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     if options.json:
         _print(json.dumps(result))
     return 0
-
-
-def _overrides(rest: Sequence[str]) -> list[str]:
-    from distill.core.errors import UserError
-
-    wrong = [item for item in rest if not item.startswith("--gin.") or "=" not in item]
-    if wrong:
-        raise UserError(
-            "--gin.NAME=VALUE, --gin_file, --gin_search_paths, --run_dir or --json",
-            wrong[0],
-            "see `distill --help`",
-        )
-    pairs = [item.removeprefix("--gin.").partition("=") for item in rest]
-    return [f"{name} = {value}" for name, _, value in pairs]
 
 
 def _part(options: argparse.Namespace) -> list[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -50,6 +51,23 @@ def load(
     _refuse_missing()
 
 
+def overrides(arguments: Sequence[str]) -> list[str]:
+    """Return the statements of arguments `--gin.NAME=VALUE`.
+
+    Raises:
+        UserError: an argument is something else.
+    """
+    wrong = [item for item in arguments if not item.startswith("--gin.") or "=" not in item]
+    if wrong:
+        raise UserError(
+            "--gin.NAME=VALUE, --gin_file, --gin_search_paths, --run_dir or --json",
+            wrong[0],
+            "see `distill --help`",
+        )
+    pairs = [item.removeprefix("--gin.").partition("=") for item in arguments]
+    return [f"{name} = {value}" for name, _, value in pairs]
+
+
 def _imports(modules: Sequence[str]) -> list[str]:
     """Return statements after which an override may name what the files import, and `modules`."""
     names = {statement.module for statement in gin_config._IMPORTS} | set(modules)
@@ -87,6 +105,17 @@ def configured(module: str, function: str) -> Callable[..., Any]:
         return gin.get_configurable(plain)
     except ValueError:  # No binding names it, so its defaults hold.
         return plain
+
+
+def bound(module: str, function: str) -> dict[str, Any]:
+    """Return what a stage would be called with: what gin binds, or else its defaults."""
+    plain = getattr(importlib.import_module(module), function)
+    parameters = inspect.signature(plain).parameters.values()
+    defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
+    try:
+        return defaults | gin.get_bindings(plain)
+    except ValueError:  # no binding names it
+        return defaults
 
 
 @contextlib.contextmanager

@@ -200,7 +200,9 @@ def put(stack: Mapping[str, np.ndarray], layout: Layout) -> dict[str, jax.Array]
 # --- Room --------------------------------------------------------------------------------------
 
 
-def require_room(advance: Any, state: State, stack: Layout, key: Any) -> None:
+def require_room(
+    advance: Any, state: State, stack: Layout, key: Any, device: Any = None
+) -> tuple[int, int, int]:
     """Compile a call of the trainer and refuse it where a device has too little memory for it.
 
     What is compiled here is what runs later; nothing is compiled twice.
@@ -210,11 +212,16 @@ def require_room(advance: Any, state: State, stack: Layout, key: Any) -> None:
         state: its layout.
         stack: layout of the batches of a call.
         key: of dropout.
+        device: one of those that it is compiled for; the first of this process if None.
+
+    Returns:
+        Bytes of a device: of state and batch, besides them, and what it has; zeros where the
+        compiler does not tell.
 
     Raises:
         UserError: the step does not fit, by XLA's account.
     """
-    device = jax.local_devices()[0]
+    device = jax.local_devices()[0] if device is None else device
     limit = accelerators.memory_bytes(device)
     room = f"a step within the {limit / GIGABYTE:.1f} GB of {device.device_kind}"
     advice = "raise microbatches or the mesh's fsdp or tensor, or lower batch_size"
@@ -225,9 +232,10 @@ def require_room(advance: Any, state: State, stack: Layout, key: Any) -> None:
             raise
         raise UserError(room, str(error).partition("\n")[0], advice) from error
     if found is None:
-        return
+        return 0, 0, limit
     kept = found.argument_size_in_bytes
     work = found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
     if kept + work > limit:
         got = f"{(kept + work) / GIGABYTE:.1f} GB, {kept / GIGABYTE:.1f} of them state and batch"
         raise UserError(room, got, advice)
+    return kept, work, limit

@@ -152,7 +152,7 @@ def train(
     logger.info("train: %s", _described(layout, mesh))
     mine = in_order(placement.share(batches, rows), course.calls(start), workers=course.workers)
     stacks = _placed(mine, lambda stack: placement.put(stack, rows))
-    record = Record(sinks, _seconds_at_peak(model, rows, mesh))
+    record = Record(sinks, seconds_at_peak(model, rows, mesh))
     with _termination() as terminated, contextlib.closing(ahead(stacks)) as feed:
         state, stopped = _follow(
             zip(course.calls(start), record.timed(feed), strict=True),
@@ -234,8 +234,17 @@ def _described(layout: State, mesh: Mesh) -> str:
     return f"{devices}, {jax.process_count()} processes, {size:.2f} GB of state a device"
 
 
-def _seconds_at_peak(model: Model, rows: placement.Layout, mesh: Mesh) -> float | None:
-    """What the model FLOPs of a step take at the peak of all devices; None where not known."""
+def seconds_at_peak(model: Model, rows: placement.Layout, mesh: Mesh) -> float | None:
+    """Return what the model FLOPs of a step take at the peak of all devices.
+
+    Args:
+        model: of the step.
+        rows: layout of a batch.
+        mesh: of the devices.
+
+    Returns:
+        Seconds, None where the peak or the model is not known.
+    """
     peak = accelerators.peak_flops(mesh.devices.flat[0].device_kind)
     if peak is None or not isinstance(model, T5Model | DecoderModel):
         return None
@@ -415,7 +424,7 @@ def run(
     with processes.held_by_first(opened) as stage:
         if processes.told(stage is not None and stage.complete):
             return stage.summary if stage else {}
-        model, params = _student(run_dir, student, model_settings or {})
+        model, params = start_of(run_dir, student, model_settings or {})
         rows = Shards(Path(run_dir) / "dataset", PackedExample)
         batches = PackedBatches(rows, batch_size, seed)
         _refuse_other_vocabulary(batches.largest_id, model.config.vocab_size)
@@ -454,9 +463,19 @@ def _opened(
         yield stage
 
 
-def _student(
+def start_of(
     run_dir: Path, student: str | None, settings: Mapping[str, Any]
 ) -> tuple[weights.Model, PyTree]:
+    """Return the model as it is trained, and its parameters, which are not read yet.
+
+    Args:
+        run_dir: of the run.
+        student: as of `run`.
+        settings: as `model_settings` of `run`.
+
+    Raises:
+        UserError: a setting is none of the model's, or the start is damaged.
+    """
     model, tensors, _ = weights.read(initialise.directory(run_dir, student))
     flat = {name: tensor.cast("float32") for name, tensor in tensors.items()}
     known = {field.name for field in dataclasses.fields(model.config)}

@@ -23,9 +23,10 @@ def main(arguments: Sequence[str]) -> int:
     """
     options, rest = _parser().parse_known_args(arguments)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX reads these when it is imported
-    if options.on.startswith("cpu:"):
-        count = f"--xla_force_host_platform_device_count={options.on.removeprefix('cpu:')}"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}"
+    kind, _, count = options.on.partition(":")
+    if kind == "cpu" and count.isdecimal():
+        flag = f"--xla_force_host_platform_device_count={count}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
     from distill import config
 
     modules = ["distill.corpus.dataset", "distill.training.train"]

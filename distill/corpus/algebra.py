@@ -4,7 +4,8 @@ r"""Decide by algebra what keys leave undecided, with math-verify in a process t
 
 SymPy may take for ever, or all memory, on a text as short as `9^{9^{9^{9}}}`, so a worker has a
 time for each pair and a limit of memory. It reads LaTeX alone, which math-verify parses without
-evaluating any text; that it cannot open files or reach a network either is a second wall.
+evaluating any text; the protections that confine programs are a second wall. A machine that grants
+few of them is not refused: what is held is reported.
 """
 
 import contextlib
@@ -14,11 +15,14 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Collection, Sequence
 from importlib import util
 from pathlib import Path
 
 from distill.core import answers
 from distill.core.errors import UserError
+from distill.corpus.protections import LIMITS, PROTECTIONS
+from distill.corpus.sandbox_process import end
 
 WORKER = "distill.corpus.algebra_worker"
 _START_SECONDS = 60.0
@@ -34,6 +38,7 @@ class Algebra:
     Args:
         seconds: time on the clock for a pair.
         memory_bytes: address space of the worker.
+        attempt: names of PROTECTIONS that are put in force where the machine grants them.
 
     Raises:
         UserError: math-verify is not installed.
@@ -46,14 +51,22 @@ class Algebra:
     Source: math-verify 0.9.0. It is asked both ways round, as it is not symmetric.
     """
 
-    def __init__(self, *, seconds: float = 5.0, memory_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self,
+        *,
+        seconds: float = 5.0,
+        memory_bytes: int = 1 << 30,
+        attempt: Collection[str] = PROTECTIONS,
+    ) -> None:
         if util.find_spec("math_verify") is None:
             raise UserError(
                 "the package math-verify", "none", "install it: pip install 'distill[math]'"
             )
         self.seconds, self.memory_bytes = seconds, memory_bytes
+        self.attempt = tuple(attempt)
         self.killed = 0
         self._known: dict[tuple[str, str], bool | None] = {}
+        self._held: tuple[str, ...] | None = None
         self._worker: _Worker | None = None
 
     def __enter__(self) -> "Algebra":
@@ -68,6 +81,10 @@ class Algebra:
             self._worker.end()
             self._worker = None
 
+    def held(self) -> tuple[str, ...] | None:
+        """Return the protections in force in the worker, None where none has been needed."""
+        return self._held
+
     def equal(self, prediction: str, gold: str) -> bool | None:
         """Return whether an answer is right, as `answers.equal`, None where nothing can tell."""
         found = answers.equal(prediction, gold)
@@ -79,25 +96,29 @@ class Algebra:
         return self._known[pair]
 
     def _ask(self, pair: tuple[str, str]) -> bool | None:
-        if self._worker is not None and not self._worker.waits():
-            self.close()  # it died while it waited, through no fault of this pair
-        if self._worker is None:
-            self._worker = _Worker(self.memory_bytes)
-        line = self._worker.ask(json.dumps(pair), self.seconds)
+        line = self._started().ask(json.dumps(pair), self.seconds)
         if not line:
             self.killed += 1
             self.close()
         return _ANSWERS.get(line)
 
+    def _started(self) -> "_Worker":
+        if self._worker is not None and not self._worker.waits():
+            self.close()  # it died while it waited, through no fault of the next pair
+        if self._worker is None:
+            self._worker = _Worker(self.memory_bytes, self.attempt)
+            self._held = self._worker.protections
+        return self._worker
+
 
 class _Worker:
     """One process that compares pairs until it is ended."""
 
-    def __init__(self, memory_bytes: int) -> None:
+    def __init__(self, memory_bytes: int, attempt: Sequence[str]) -> None:
         inner_pairs, pairs = os.pipe()
         self._answers, inner_answers = os.pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", WORKER, str(memory_bytes)],
+            [sys.executable, "-P", "-B", "-m", WORKER, str(memory_bytes), ":".join(attempt)],
             stdin=inner_pairs,
             stdout=inner_answers,
             stderr=subprocess.DEVNULL,
@@ -107,7 +128,9 @@ class _Worker:
         os.close(inner_pairs)
         os.close(inner_answers)
         self._pairs = os.fdopen(pairs, "wb", buffering=0)
-        if self._line(_START_SECONDS) != b"ready":
+        held = self._line(_START_SECONDS).decode("ascii", "replace")
+        self.protections = tuple(held.split(":"))
+        if LIMITS not in self.protections:
             self.end()
             raise RuntimeError(f"expected a worker that starts, got {self._process.returncode}")
 
@@ -123,8 +146,7 @@ class _Worker:
 
     def end(self) -> None:
         """Kill the process and forget it."""
-        self._process.kill()
-        self._process.wait()
+        end(self._process)
         self._pairs.close()
         os.close(self._answers)
 
@@ -136,7 +158,7 @@ class _Worker:
             left = deadline - time.monotonic()
             if left <= 0 or not poll.poll(1000 * left):
                 return b""
-            if not (piece := os.read(self._answers, 64)):
+            if not (piece := os.read(self._answers, 1 << 12)):
                 return b""
             line += piece
         return line.strip()

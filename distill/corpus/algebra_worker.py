@@ -1,24 +1,28 @@
-"""The inner side of `algebra`: closes itself in, then compares LaTeX pairs, a line each.
+"""The inner side of `algebra`: confines itself, then compares LaTeX pairs, a line each.
 
-It starts as `python -m distill.corpus.algebra_worker MEMORY_BYTES`.
+It starts as `python -m distill.corpus.algebra_worker MEMORY_BYTES PROTECTIONS`, the names of the
+protections to attempt parted by colons.
 
-    in:    ["PREDICTION", "GOLD"]                         JSON, a line each
-    out:   ready, then for each pair 1, 0 or ? (unread)   a line each
+    in:    ["PREDICTION", "GOLD"]                    JSON, a line each
+    out:   the protections in force, then for each   parted by colons
+           pair 1, 0 or ? (unread)                   a line each
 """
 
 import json
 import logging
 import os
-import resource
 import sys
+import sysconfig
 
+import math_verify
+import sympy
 from math_verify import LatexExtractionConfig, parse, verify
 
-from distill.corpus import sandbox_child
+from distill.corpus.confinement import Order, confine
 
 # math-verify's own evaluation of plain expressions is left out: it runs their text.
 _LATEX = (LatexExtractionConfig(boxed_match_priority=0),)
-_LEFT_OPEN = 64
+_OPEN_FILES = 64
 
 
 def compare(prediction: str, gold: str) -> str:
@@ -57,13 +61,17 @@ def _balanced(text: str) -> bool:
     return depth == 0
 
 
-def _close_in(memory_bytes: int) -> None:
+def _confine(memory_bytes: str, wanted: str) -> list[str]:
     """Give up memory beyond a limit, all writing, all but Python's own files, and every socket."""
     compare("x + 1", "1 + x")  # reads what is read late, as long as it can be
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (_LEFT_OPEN, _LEFT_OPEN))
-    sandbox_child.close_process_in([path for path in sys.path if os.path.isdir(path)])  # noqa: PTH112
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    places = [sysconfig.get_path(name) for name in names]
+    places += [os.path.dirname(path) for one in (math_verify, sympy) for path in one.__path__]  # noqa: PTH120
+    folders = {os.path.realpath(place) for place in places if os.path.isdir(place)}  # noqa: PTH112
+    outer = [one for one in folders if not any(one.startswith(f"{two}/") for two in folders)]
+    readable = ":".join(sorted(outer))
+    no_cpu_limit = "0"  # the clock of `algebra` ends a pair
+    return confine(Order(no_cpu_limit, memory_bytes, str(_OPEN_FILES), wanted, readable, ""))
 
 
 def main() -> None:
@@ -71,8 +79,7 @@ def main() -> None:
     logging.disable()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    _close_in(int(sys.argv[1]))
-    answers.write("ready\n")
+    answers.write(":".join(_confine(*sys.argv[1:])) + "\n")
     for line in sys.stdin:
         answers.write(_answer(*json.loads(line)) + "\n")
 

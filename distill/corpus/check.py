@@ -9,7 +9,15 @@ from distill.core.errors import UserError
 from distill.core.progress import progress
 from distill.core.records import Problem, Trace, Verdict
 from distill.core.store import Shards, Stage
-from distill.corpus.graders import GRADERS, Grader, Judge, judge, opened, require
+from distill.corpus.graders import (
+    GRADERS,
+    Grader,
+    Judge,
+    confinement,
+    judge,
+    opened,
+    require,
+)
 
 __all__ = ["GRADERS", "Grader", "Judge", "agreement", "check", "judge", "run", "summarise"]
 
@@ -138,7 +146,8 @@ def run(*, run_dir: Path, grader: str = "default", beside: str | None = None) ->
             verdicts = check(left, problems, judging)
             shown = progress(verdicts, name="check", total=len(traces), done=len(done))
             _write(shown, shards)
-        summary = summarise(shards)
+            confined = confinement(judging)
+        summary = {**summarise(shards), **confined}
         if beside is not None:
             with opened(grader) as one, opened(beside) as other:
                 table = agreement(traces, problems, (one, other))

@@ -121,7 +121,8 @@ def grade(
         grader: how an answer is found and compared.
 
     Raises:
-        UserError: a row lacks its prediction, its gold answer or its tests.
+        UserError: a row lacks its prediction, its gold answer or its tests, or its tests cannot be
+            read.
 
     Example:
         >>> from distill.corpus.graders import GRADERS
@@ -134,7 +135,10 @@ def grade(
         prediction = text_of(row, "prediction", name)
         tested = grader.field == "tests"
         gold = text_of(row, "tests", name) if tested else gold_of(row, name)
-        verdict, extracted, reason = grader(prediction, gold)
+        try:
+            verdict, extracted, reason = grader(prediction, gold)
+        except UserError as error:
+            raise UserError(f"{error.expected} on {name}", error.got, error.do) from error
         yield {**row, "verdict": verdict, "extracted": extracted, "reason": reason}
 
 
@@ -142,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Grade a file; print the counts."""
     options = _parser().parse_args(arguments)
     from distill.core.store import atomic_path
-    from distill.corpus.graders import opened
+    from distill.corpus.graders import confinement, opened
 
     output = options.output or options.file.with_suffix(".graded.jsonl")
     if output.is_dir():
@@ -155,8 +159,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for row in grade(named_rows, grader):
             counts[row["verdict"]] += 1
             file.write(json.dumps(row) + "\n")
+        confined = confinement(grader)
     result = {"rows": counts.total(), **counts, "grader": options.grader, "output": str(output)}
-    sys.stdout.write((json.dumps(result) if options.json else _told(counts, output)) + "\n")
+    told = json.dumps({**result, **confined}) if options.json else _told(counts, output, confined)
+    sys.stdout.write(told + "\n")
     return 0
 
 
@@ -173,13 +179,15 @@ def named_grader(name: str) -> "Grader":
     return GRADERS[name]
 
 
-def _told(counts: Counter[str], output: Path) -> str:
+def _told(counts: Counter[str], output: Path, confined: dict[str, list[str]]) -> str:
     from distill.core.records import Accuracy
 
     told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
     n = counts.total()
     share = f" ({Accuracy(counts['right'], n)} right)" if n else ""
-    return f"{n} rows: {told}{share}\n{output}"
+    lines = [f"{n} rows: {told}{share}"]
+    lines += [f"{name}: {', '.join(names)}" for name, names in confined.items() if names]
+    return "\n".join([*lines, str(output)])
 
 
 def _parser() -> argparse.ArgumentParser:

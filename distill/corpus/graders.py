@@ -16,6 +16,7 @@ from typing import Protocol
 
 from distill.core import answers
 from distill.core.errors import UserError
+from distill.corpus.protections import unguarded
 
 # An outcome of `records.OUTCOMES`, the answer (None where there is none) and the reason.
 Judged = tuple[str, str | None, str]
@@ -37,6 +38,10 @@ class Judge(Protocol):
         """Return what the answers have in common that one vote counts together."""
         ...
 
+    def held(self) -> tuple[str, ...] | None:
+        """Return the protections of what runs beside it, None where nothing has run."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Grader:
@@ -47,12 +52,14 @@ class Grader:
         equal: whether an answer equals the gold one, None where that cannot be decided.
         key: what the answers have in common that one vote counts together.
         field: the field of a Problem that decides.
+        held: the protections of what runs beside it, None where nothing has run.
     """
 
     extract: Callable[[str], str | None]
     equal: Callable[[str, str], bool | None]
     key: Callable[[str], str] = answers.canonical
     field: str = "answer"
+    held: Callable[[], tuple[str, ...] | None] = lambda: None
 
     def __call__(self, text: str, gold: str) -> Judged:
         """Return what was decided of a text."""
@@ -101,7 +108,7 @@ def _algebra() -> Iterator[Judge]:
     from distill.corpus.algebra import Algebra
 
     with Algebra() as algebra:
-        yield dataclasses.replace(GRADERS["default"], equal=algebra.equal)
+        yield dataclasses.replace(GRADERS["default"], equal=algebra.equal, held=algebra.held)
 
 
 @contextlib.contextmanager
@@ -136,6 +143,22 @@ def opened(name: str) -> AbstractContextManager[Judge]:
     if name in _RUNNING:
         return _RUNNING[name]()
     return contextlib.nullcontext(GRADERS[name])
+
+
+def confinement(judge: Judge) -> dict[str, list[str]]:
+    """Return what a summary says of the processes beside a judge; nothing where none has run.
+
+    Returns:
+        `protections`, those in force, and `unguarded`, the guarantees that they do not give.
+
+    Example:
+        >>> confinement(GRADERS["default"])
+        {}
+    """
+    held = judge.held()
+    if held is None:
+        return {}
+    return {"protections": list(held), "unguarded": list(unguarded(held))}
 
 
 def require(name: str) -> None:

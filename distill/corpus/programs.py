@@ -5,7 +5,8 @@ import functools
 import re
 
 from distill.core.errors import UserError
-from distill.corpus.sandbox import Assertion, Sandbox, Submission, split_tests
+from distill.corpus.asserts import Assertion, split_tests
+from distill.corpus.sandbox import Sandbox, Submission
 
 _FENCED = re.compile(r"```[ \t]*(?:[Pp]ython3?|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _BEGIN, _DONE = "[BEGIN]", "[DONE]"
@@ -52,7 +53,8 @@ class Programs:
             gold: the asserts, after what sets them up.
 
         Raises:
-            UserError: the tests are no Python, hold no assert, or expect what has no value.
+            UserError: the tests are no Python, nest too deeply, hold no assert, or expect what has
+                no value.
         """
         program = extract(text)
         if program is None:
@@ -61,12 +63,16 @@ class Programs:
         try:
             judged = self.sandbox.judge(Submission(program, assertions, setup))
         except ValueError as error:
-            raise UserError("asserts that can be read", str(error), "mend the tests") from error
+            raise UserError("asserts that can be read", str(error), "correct the tests") from error
         return judged.outcome, program, judged.reason
 
     def key(self, answer: str) -> str:
         """Return the program."""
         return answer
+
+    def held(self) -> tuple[str, ...]:
+        """Return the protections that confine every program."""
+        return self.sandbox.protections
 
 
 @functools.lru_cache(maxsize=4096)
@@ -74,7 +80,7 @@ def _tests(source: str) -> tuple[str, tuple[Assertion, ...]]:
     try:
         setup, assertions = split_tests(source)
     except ValueError as error:
-        raise UserError("tests in Python", str(error), "mend the problem's tests") from error
+        raise UserError("tests in Python", str(error), "correct the problem's tests") from error
     if not assertions:
         raise UserError("tests with an assert", f"{source:.60}", "add one to the problem's tests")
     return setup, assertions

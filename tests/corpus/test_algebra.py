@@ -11,6 +11,8 @@ from distill.core import answers
 from distill.core.errors import UserError
 from distill.corpus import algebra
 from distill.corpus.algebra import Algebra
+from distill.corpus.protections import PROTECTIONS, unguarded
+from distill.corpus.sandbox import Sandbox
 
 
 @pytest.fixture(scope="module")
@@ -124,15 +126,15 @@ def test_no_text_is_run(deciding, tmp_path, text: str):
     assert not target.exists()
 
 
-def test_the_worker_cannot_write_open_sockets_or_start_processes(tmp_path):
-    code = f"""
+CONFINED = """
 import os, socket, sys
-from distill.corpus import sandbox_child
-print(len(sandbox_child.close_process_in([p for p in sys.path if os.path.isdir(p)])), flush=True)
+from distill.corpus import algebra_worker
+print(len(algebra_worker._confine(str(1 << 30), sys.argv[2])), flush=True)
 for forbidden in (
-    lambda: open({str(tmp_path / "made")!r}, "w"),
+    lambda: open(sys.argv[1], "w"),
     lambda: open("/etc/passwd"),
-    lambda: socket.socket(),
+    lambda: open(algebra_worker.__file__.replace("distill/corpus/algebra_worker", "conftest")),
+    lambda: socket.create_connection(("127.0.0.1", 9)),
     os.fork,
 ):
     try:
@@ -140,11 +142,33 @@ for forbidden in (
     except OSError:
         os.write(1, b"refused ")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    held, _, refused = done.stdout.partition("\n")
-    if int(held) < 3:
+
+
+def test_the_worker_cannot_write_open_sockets_or_start_processes(tmp_path, deciding):
+    deciding.equal("x + 1", "1 + x")
+    if unguarded(deciding.held()):
         pytest.skip("this kernel grants no Landlock or seccomp")
-    assert refused == "refused " * 4
+    done = subprocess.run(
+        [sys.executable, "-c", CONFINED, str(tmp_path / "made"), ":".join(PROTECTIONS)],
+        capture_output=True,
+        text=True,
+    )
+    held, _, refused = done.stdout.partition("\n")
+    assert int(held) == len(deciding.held())
+    assert refused == "refused " * 5
+
+
+def test_what_confines_the_worker_is_what_confines_programs(deciding):
+    deciding.equal("x + 1", "1 + x")
+    with Sandbox(workers=1, require=[]) as sandbox:
+        assert deciding.held() == sandbox.protections
+
+
+def test_protections_that_are_missing_are_reported():
+    with Algebra(attempt=[]) as open_wide:
+        assert open_wide.held() is None
+        assert open_wide.equal("x + 1", "1 + x") is True
+        assert "files" in unguarded(open_wide.held())
 
 
 def test_a_worker_that_died_while_it_waited_is_replaced():

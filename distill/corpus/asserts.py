@@ -87,6 +87,8 @@ def split_tests(source: str) -> tuple[str, tuple[Assertion, ...]]:
 @contextlib.contextmanager
 def _refusing(source: str) -> Iterator[None]:
     """Turn every way in which the parser, or a walk of its tree, gives up into a ValueError."""
+    if len(source) > _LONGEST:
+        raise ValueError(f"expected Python asserts, got {len(source)} characters, over {_LONGEST}")
     try:
         yield
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -95,8 +97,6 @@ def _refusing(source: str) -> Iterator[None]:
 
 
 def _parse(source: str) -> list[ast.stmt]:
-    if len(source) > _LONGEST:
-        raise ValueError(f"expected at most {_LONGEST} characters, got {len(source)}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of unknown escapes, which are the tests' own affair
         return ast.parse(source).body

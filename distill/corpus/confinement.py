@@ -156,9 +156,14 @@ def _write(path: str, text: str) -> None:
 def _enter_user_namespace(
     kernel: linux.Kernel, wanted: Sequence[str], held: Sequence[str]
 ) -> list[str]:
-    """Enter one late, where the superuser entered the others first: it parts the keyrings."""
-    late = USER_NAMESPACE in wanted and USER_NAMESPACE not in held and ORDINARY_USER in held
-    return [USER_NAMESPACE] if late and _holds(kernel.unshare, linux.NEW_USER) else []
+    """Enter a last one, in which no id means anything; what built the others is left outside.
+
+    It parts the keyrings of a user whose superuser entered the other namespaces without it.
+    """
+    may_enter = USER_NAMESPACE in wanted and ORDINARY_USER in held
+    if not may_enter or not _holds(kernel.unshare, linux.NEW_USER):
+        return []
+    return [USER_NAMESPACE] if USER_NAMESPACE not in held else []
 
 
 def _own_keyrings(kernel: linux.Kernel, held: Sequence[str]) -> None:

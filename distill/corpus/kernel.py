@@ -82,11 +82,11 @@ class Kernel:
     # --- Namespaces
 
     def map_ids(self, user: int, group: int) -> None:
-        """Keep one user and group under their own numbers in a new user namespace."""
+        """Make one user and group the superuser's in a new user namespace, and no other."""
         for name, text in (
             ("setgroups", "deny"),
-            ("uid_map", f"{user} {user} 1"),
-            ("gid_map", f"{group} {group} 1"),
+            ("uid_map", f"0 {user} 1"),
+            ("gid_map", f"0 {group} 1"),
         ):
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)

@@ -80,7 +80,8 @@ def _tests(source: str) -> tuple[str, tuple[Assertion, ...]]:
     try:
         setup, assertions = split_tests(source)
     except ValueError as error:
-        raise UserError("tests in Python", str(error), "correct the problem's tests") from error
+        got = str(error).partition("got ")[2]
+        raise UserError("tests in Python", got, "correct the problem's tests") from error
     if not assertions:
         raise UserError("tests with an assert", f"{source:.60}", "add one to the problem's tests")
     return setup, assertions

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sandbox_world import ordinary_python
 
 from distill.core.errors import UserError
 from distill.core.records import OUTCOMES
@@ -836,22 +837,9 @@ json.dump({"outcomes": outcomes, "protections": sandbox.protections}, sys.stdout
 """
 
 
-def _ordinary_python():
-    """A Python that an ordinary user can start, and how to become one."""
-    user = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
-    fits = "import sys; sys.path.insert(0, '.'); import distill.corpus.sandbox"
-    for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
-        try:
-            subprocess.run([python, "-c", fits], cwd=ROOT, check=True, stderr=-3, **user)
-        except (OSError, subprocess.CalledProcessError):
-            continue
-        return python, user
-    pytest.skip("no Python of 3.11 or later that an ordinary user can start")
-
-
 @pytest.mark.parametrize("without", WITHOUT)
 def test_an_ordinary_user_is_guarded_alike(host, without):
-    python, user = _ordinary_python()
+    python, user = ordinary_python()
     before = _state(host)
     attempt = [p for p in PROTECTIONS if p not in WITHOUT[without]]
     candidates = {"good": (ADD, "assert add(1, 2) == 3")}

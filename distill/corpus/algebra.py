@@ -21,7 +21,7 @@ from pathlib import Path
 
 from distill.core import answers
 from distill.core.errors import UserError
-from distill.corpus.protections import LIMITS, PROTECTIONS
+from distill.corpus.protections import PROTECTIONS
 from distill.corpus.sandbox_process import end
 
 WORKER = "distill.corpus.algebra_worker"
@@ -128,9 +128,9 @@ class _Worker:
         os.close(inner_pairs)
         os.close(inner_answers)
         self._pairs = os.fdopen(pairs, "wb", buffering=0)
-        held = self._line(_START_SECONDS).decode("ascii", "replace")
-        self.protections = tuple(held.split(":"))
-        if LIMITS not in self.protections:
+        ready, *held = self._line(_START_SECONDS).decode("ascii", "replace").split(":")
+        self.protections = tuple(held)
+        if ready != "ready":
             self.end()
             raise RuntimeError(f"expected a worker that starts, got {self._process.returncode}")
 

@@ -4,8 +4,8 @@ It starts as `python -m distill.corpus.algebra_worker MEMORY_BYTES PROTECTIONS`,
 protections to attempt parted by colons.
 
     in:    ["PREDICTION", "GOLD"]                    JSON, a line each
-    out:   the protections in force, then for each   parted by colons
-           pair 1, 0 or ? (unread)                   a line each
+    out:   ready and the protections in force,       parted by colons
+           then for each pair 1, 0 or ? (unread)     a line each
 """
 
 import json
@@ -62,7 +62,13 @@ def _balanced(text: str) -> bool:
 
 
 def _confine(memory_bytes: str, wanted: str) -> list[str]:
-    """Give up memory beyond a limit, all writing, all but Python's own files, and every socket."""
+    """Give up memory beyond a limit, all writing, all but Python's own files, and every socket.
+
+    Returns:
+        The protections in force; none outside Linux.
+    """
+    if sys.platform != "linux":
+        return []
     compare("x + 1", "1 + x")  # reads what is read late, as long as it can be
     names = ("stdlib", "platstdlib", "purelib", "platlib")
     places = [sysconfig.get_path(name) for name in names]
@@ -79,7 +85,7 @@ def main() -> None:
     logging.disable()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    answers.write(":".join(_confine(*sys.argv[1:])) + "\n")
+    answers.write(":".join(["ready", *_confine(*sys.argv[1:])]) + "\n")
     for line in sys.stdin:
         answers.write(_answer(*json.loads(line)) + "\n")
 

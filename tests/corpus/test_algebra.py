@@ -9,7 +9,7 @@ import pytest
 
 from distill.core import answers
 from distill.core.errors import UserError
-from distill.corpus import algebra
+from distill.corpus import algebra, algebra_worker
 from distill.corpus.algebra import Algebra
 from distill.corpus.protections import PROTECTIONS, unguarded
 from distill.corpus.sandbox import Sandbox
@@ -169,6 +169,11 @@ def test_protections_that_are_missing_are_reported():
         assert open_wide.held() is None
         assert open_wide.equal("x + 1", "1 + x") is True
         assert "files" in unguarded(open_wide.held())
+
+
+def test_no_protection_is_claimed_outside_linux(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert algebra_worker._confine(str(1 << 30), ":".join(PROTECTIONS)) == []
 
 
 def test_a_worker_that_died_while_it_waited_is_replaced():

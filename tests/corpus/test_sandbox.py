@@ -369,6 +369,19 @@ def test_what_is_required_and_does_not_hold_is_refused():
         Sandbox(attempt=[guards.NO_NEW_PRIVILEGES], require=["files", "network"])
 
 
+@pytest.mark.parametrize("python", ["/nowhere/python", "/etc/passwd", "/bin/false"])
+def test_a_python_that_does_not_start_is_refused(monkeypatch, python):
+    monkeypatch.setattr(sys, "executable", python)
+    with pytest.raises(UserError, match="expected a Python that starts as this user"):
+        Sandbox(workers=1)
+
+
+def test_a_system_without_its_protections_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(UserError, match=r"expected Linux, .*, got darwin"):
+        Sandbox(workers=1)
+
+
 @pytest.mark.parametrize("names", [{"require": ["peace"]}, {"attempt": ["secomp"]}])
 def test_unknown_names_are_refused(names):
     with pytest.raises(ValueError, match="expected names of GUARANTEES and PROTECTIONS"):

@@ -70,9 +70,9 @@ class Algebra:
 
     def equal(self, prediction: str, gold: str) -> bool | None:
         """Return whether an answer is right, as `answers.equal`, None where nothing can tell."""
-        found = answers.equal(prediction, gold)
-        if found is not None:
-            return found
+        return answers.equal(prediction, gold, self._compare)
+
+    def _compare(self, prediction: str, gold: str) -> bool | None:
         pair = (prediction, gold)
         if pair not in self._known:
             self._known[pair] = self._ask(pair)

@@ -12,49 +12,10 @@ import os
 import resource
 import sys
 
-from math_verify import LatexExtractionConfig, parse, verify
-
 from distill.corpus import sandbox_child
+from distill.corpus.algebra_compare import compare
 
-# math-verify's own evaluation of plain expressions is left out: it runs their text.
-_LATEX = (LatexExtractionConfig(boxed_match_priority=0),)
 _LEFT_OPEN = 64
-
-
-def compare(prediction: str, gold: str) -> str:
-    r"""Return 1 if both are one value both ways round, 0 if not, ? if either cannot be read.
-
-    Example:
-        >>> compare(r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"), compare("x", r"\frac{")
-        ('1', '?')
-    """
-    one, other = _parsed(prediction), _parsed(gold)
-    if not one or not other:
-        return "?"
-    untimed = {"timeout_seconds": None, "raise_on_error": True}
-    return "1" if verify(other, one, **untimed) and verify(one, other, **untimed) else "0"
-
-
-def _parsed(answer: str) -> list:
-    if not _balanced(answer):
-        return []
-    return parse(
-        f"\\boxed{{{answer}}}",
-        _LATEX,
-        fallback_mode="no_fallback",
-        extraction_mode="first_match",
-        parsing_timeout=None,  # pyright: ignore[reportArgumentType] - what it documents
-    )
-
-
-def _balanced(text: str) -> bool:
-    """Return whether braces close, so that a text cannot end the box that it is put into."""
-    depth = 0
-    for letter in text.replace("\\{", "").replace("\\}", ""):
-        depth += (letter == "{") - (letter == "}")
-        if depth < 0:
-            return False
-    return depth == 0
 
 
 def _close_in(memory_bytes: int) -> None:

@@ -7,12 +7,13 @@ values are equal, different, or undecided (`values`). `docs/grading.md` has the 
 Votes are counted on `canonical` keys: answers of one key are never different.
 """
 
+from collections.abc import Callable
+
+from distill.core.answers import values
 from distill.core.answers.marks import extract, fu2023, marked, stated
 from distill.core.answers.reading import read
-from distill.core.answers.values import Expression, Items, Named, Quantity, Unread, Value, Words
-from distill.core.answers.values import equal as _equal
 
-__all__ = ["canonical", "equal", "extract", "fu2023", "is_algebraic", "marked", "stated"]
+__all__ = ["canonical", "equal", "extract", "fu2023", "marked", "stated"]
 
 
 def canonical(answer: str) -> str:
@@ -30,37 +31,22 @@ def canonical(answer: str) -> str:
     return read(answer).key()
 
 
-def equal(prediction: str, gold: str) -> bool | None:
+def equal(
+    prediction: str, gold: str, ask: Callable[[str, str], bool | None] | None = None
+) -> bool | None:
     r"""Return whether an answer is right, None where the texts do not decide it.
+
+    Args:
+        prediction: the answer that is judged.
+        gold: the right one.
+        ask: decides about two expressions in LaTeX whose spellings differ; nobody by default.
 
     Example:
         >>> equal("$1,200", "1200"), equal("50 cents", "$0.50"), equal("10%", "10")
         (True, True, True)
         >>> equal("10", "10%"), equal("5 km", "5 m"), equal("5 crores", "5")
-        (False, False, None)
+        (False, None, None)
     """
     if prediction == gold:
         return True
-    return _equal(read(prediction), read(gold))
-
-
-def is_algebraic(answer: str) -> bool:
-    r"""Return whether algebra can read all of an answer: no unit, no word, no time or date.
-
-    Example:
-        >>> [is_algebraic(text) for text in (r"2\sqrt{3}", "x = 5", "(1, 2)", "5 km", "5 or 6")]
-        [True, True, True, False, False]
-    """
-    return _is_algebraic(read(answer))
-
-
-def _is_algebraic(value: Value) -> bool:
-    if isinstance(value, Quantity):
-        return not value.percent and not value.unit.powers and not value.unit.things
-    if isinstance(value, Items):
-        return all(_is_algebraic(each) for each in value.values)
-    if isinstance(value, Named):
-        return _is_algebraic(value.value)
-    if isinstance(value, Words):
-        return len(value.text) == 1
-    return isinstance(value, Expression) and not isinstance(value, Unread)
+    return values.equal(read(prediction), read(gold), *filter(None, [ask]))

@@ -20,6 +20,7 @@ _SIGNS = str.maketrans(
 _RAISED = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u207b]+")
 _LOWERED = re.compile("[\u2080-\u2089]+")
 _VULGAR = re.compile("(\\d?)([\u00bc-\u00be\u2150-\u215e])")
+_ROOT = re.compile(r"√\s?(?:(\d+|[A-Za-z])|\(([^()]*)\))")
 _FONT = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|mbox|hbox|bold|boldsymbol|emph|"
     r"boxed|fbox|framebox)\s?\{([^{}]*)\}"
@@ -27,7 +28,9 @@ _FONT = re.compile(
 _NOTHING = re.compile(
     r"(?<!\\)\\(?:(?:left|right|displaystyle|limits)(?![A-Za-z])\.?|!\s*|[()\[\]])"
 )
-_SPACE = re.compile(r"(?<!\\)\\(?:[,;: ]|q?quad(?![A-Za-z]))|~")
+_SPACE = re.compile(r"(?<!\\)\\(?:[,;: ]|q?quad(?![A-Za-z]))|(?<=\S)~(?=\S)")
+# A backslash that was escaped once too often; in a matrix two of them end a row.
+_DOUBLED = re.compile(r"\\\\(?=[A-Za-z]{2})")
 _DEGREE = re.compile(r"\s?(?:\^\s?\{?\s?\\circ\s?\}?|\\degree(?![A-Za-z]))")
 _ESCAPED = re.compile(r"\\([$%&#])")
 _SPACES = re.compile(r"\s{2,}")
@@ -67,7 +70,7 @@ def _in_ascii(text: str) -> str:
     text = _RAISED.sub(lambda run: f"^{{{_nfkc(run[0])}}}", text)
     text = _LOWERED.sub(lambda run: f"_{{{_nfkc(run[0])}}}", text)
     text = _VULGAR.sub(lambda run: f"{run[1]} {_nfkc(run[2])}", text)
-    text = text.translate(_SIGNS)
+    text = _ROOT.sub(lambda run: f"\\sqrt{{{run[1] or run[2]}}}", text.translate(_SIGNS))
     return "".join(_digit(letter) for letter in text)
 
 
@@ -82,6 +85,8 @@ def _digit(letter: str) -> str:
 
 
 def _without_latex(text: str) -> str:
+    if "\\begin" not in text:
+        text = _DOUBLED.sub(r"\\", text)
     text = _DEGREE.sub("°", text.replace("{,}", ","))
     for _ in range(4):
         text = _FONT.sub(r" \1 ", text)

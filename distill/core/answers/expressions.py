@@ -37,8 +37,6 @@ _PLAIN = {
 _BLANKS = re.compile(r" +(?![A-Za-z0-9])|(?<![A-Za-z0-9]) +|(?<=[0-9]) +(?=[A-Za-z])")
 _PRODUCT = re.compile(r"(?<=\d)\*(?=[\\A-Za-z(])")
 _QUOTIENT = re.compile(r"(-?)\(?(\d*(?:\\pi|\\sqrt\{?\d+\}?|[a-z])?)\)?/\(?(\d+)\)?")
-_TERM = re.compile(r"[-+]")
-_SCOPED = re.compile(r"\\(?:sum|int|prod|lim|pm|mp|begin|sqrt\[)|[=<>,;|!&]|\\[lg]e|\^[-+]|[-+*/(^][-+]")
 
 
 def is_mathematical(text: str) -> bool:
@@ -58,43 +56,30 @@ def is_mathematical(text: str) -> bool:
 
 
 def spelling(text: str) -> str:
-    r"""Return an expression without what LaTeX leaves to taste, its sum's terms in order.
+    r"""Return an expression without what LaTeX leaves to taste.
 
     Example:
         >>> spelling(r"2 \sqrt{3}"), spelling("1+x^{2}"), spelling("pi/2")
         ('2\\sqrt3', '1+x^2', '\\frac{\\pi}{2}')
     """
     plain = _BLANKS.sub("", _TASTE.sub(_as_plain, text)).strip()
-    plain = _PRODUCT.sub("", plain)
+    if "/" not in plain:
+        plain = _PRODUCT.sub("", plain)
     if quotient := _QUOTIENT.fullmatch(plain):
         sign, over, under = quotient.groups()
-        plain = f"{sign}\\frac{{{over}}}{{{under}}}" if over else plain
-    return _sorted_terms(plain)
+        return f"{sign}\\frac{{{over}}}{{{under}}}" if over else plain
+    return plain
 
 
 def _as_plain(match: re.Match[str]) -> str:
     if match["inside"]:
         return f"\\sqrt{{{match['inside']}}}"
     if match["power"]:
-        return f"e^{match['power']}" if len(match["power"]) == 1 or match["power"].isdigit() else match[0]
+        return (
+            f"e^{match['power']}"
+            if len(match["power"]) == 1 or match["power"].isdigit()
+            else match[0]
+        )
     if match["over"]:
         return f"\\frac{{{match['over']}}}{{{match['under']}}}"
     return match["index"] or match["root"] or _PLAIN[match[0]]
-
-
-def _sorted_terms(text: str) -> str:
-    """Sort the terms of a sum outside all brackets; leave what is more than a sum as it is."""
-    if _SCOPED.search(text):
-        return text
-    depth, cuts = 0, []
-    for place, letter in enumerate(text):
-        depth += (letter in "([{") - (letter in ")]}")
-        if depth == 0 and letter in "+-" and place:
-            cuts.append(place)
-    if depth or not cuts:
-        return text
-    terms = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    if any(term in ("+", "-") for term in terms):
-        return text
-    signed = [term if term[0] in "+-" else f"+{term}" for term in terms]
-    return "".join(sorted(signed)).removeprefix("+")

@@ -11,6 +11,7 @@ import re
 from distill.core.answers.dress import strip
 from distill.core.answers.reading import LONGEST, read
 from distill.core.answers.values import Quantity, Unread, Words
+from distill.core.answers.words import NUMERIC
 
 # Marks and letters that are looked at, so that the time is linear in the text's length.
 _MARKS, _WINDOW = 32, 4 * LONGEST
@@ -22,8 +23,8 @@ _MARK = re.compile(
     r"(?P<box>\\(?:boxed|fbox|framebox)\s*\{)|(?P<tag><answer>)|(?P<hashes>(?<!#)####(?!#))"
     r"|(?P<heading>^[ \t]*#{1,6}[ \t]*(?:the\s+)?(?:final\s+)?answers?\W*$)"
     r"|(?P<statement>\banswers?\b(?:\s*\([^()\n]{0,40}\))?(?:\s+(?:to|of|for)\s[^.\n]{0,60}?)?[*_`]{0,3}"
-    rf"(?:\s+(?P<denied>{_DENIED})(?:\s+be\b)?|\s+(?:is|are|was|were|equals|(?:will|would|should|must)"
-    r"\s+be)\b|\s*=(?!=))?\s*:?)",
+    rf"(?:(?:\s+(?P<denied>{_DENIED})(?:\s+be\b)?|\s+(?:is|are|was|were|equals|(?:will|would|should|must)"
+    r"\s+be)\b|\s*=(?!=))\s*:?|\s*:))",
     re.IGNORECASE | re.MULTILINE,
 )
 _STATED = re.compile(r"answer is\b:?", re.IGNORECASE)
@@ -36,8 +37,9 @@ _LEAD = re.compile(
     r"(?:(?:only|just|exactly|simply|equal\s+to|a\s+total\s+of)\s+)?(?=[-$\d])"
 )
 _CORRECTION = re.compile(
-    r"\W*(?:wait|actually|no\b|correction|sorry|oops|hmm|hold on|my mistake|scratch that|i made|"
-    r"that(?:['\u2019]s| is)(?: wrong| incorrect| not)|let me (?:correct|fix|redo)|rather|i was wrong)",
+    r"\W*(?:wait|actually|no\b(?=\s*[,.!:;-])|correction|sorry|oops|hmm|hold on|my mistake|scratch that|i made|"
+    r"however|(?:(?:but|yet|or),?\s+)?(?:that|this|it|which)(?:['\u2019]s| is| was)n?(?:['\u2019]t)?\s+(?:wrong|incorrect|not|"
+    r"false|right\?)|let me (?:correct|fix|redo)|rather|i was wrong)",
     re.IGNORECASE,
 )
 _CORRECTED = re.compile(
@@ -66,7 +68,9 @@ _ELSEWHERE = re.compile(
     r"(?:as\s+)?(?:shown\s+|given\s+|stated\s+)?(?:above|below|correct|wrong|right|the same|as follows)\W*",
     re.IGNORECASE,
 )
-_COMPARED = re.compile(r"[<>!:=\u2260\u2264\u2265\u2248~]=|=[=<>]|[<>\u2260\u2264\u2265\u2248]|\\n?(?:eq?|[lg]eq?)(?![a-z])")
+_COMPARED = re.compile(
+    r"[<>!:=\u2260\u2264\u2265\u2248~]=|=[=<>]|[<>\u2260\u2264\u2265\u2248]|\\n?(?:eq?|[lg]eq?)(?![a-z])"
+)
 _VARIABLE = re.compile(
     r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z'])|(?<![A-Za-z])[A-Z]{2,3}(?![A-Za-z])|[A-Za-z]\(|\\[a-z]"
 )
@@ -133,19 +137,13 @@ def fu2023(text: str) -> str | None:
 
 def _marked(text: str) -> tuple[bool, str | None]:
     """Return whether a text marks its answer, and the answer, None where the mark holds none."""
-    marks = [mark for mark in _MARK.finditer(text) if _is_mark(mark)]
+    marks = list(_MARK.finditer(text))
     for place in range(len(marks) - 1, max(-1, len(marks) - 1 - _MARKS), -1):
         mark = marks[place]
         answer = _boxed(text, marks[: place + 1]) if mark["box"] else _after(text, mark)
         if answer != "":
             return True, answer
     return False, None
-
-
-def _is_mark(mark: re.Match[str]) -> bool:
-    """Return whether `answer` is followed by what makes a statement of it."""
-    said = mark["statement"]
-    return said is None or said.rstrip("*_` \n").lower() not in ("answer", "answers")
 
 
 # --- After a mark ------------------------------------------------------------------------------
@@ -201,13 +199,16 @@ def _result(said: str) -> str:
     if "=" not in said or _COMPARED.search(said):
         return said
     *sides, last = (side.strip() for side in said.split("="))
-    if any(_VARIABLE.search(side) for side in (*sides, last)):
+    if any(not side or _VARIABLE.search(side) for side in (*sides, last)):
         return said
     if said.startswith("$") and last.endswith("$"):
         last = last[:-1]
-    if isinstance(read(last), Quantity):
-        return last
-    return strip(sides[0]) if isinstance(read(sides[0]), Quantity) else said
+    known = {
+        strip(side): value for side in (*sides, last) if isinstance(value := read(side), Quantity)
+    }
+    if len({value.number for value in known.values()}) > 1:
+        return said
+    return last if last in known else next(iter(known), said)
 
 
 # --- Boxes -------------------------------------------------------------------------------------
@@ -253,13 +254,16 @@ def _joined(text: str, marks: list[re.Match[str]], last: str) -> str:
 
 def _before(text: str, start: int) -> str:
     """Return what stands before a box and changes what is in it."""
-    line = text[max(0, start - 80) : start].rpartition("\n")[2].rstrip(" $*(")
+    line = text[max(0, start - 80) : start].rpartition("\n")[2].rstrip(" $*({")
+    line = re.sub(r"\\[a-z]*(?:box|boxed|text[a-z]*|math[a-z]*)$", "", line).rstrip(" $*({")
     if line.endswith(("\\(", "\\[")):
         line = line[:-2].rstrip()
     word = re.split(r"[\s$]", line)[-1].lower()
     if word in _HEDGES or word.endswith(("n't", "n\u2019t")):
         return f"{word} "
-    if _OPERATORS.search(line) and not line.endswith(("**", "->", "=>", "\\implies", "\\therefore")):
+    if _OPERATORS.search(line) and not line.endswith(
+        ("**", "->", "=>", "\\implies", "\\therefore")
+    ):
         return f"{word} "
     if line[-1:].isdigit():
         return f"{word} "
@@ -279,7 +283,12 @@ def _behind(rest: str) -> str:
     if words[0].lower() in _FOLLOWING or words[0].lower() == "of" or rest[:1] in ".,;:":
         return ""
     said = read(f"5 {phrase[1].strip()}")
-    if isinstance(said, Quantity) and not said.percent and said.number == 5 and not said.unit.powers:
+    if (
+        isinstance(said, Quantity)
+        and not said.percent
+        and said.number == 5
+        and not said.unit.powers
+    ):
         return ""
     return f" {phrase[1].strip()}"
 
@@ -303,8 +312,9 @@ def _last_number(text: str) -> str | None:
     before, after = line[:start], line[start:][len(line[start:end].rstrip(_TOKEN_EDGES + ".)*")) :]
     if hedge := _hedge(before):
         return f"{hedge} {token}"
-    if token.endswith("!") and read(token[:-1]) != read(token) and not after.strip(" .!*"):
-        return token
+    following = re.sub(r"^[^.!?\n]*[.!?]", "", text[line_start + start :][:_WINDOW], count=1)
+    if _CORRECTION.match(following):
+        return _corrected(token, following.strip())
     behind = _behind(after) if line[end - 1] not in ".,;:!?" else ""
     if isinstance(value := read(f"{token}{behind}"), Quantity) and value.unit.name() == "degree":
         return token
@@ -332,12 +342,12 @@ def _trimmed(token: str) -> str:
 
 def _hedge(before: str) -> str:
     """Return the end of what stands before a number where it makes another answer of it."""
-    clause = re.split(r"[.,;:!?=](?:\s|$)", before)[-1].rstrip(" $*(")
+    clause = re.split(r"(?:[.,;:!?]|(?<![<>!=~\u2248])=)(?:\s|$)", before)[-1].rstrip(" $*(")
     words = clause.split()[-3:]
     if _OPERATORS.search(clause) and not clause.endswith(("**", "->", "=>")):
         return " ".join(words)
-    if re.search(r"\d\s+(?:to|through|or|and)$", clause):
+    joins = words[-1:] in (["to"], ["through"], ["or"], ["and"], ["x"], ["by"])
+    if joins and (words[-2:-1] and (words[-2][-1:].isdigit() or words[-2].lower() in NUMERIC)):
         return " ".join(words)
     doubtful = any(word.lower() in _HEDGES or "n't" in word.lower() for word in words)
     return " ".join(words) if doubtful else ""
-

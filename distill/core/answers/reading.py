@@ -86,7 +86,7 @@ def _read(text: str, depth: int) -> Value:
         if (value := rule(text)) is not None:
             return value
     if depth < _DEEPEST:
-        for nested in (_relation, _named, _items, _compound):
+        for nested in (_relation, _named, _compound, _items):
             if (value := nested(text, depth + 1)) is not None:
                 return value
     if (value := _words(text)) is not None:
@@ -120,6 +120,8 @@ def _quantity(text: str) -> Quantity | None:
     match = _QUANTITY.fullmatch(text)
     if match is None:
         return _in_words(text, label)
+    if match["currency"] and "(" in match["numeral"]:
+        return None  # which some write for a loss
     numeral, tail = match["numeral"].rstrip(), match["tail"]
     if numeral.endswith("/"):
         numeral, tail = numeral[:-1], f"/{tail}"
@@ -293,7 +295,7 @@ def _relation(text: str, depth: int) -> Value | None:
         low, high = numerals.value(match["low"]), numerals.value(match["high"])
         if low is None or high is None or low >= high:
             return None
-        opening, closing = "([" [_closed(match["first"])], ")]"[_closed(match["second"])]
+        opening, closing = "(["[_closed(match["first"])], ")]"[_closed(match["second"])]
         return _interval(match["name"], f"{opening} {closing}", (Quantity(low), Quantity(high)))
     return _half_line(text)
 
@@ -323,7 +325,9 @@ def _interval(name: str, brackets: str, bounds: tuple[Value, Value]) -> Value:
 
 
 def _named(text: str, depth: int) -> Value | None:
-    if text.count("=") + text.count("\\in ") + text.count("\\in[") != 1 or re.search(r"[<>!:]=", text):
+    if text.count("=") + text.count("\\in ") + text.count("\\in[") != 1 or re.search(
+        r"[<>!:]=", text
+    ):
         return None
     match = _EQUATION.fullmatch(text)
     if match is None:
@@ -338,6 +342,7 @@ def _named(text: str, depth: int) -> Value | None:
 
 _OPENING, _CLOSING = {"(": "(", "[": "[", "{": "{", "\\{": "{"}, {")": ")", "]": "]", "}": "}"}
 _CUTS = re.compile(r"\s*;\s*|,?\s+and\s+|,\s+|,")
+_DECIMAL_COMMA = re.compile(r"\d{1,40},\d{1,2}")
 _UNSPACED = re.compile(r"\d,\d{3}(?!\d)")
 
 
@@ -351,7 +356,8 @@ def _items(text: str, depth: int) -> Value | None:
         return Unread(text)
     if not brackets and any(isinstance(v, Words) and len(v.text) > 1 for v in values):
         return None
-    return Items(values, brackets)
+    decimal = _exact(text.replace(",", ".")) if _DECIMAL_COMMA.fullmatch(text) else None
+    return Items(values, brackets, decimal=decimal)
 
 
 def _brackets(text: str) -> tuple[str, str]:
@@ -394,12 +400,22 @@ def _parts(text: str, *, bare: bool) -> list[str] | None:
         if not bare and _UNSPACED.search(text):
             return None
         cuts = [cut for cut in cuts if cut[0] != ","]
-    parts = [text[a:b].strip() for a, b in zip(
-        [0, *(cut.end() for cut in cuts)], [*(cut.start() for cut in cuts), len(text)], strict=True
-    )]
+    parts = [
+        text[a:b].strip()
+        for a, b in zip(
+            [0, *(cut.end() for cut in cuts)],
+            [*(cut.start() for cut in cuts), len(text)],
+            strict=True,
+        )
+    ]
     if not all(parts) or any(re.fullmatch(r"-?0\d+", part) for part in parts):
         return None
-    if wanted == "," and bare and len(parts) > 2 and any(re.fullmatch(r"\d{3}", p) for p in parts[1:]):
+    if (
+        wanted == ","
+        and bare
+        and len(parts) > 2
+        and any(re.fullmatch(r"\d{3}", p) for p in parts[1:])
+    ):
         return None
     return parts
 

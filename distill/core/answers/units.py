@@ -71,7 +71,7 @@ _MODIFIERS = frozenset(
     "new free good bad extra empty additional identical different equal full whole more fewer other "
     "large small big little long short tall dark hot cold fresh plain sweet wild single regular "
     "red blue green yellow orange pink purple brown black white grey gray gold golden silver bronze "
-    "light power coloring each beanie cook washing down note page wooden plastic metal paper stuffed flying atomic dental adult baby male female old young "
+    "ds light power coloring each beanie cook washing down note page wooden plastic metal paper stuffed flying atomic dental adult baby male female old young "
     "homeless dangerous colorful miniature medieval chinese recycled star-shaped "
     "saltwater salty first-aid wireless broken ripe unripe individual total "
     "average remaining original complete".split()
@@ -149,6 +149,8 @@ def read(text: str, *, label: bool = False) -> Unit | None:
         folded = shorter
     if not folded:
         return NONE
+    if folded.startswith("per cent"):
+        return None
     above, *below = _PER.split(_WHOLE.get(folded, folded), maxsplit=1)
     unit = _product(above) if above else NONE
     under = _product(re.sub(r"^an? ", "", below[0])) if below else NONE
@@ -198,4 +200,4 @@ def _things(phrase: str) -> frozenset[str] | None:
 
 
 def _is_listed(word: str) -> bool:
-    return word in _MODIFIERS or stem(word) in _THINGS
+    return word in _MODIFIERS or (len(word) > 2 and stem(word) in _THINGS)

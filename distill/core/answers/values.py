@@ -14,10 +14,15 @@ alike where a gold answer leaves out what a prediction may say.
 
 import dataclasses
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from distill.core.answers.units import NONE, Unit
+
+_LARGEST_TABLE = 256
+# A letter of an expression that is no command and not `e` or `i`.
+_LETTER = re.compile(r"(?<![A-Za-z\\])[A-DF-HJ-Za-df-hj-z](?![A-Za-z])")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,11 +43,19 @@ class Quantity:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Items:
-    """Several values in their order, in the brackets around them, empty where there are none."""
+    """Several values in their order, in the brackets around them, empty where there are none.
+
+    Attributes:
+        values: what is listed.
+        brackets: the opening and the closing one with a space between, or nothing.
+        interval: whether they are the ends of an interval, as the text says.
+        decimal: the number that the text is where its only comma is a decimal one, as in `1,5`.
+    """
 
     values: tuple["Value", ...]
     brackets: str = ""
     interval: bool = False
+    decimal: Fraction | None = dataclasses.field(default=None, compare=False)
 
     def key(self) -> str:
         """Return the values' keys; the brackets of a point do not count, all others do."""
@@ -166,26 +179,31 @@ class Unread:
 
 
 Value = (
-    Quantity
-    | Items
-    | Named
-    | Moment
-    | Date
-    | Ratio
-    | Based
-    | Choice
-    | Words
-    | Expression
-    | Unread
+    Quantity | Items | Named | Moment | Date | Ratio | Based | Choice | Words | Expression | Unread
 )
 
 
 def _in_list(value: Value) -> str:
-    return f"({value.key()})" if isinstance(value, Items) and value.brackets == "( )" else value.key()
+    return (
+        f"({value.key()})" if isinstance(value, Items) and value.brackets == "( )" else value.key()
+    )
 
 
-def equal(prediction: Value, gold: Value) -> bool | None:
+# Asks about two scalar texts that differ in spelling: an algebra system, or nobody.
+Ask = Callable[[str, str], bool | None]
+
+
+def _nobody(prediction: str, gold: str) -> None:
+    del prediction, gold
+
+
+def equal(prediction: Value, gold: Value, ask: Ask = _nobody) -> bool | None:
     """Return whether a prediction has the gold answer's value, None where that is not known.
+
+    Args:
+        prediction: what is judged.
+        gold: what is right.
+        ask: decides about two expressions whose spellings differ.
 
     Example:
         >>> equal(Quantity(Fraction(5)), Quantity(Fraction(5))), equal(Words("cat"), Words("dog"))
@@ -193,15 +211,36 @@ def equal(prediction: Value, gold: Value) -> bool | None:
     """
     if isinstance(prediction, Unread) or isinstance(gold, Unread):
         return True if prediction == gold else None
+    found = _decided(prediction, gold, ask)
+    if found is None and _is_scalar(prediction) and _is_scalar(gold):
+        return ask(prediction.key(), gold.key())
+    return found
+
+
+def _decided(prediction: Value, gold: Value, ask: Ask) -> bool | None:
+    """Compare all but expressions of different spellings."""
     if isinstance(prediction, Named) or isinstance(gold, Named):
-        return _named(prediction, gold)
+        return _named(prediction, gold, ask)
+    if isinstance(prediction, Items) and isinstance(gold, Items):
+        return _items(prediction, gold, ask)
     if type(prediction) is type(gold):
         return _ALIKE[type(gold)](prediction, gold)
-    for compare in (_as_numbers, _as_choice):
+    if isinstance(prediction, (Items, Expression)) and isinstance(gold, (Items, Expression)):
+        return _two_signs(prediction, gold, ask)
+    for compare in (_as_numbers, _as_choice, _as_decimal):
         if (found := compare(prediction, gold)) is not None:
             return found
     kinds = {type(prediction), type(gold)}
-    return False if kinds <= {Quantity, Words, Items, Date, Moment} else None
+    return False if kinds <= {Quantity, Words, Items, Date} else None
+
+
+def _is_scalar(value: Value) -> bool:
+    """Return whether algebra can read a value: no unit, no word, no list."""
+    if isinstance(value, Quantity):
+        return not value.percent and value.unit == NONE
+    if isinstance(value, Named):
+        return len(value.name) == 1 and _is_scalar(value.value)
+    return isinstance(value, Expression) or (isinstance(value, Words) and len(value.text) == 1)
 
 
 # --- Two of one kind ---------------------------------------------------------------------------
@@ -219,12 +258,11 @@ def _quantities(prediction: Quantity, gold: Quantity) -> bool | None:
     if prediction.percent or gold.percent:
         return _percents(prediction, gold)
     ours, theirs = prediction.unit, gold.unit
-    same = prediction.number == gold.number
     if ours.powers and theirs.powers:
         return _measures(prediction, gold)
     if ours.powers or theirs.powers:
         return _one_measure(prediction, gold)
-    if not same:
+    if prediction.number != gold.number:
         return False
     return True if ours.things <= theirs.things or theirs.things <= ours.things else None
 
@@ -265,39 +303,61 @@ def _one_measure(prediction: Quantity, gold: Quantity) -> bool | None:
     return same
 
 
-def _items(prediction: Items, gold: Items) -> bool | None:
+def _items(prediction: Items, gold: Items, ask: Ask) -> bool | None:
     """Values are compared in their order; only a set has none."""
     points = {"", "( )"}
-    if prediction.brackets != gold.brackets and not {prediction.brackets, gold.brackets} <= points:
-        return None if "" in (prediction.brackets, gold.brackets) else False
-    if prediction.interval != gold.interval and "" in (prediction.brackets, gold.brackets):
+    brackets = {prediction.brackets, gold.brackets}
+    if len(brackets) > 1 and not brackets <= points:
+        return None if "" in brackets else False
+    if prediction.interval != gold.interval and "" in brackets:
         return None
-    if gold.brackets == "{ }":
-        return _sets(prediction.values, gold.values)
+    if brackets == {"{ }"}:
+        return _sets(_expanded(prediction), _expanded(gold), ask)
     if len(prediction.values) != len(gold.values):
         return False
-    found = _all(prediction.values, gold.values)
-    if found is False and not gold.brackets and not prediction.brackets:
-        keys = (sorted(value.key() for value in each.values) for each in (prediction, gold))
-        return None if next(keys) == next(keys) else False
+    found = _all(prediction.values, gold.values, ask)
+    if found is False and brackets == {""}:
+        keys = [sorted(value.key() for value in each.values) for each in (prediction, gold)]
+        return None if keys[0] == keys[1] else False
     return found
 
 
-def _sets(ours: tuple[Value, ...], theirs: tuple[Value, ...]) -> bool | None:
-    ours_by_key = {value.key(): value for value in ours}
-    theirs_by_key = {value.key(): value for value in theirs}
-    if ours_by_key.keys() == theirs_by_key.keys():
-        pairs = [(ours_by_key[key], theirs_by_key[key]) for key in theirs_by_key]
-        return _all(*map(tuple, zip(*pairs, strict=True)))
-    known = all(isinstance(value, Quantity) and value.unit == NONE for value in (*ours, *theirs))
-    return False if known else None
+def _sets(ours: Sequence[Value], theirs: Sequence[Value], ask: Ask) -> bool | None:
+    """Return whether each value of one set is in the other."""
+    if len(ours) * len(theirs) > _LARGEST_TABLE:
+        return None
+    table = [[equal(one, other, ask) for other in theirs] for one in ours]
+    rows, columns = (any(v is True for v in row) for row in table), zip(*table, strict=True)
+    if all(rows) and all(any(v is True for v in column) for column in columns):
+        return True
+    return None if any(None in row for row in table) else False
 
 
-def _all(ours: tuple[Value, ...], theirs: tuple[Value, ...]) -> bool | None:
-    found = [equal(one, other) for one, other in zip(ours, theirs, strict=True)]
+def _all(ours: Sequence[Value], theirs: Sequence[Value], ask: Ask) -> bool | None:
+    found = [equal(one, other, ask) for one, other in zip(ours, theirs, strict=True)]
     if False in found:
         return False
     return None if None in found else True
+
+
+def _expanded(items: Items) -> list[Value]:
+    """Return the values of a set, both of those that a plus-minus sign stands for."""
+    return [each for value in items.values for each in (_signs(value) or [value])]
+
+
+def _signs(value: Value) -> list[Value] | None:
+    if not isinstance(value, Expression) or value.text.count("\\pm") != 1:
+        return None
+    return [Expression(value.text.replace("\\pm", sign)) for sign in "+-"]
+
+
+def _two_signs(prediction: Items | Expression, gold: Items | Expression, ask: Ask) -> bool | None:
+    """Compare a list with what a plus-minus sign stands for, which has no order."""
+    listed, signed = (prediction, gold) if isinstance(gold, Expression) else (gold, prediction)
+    both = _signs(signed)
+    if both is None or not isinstance(listed, Items) or listed.brackets not in ("", "{ }"):
+        return None
+    return _sets(listed.values, both, ask) if len(listed.values) == len(both) else None
 
 
 def _moments(prediction: Moment, gold: Moment) -> bool | None:
@@ -343,7 +403,6 @@ def _choices(prediction: Choice, gold: Choice) -> bool | None:
 
 _ALIKE: dict[type, Callable[..., bool | None]] = {
     Quantity: _quantities,
-    Items: _items,
     Moment: _moments,
     Date: _dates,
     Ratio: _same,
@@ -357,14 +416,20 @@ _ALIKE: dict[type, Callable[..., bool | None]] = {
 # --- Two of different kinds --------------------------------------------------------------------
 
 
-def _named(prediction: Value, gold: Value) -> bool | None:
-    """A name may be left out; two different ones make two different answers."""
+def _named(prediction: Value, gold: Value, ask: Ask) -> bool | None:
+    """A name may be left out where its value is no expression of other names."""
     if isinstance(prediction, Named) and isinstance(gold, Named):
-        found = equal(prediction.value, gold.value)
-        return found if prediction.name == gold.name else (None if found else found)
-    if isinstance(prediction, Named):
-        return equal(prediction.value, gold)
-    return equal(prediction, gold.value) if isinstance(gold, Named) else None
+        found = equal(prediction.value, gold.value, ask)
+        return found if prediction.name == gold.name or not found else None
+    named, bare = (prediction, gold) if isinstance(prediction, Named) else (gold, prediction)
+    if not isinstance(named, Named):
+        return None
+    if isinstance(bare, Expression) and "=" in bare.text:
+        return None
+    pair = (named.value, bare) if named is prediction else (bare, named.value)
+    found = equal(*pair, ask)
+    is_free = isinstance(named.value, (Expression, Words)) and _LETTER.search(named.value.key())
+    return None if found and is_free and "(" not in named.name else found
 
 
 def _as_numbers(prediction: Value, gold: Value) -> bool | None:
@@ -396,6 +461,12 @@ def _as_choice(prediction: Value, gold: Value) -> bool | None:
     return letters[0] == letters[1] if len(letters) == 2 else None
 
 
+def _as_decimal(prediction: Value, gold: Value) -> bool | None:
+    """Read `1,5` as a number where the gold answer is that number, and no whole one."""
+    if isinstance(prediction, Items) and isinstance(gold, Quantity) and gold.unit == NONE:
+        fits = prediction.decimal == gold.number and gold.number.denominator != 1
+        return True if fits and not gold.percent else None
+    return None
 
 
 def lowest(parts: tuple[int, ...]) -> tuple[int, ...]:

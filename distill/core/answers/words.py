@@ -12,9 +12,7 @@ import re
 from fractions import Fraction
 
 _ONES = "one two three four five six seven eight nine".split()
-_TEENS = (
-    "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
-).split()
+_TEENS = ("ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen").split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 _DIGITS = {"zero": 0} | {word: value for value, word in enumerate(_ONES, 1)}
 _SMALL = _DIGITS | {word: value for value, word in enumerate(_TEENS, 10)}
@@ -43,9 +41,13 @@ NUMERIC = frozenset(
     + "none nothing couple twice thrice double triple percent".split()
 )
 _WORD = re.compile(r"(?:(?<=[a-z])-|\s*)([a-z]+)(?![\w'])", re.IGNORECASE)
-_ARTICLE = re.compile(r"^(\s*)an? (?=(?:hundred|thousand|million|billion|trillion)\b)", re.IGNORECASE)
+_ARTICLE = re.compile(
+    r"^(\s*)an? (?=(?:hundred|thousand|million|billion|trillion)\b)", re.IGNORECASE
+)
 _CHINESE = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
-_CHINESE_NUMBER = re.compile("([一二三四五六七八九]?)十([一二三四五六七八九]?)|([零〇一二两三四五六七八九])")
+_CHINESE_NUMBER = re.compile(
+    "([一二三四五六七八九]?)十([一二三四五六七八九]?)|([零〇一二两三四五六七八九])"
+)
 
 
 class _Words:

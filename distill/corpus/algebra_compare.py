@@ -5,12 +5,13 @@ r"""Compare two expressions in LaTeX exactly: no floating point, no tolerance, n
     x'           x                     ?, since the parser would drop the mark
 
 The parser of math-verify reads more than LaTeX says and skips what it does not know. So a text is
-parsed only where every sign and command of it is in the lists here, and where LaTeX has one reading.
+parsed only where every sign and command of it is listed here, and where LaTeX has one reading.
 """
 
 import re
 from collections.abc import Iterable
 from itertools import product
+from typing import Any
 
 import sympy
 from antlr4.error.ErrorListener import ErrorListener
@@ -20,10 +21,12 @@ EQUAL, DIFFERENT, UNKNOWN = "1", "0", "?"
 _CONVERSION = ConversionConfig(
     interpret_as_mixed_fractions=False, lowercase_symbols=False, interpret_contains_as_eq=False
 )
-_COMMANDS = frozenset(
-    "frac sqrt pi cdot times div pm sin cos tan cot sec csc arcsin arccos arctan log ln exp infty cup "
-    "cap binom le leq ge geq lt gt alpha beta gamma delta theta lambda mu phi omega sigma rho".split()
+_COMMAND_NAMES = (
+    "frac sqrt pi cdot times div pm sin cos tan cot sec csc arcsin arccos arctan log ln exp infty "
+    "cup "
+    "cap binom le leq ge geq lt gt alpha beta gamma delta theta lambda mu phi omega sigma rho"
 )
+_COMMANDS = frozenset(_COMMAND_NAMES.split())
 _MATRIX = re.compile(r"\\(?:begin|end)\{[pbv]?matrix\}|\\\\|&")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _SIGNS = re.compile(r"[A-Za-z0-9 +\-*/^_(){}\[\]|!=<>.,\\&]*")
@@ -67,7 +70,7 @@ def compare(prediction: str, gold: str) -> str:
     return _compared(one, other)
 
 
-def _parsed(text: str) -> sympy.Basic | None:
+def _parsed(text: str) -> Any:
     """Return a text as SymPy has it, None where it is not surely what the text says."""
     plain = _MATRIX.sub(";", text)
     listed = all(name in _COMMANDS for name in _COMMAND.findall(plain))
@@ -102,7 +105,7 @@ def _balanced(text: str) -> bool:
     return depth == 0
 
 
-def _compared(one: sympy.Basic, other: sympy.Basic) -> str:
+def _compared(one: Any, other: Any) -> str:
     if isinstance(one, sympy.Expr) and isinstance(other, sympy.Expr):
         return _expressions(one, other)
     if isinstance(one, sympy.MatrixBase) and isinstance(other, sympy.MatrixBase):
@@ -112,7 +115,7 @@ def _compared(one: sympy.Basic, other: sympy.Basic) -> str:
     if isinstance(one, sympy.FiniteSet) and isinstance(other, sympy.FiniteSet):
         return _sets(one, other)
     if isinstance(one, sympy.Set) and isinstance(other, sympy.Set):
-        return {True: EQUAL, False: DIFFERENT}.get(_same_points(one, other), UNKNOWN)
+        return _outcome(_same_points(one, other))
     if isinstance(one, sympy.core.relational.Relational) and type(one) is not sympy.Equality:
         same = (
             isinstance(other, sympy.core.relational.Relational) and one.canonical == other.canonical
@@ -135,15 +138,19 @@ def _expressions(one: sympy.Expr, other: sympy.Expr) -> str:
     return outcome
 
 
-def _zero(difference: sympy.Expr) -> str:
+def _zero(difference: Any) -> str:
     if difference.is_Rational:
         return EQUAL if difference == 0 else DIFFERENT
     if sympy.simplify(difference) == 0:
         return EQUAL
-    return {True: EQUAL, False: DIFFERENT}.get(difference.equals(0), UNKNOWN)
+    return _outcome(difference.equals(0))
 
 
-def _equations(one: sympy.Equality, other: sympy.Equality) -> str:
+def _outcome(is_same: bool | None) -> str:
+    return UNKNOWN if is_same is None else EQUAL if is_same else DIFFERENT
+
+
+def _equations(one: Any, other: Any) -> str:
     """Two equations are equal where one is a multiple of the other by a number that is not zero."""
     first, second = (sympy.expand(each.lhs - each.rhs) for each in (one, other))
     if first == 0 or second == 0:
@@ -155,7 +162,7 @@ def _equations(one: sympy.Equality, other: sympy.Equality) -> str:
     return DIFFERENT if polynomials and _linear(first) and _linear(second) else UNKNOWN
 
 
-def _linear(expression: sympy.Expr) -> bool:
+def _linear(expression: Any) -> bool:
     return all(sympy.degree(expression, symbol) == 1 for symbol in expression.free_symbols) and (
         expression.is_polynomial() is True
     )
@@ -174,13 +181,13 @@ def _sets(one: sympy.FiniteSet, other: sympy.FiniteSet) -> str:
     return UNKNOWN if UNKNOWN in table.values() else DIFFERENT
 
 
-def _same_points(one: sympy.Set, other: sympy.Set) -> bool | None:
+def _same_points(one: Any, other: Any) -> bool | None:
     if one == other:
         return True
     return sympy.SymmetricDifference(one, other).is_empty
 
 
-def _all(pairs: Iterable[tuple[sympy.Expr, sympy.Expr]]) -> str:
+def _all(pairs: Iterable[tuple[Any, Any]]) -> str:
     outcomes = [_expressions(one, other) for one, other in pairs]
     if DIFFERENT in outcomes:
         return DIFFERENT

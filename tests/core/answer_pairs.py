@@ -26,16 +26,23 @@ UNITS = {
 THINGS = "apples boxes people red marbles,pieces of candy,books left,students in total".split(",")
 # What makes another answer of a number, before and after it.
 BEFORE = (
-    "about ,~,≈,not ,isn't ,at least ,at most ,over ,under ,nearly ,>,>= ,≥,< ,≤ ,!= ,≠,± ,\\pm ,\\ne ,"
-    "between 1 and ,less than ,more than ,up to ,no more than ,either ,minus minus ,x^,√-,\\approx ,"
+    "about ,~,≈,not ,isn't ,at least ,at most ,over ,under ,nearly ,>,>= ,≥,< ,≤ ,!= ,≠,± ,\\pm "
+    ",\\ne ,"
+    "between 1 and ,less than ,more than ,up to ,no more than ,either ,minus minus "
+    ",x^,√-,\\approx ,"
     "the number ,almost ,roughly ,10^{-,mod ,No "
 ).split(",")
 AFTER = (
-    "'|''|*|-|+|…|...| or so| or more| +/- 1| ± 1|!!| squared| cubed|th|x| x| xy| ab| mod 7| choose 2| "
-    "remainder 2| R 1|M|k| M| K|bn| bn| mil| lakhs| grand| gross| score| March| May 2| of 9 tenths| sin x|"
-    " cos theta| log n| if n is even| times x| over x| less than x| more than y| le x| root two|^x|_x|e|i|"
-    "π| \\pi|\\sqrt{2}| \\text{or} 9| (thousand)| (million)| (wrong)| (approximately)| in base 7| ppm|‰| zorks|"
-    " percentage points| halves of 3| to 9| through 9|-9|–9| vs 9| unless 2|:9:9:0|/0|^| =|(2)| (mod 9)| ^n|°C"
+    "'|''|*|-|+|…|...| or so| or more| +/- 1| ± 1|!!| squared| cubed|th|x| x| xy| ab| mod 7| "
+    "choose 2| "
+    "remainder 2| R 1|M|k| M| K|bn| bn| mil| lakhs| grand| gross| score| March| May 2| of 9 "
+    "tenths| sin x|"
+    " cos theta| log n| if n is even| times x| over x| less than x| more than y| le x| root two"
+    "|^x|_x|e|i|"
+    "π| \\pi|\\sqrt{2}| \\text{or} 9| (thousand)| (million)| (wrong)| (approximately)| in base 7| "
+    "ppm|‰| zorks|"
+    " percentage points| halves of 3| to 9| through 9|-9|–9| vs 9| unless 2|:9:9:0|/0|^| =|(2)| "
+    "(mod 9)| ^n|°C"
 ).split("|")
 
 

@@ -1,4 +1,5 @@
-"""Laws of grading on answers of known value: none is right for another, and spellings do not count."""
+"""Laws of grading on answers of known value: none is right for another, and spellings do not "
+"count."""
 
 import pytest
 from hypothesis import assume, given, settings

@@ -1,8 +1,8 @@
 r"""Find a text's final answer and decide whether two answers are equal; never runs model text.
 
-An answer is read into a value by explicit lists and a strict grammar (`reading`), all of it or not
-at all; what stands beside a number and is in no list makes a text that equals only itself. Two
-values are equal, different, or undecided (`values`). `docs/grading.md` has the table of conventions.
+An answer is read into a value by explicit lists and a strict grammar (`reading`), all of it or
+not at all; what stands beside a number and is in no list makes a text that equals only itself.
+Two values are equal, different, or undecided (`values`). `docs/grading.md` lists the conventions.
 
 Votes are counted on `canonical` keys: answers of one key are never different.
 """

@@ -1,4 +1,4 @@
-r"""Undo what is only dress: scripts, typographic signs, LaTeX's spacing and fonts, marks at the ends.
+r"""Undo what is only dress: scripts, typographic signs, LaTeX's spacing and fonts, outer marks.
 
 What is not known to be dress stays, so that a text that holds it is not read as a number:
 `5!`, `x'` and `x*` keep their last sign, `0.33...` keeps its dots.

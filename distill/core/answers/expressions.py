@@ -2,17 +2,20 @@ r"""Expressions that algebra may compare, each in a spelling without what LaTeX 
 
 import re
 
+from distill.core.answers.words import listed
+
 # Letters that stand for words, not for a product of variables, make a text no expression.
-_FUNCTIONS = frozenset("sin cos tan cot sec csc log ln lg exp sqrt pi infinity max min".split())
+_FUNCTIONS = frozenset(listed("sin cos tan cot sec csc log ln lg exp sqrt pi infinity max min"))
 _COMMAND = re.compile(r"\\(?:begin|end)\{[a-z]+\}|\\[A-Za-z]+")
 _LETTERS = re.compile(r"[A-Za-z]{2,}")
 _SHORT_WORDS = frozenset(
-    "an as at be by do go he if in is it me my no of on or so to up us we am pm".split()
+    listed("an as at be by do go he if in is it me my no of on or so to up us we am pm")
 )
-_ALLOWED = re.compile(r"[\x20-\x7eπ∞≤≥≠±·×÷√°−]*")
+_ALLOWED = re.compile(r"[\x20-\x7eπ∞≤≥≠±·\u00d7÷√°]*")
 _FORBIDDEN = re.compile(r"[\"#$%@`~?:;]|!\s?=|\.\.")
 _TASTE = re.compile(
-    r"\\(?:cdot|times)(?![a-z])|\\[lg]eq(?![a-z])|[π∞≤≥·×]|(?<![A-Za-z\\])(?:pi|infinity)\b|\*\*"
+    r"\\(?:cdot|times)(?![a-z])|\\[lg]eq(?![a-z])|[π∞≤≥·\u00d7]|(?<![A-Za-z\\])(?:pi|infinity)\b"
+    r"|\*\*"
     r"|(?<=[\^_])\{(?P<index>[-+]?\d+|[A-Za-z])\}|(?<=\\sqrt)\{(?P<root>\w)\}"
     r"|(?<![a-z\\])sqrt\s?\((?P<inside>[^()]+)\)|(?<![a-z\\])exp\s?\((?P<power>\w+)\)"
     r"|\\frac\s?(?P<over>\d)\s?(?P<under>\d)(?!\d)|(?<=\\sqrt) (?=\w)"
@@ -21,7 +24,7 @@ _PLAIN = {
     "\\cdot": "*",
     "\\times": "*",
     "·": "*",
-    "×": "*",
+    "\u00d7": "*",
     "**": "^",
     "\\leq": "\\le",
     "≤": "\\le",

@@ -11,65 +11,82 @@ import re
 from distill.core.answers.dress import strip
 from distill.core.answers.reading import LONGEST, read
 from distill.core.answers.values import Quantity, Unread, Words
-from distill.core.answers.words import NUMERIC
+from distill.core.answers.words import NUMERIC, listed
 
 # Marks and letters that are looked at, so that the time is linear in the text's length.
 _MARKS, _WINDOW = 32, 4 * LONGEST
 _DENIED = (
     r"(?:is|are|was|were|ca|wo|could|would|should|must)n['\u2019]t|cannot|never|"
-    r"(?:is|are|was|were|can|could|will|would|should|must)\s+(?:not|never)|(?:might|may|could)(?=\s+be)"
+    r"(?:is|are|was|were|can|could|will|would|should|must)\s+(?:not|never)|(?:might|may"
+    r"|could)(?=\s+be)"
 )
 _MARK = re.compile(
     r"(?P<box>\\(?:boxed|fbox|framebox)\s*\{)|(?P<tag><answer>)|(?P<hashes>(?<!#)####(?!#))"
     r"|(?P<heading>^[ \t]*#{1,6}[ \t]*(?:the\s+)?(?:final\s+)?answers?\W*$)"
-    r"|(?P<statement>\banswers?\b(?:\s*\([^()\n]{0,40}\))?(?:\s+(?:to|of|for)\s[^.\n]{0,60}?)?[*_`]{0,3}"
-    rf"(?:(?:\s+(?P<denied>{_DENIED})(?:\s+be\b)?|\s+(?:is|are|was|were|equals|(?:will|would|should|must)"
+    r"|(?P<statement>\banswers?\b(?:\s*\([^()\n]{0,40}\))?(?:\s+(?:to|of"
+    r"|for)\s[^.\n]{0,60}?)?[*_`]{0,3}"
+    rf"(?:(?:\s+(?P<denied>{_DENIED})(?:\s+be\b)?|\s+(?:is|are|was|were|equals|(?:will|would"
+    rf"|should|must)"
     r"\s+be)\b|\s*=(?!=))\s*:?|\s*:))",
     re.IGNORECASE | re.MULTILINE,
 )
 _STATED = re.compile(r"answer is\b:?", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)[.!?]\s+(?=[A-Z])")
 _CLAUSE = re.compile(
-    r",\s+(?:so|because|since|which|in total|in all|altogether|therefore|making|leaving|giving|as)\b.*"
+    r",\s+(?:so|because|since|which|in total|in all|altogether|therefore|making|leaving|giving"
+    r"|as)\b.*"
 )
 _LEAD = re.compile(
     r"(?:that\s+)?(?:there\s+(?:are|were|is|was|will\s+be)\s+|(?:it|this)\s+(?:is|was)\s+)?"
     r"(?:(?:only|just|exactly|simply|equal\s+to|a\s+total\s+of)\s+)?(?=[-$\d])"
 )
 _CORRECTION = re.compile(
-    r"\W*(?:wait|actually|no\b(?=\s*[,.!:;-])|correction|sorry|oops|hmm|hold on|my mistake|scratch that|i made|"
-    r"however|(?:(?:but|yet|or),?\s+)?(?:that|this|it|which)(?:['\u2019]s| is| was)n?(?:['\u2019]t)?\s+(?:wrong|incorrect|not|"
+    r"\W*(?:wait|actually|no\b(?=\s*[,.!:;-])|correction|sorry|oops|hmm|hold on|my mistake"
+    r"|scratch that|i made|"
+    r"however|(?:(?:but|yet|or),?\s+)?(?:that|this|it|which)(?:['\u2019]s| is| "
+    r"was)n?(?:['\u2019]t)?\s+(?:wrong|incorrect|not|"
     r"false|right\?)|let me (?:correct|fix|redo)|rather|i was wrong)",
     re.IGNORECASE,
 )
 _CORRECTED = re.compile(
-    r".*\b(?:it|that|this|the (?:total|result|number|sum))\s+(?:is|was|should be|must be|equals)\s+(.+)",
+    r".*\b(?:it|that|this|the (?:total|result|number|sum))\s+(?:is|was|should be|must be"
+    r"|equals)\s+(.+)",
     re.IGNORECASE | re.DOTALL,
 )
 _DOUBT = re.compile(
-    r"(?:\bnot\b|n['\u2019]t\b|\bnever\b|\bwhether\b|\bif\b|\bwrong\b|\bincorrect\b|\bfalse\b|\bunlikely\b)"
+    r"(?:\bnot\b|n['\u2019]t\b|\bnever\b|\bwhether\b|\bif\b|\bwrong\b|\bincorrect\b|\bfalse\b"
+    r"|\bunlikely\b)"
     r"(?:(?!\b(?:so|then|thus|hence|therefore|and|but)\b)[^.!?,;:\n])*$",
     re.IGNORECASE,
 )
 # Words that, before a number, make another answer of it.
 _HEDGES = frozenset(
-    "not never no isn't aren't wasn't cannot can't don't doesn't about approximately around roughly "
-    "nearly almost over under above below least most than between or nor minus negative plus times "
-    "half without except neither maybe perhaps possibly unless mod modulo".split()
+    listed(
+        "not never no isn't aren't wasn't cannot can't don't doesn't about approximately "
+        "around roughly "
+        "nearly almost over under above below least most than between or nor minus negative plus "
+        "times "
+        "half without except neither maybe perhaps possibly unless mod modulo"
+    )
 )
 _OPERATORS = re.compile(r"(?:[-+*/^<>\u2260\u2264\u2265\u2248~\u00b1\u00d7\u00f7!]=?|\\[a-z]+)$")
 # Words that, after a number, begin what is said about it.
 _FOLLOWING = frozenset(
-    "is are was were in for on so because since which that when after before left remaining as with "
-    "he she they we i it you will would can should has have had because while during therefore".split()
+    listed(
+        "is are was were in for on so because since which that when after before left "
+        "remaining as with "
+        "he she they we i it you will would can should has have had because while during therefore"
+    )
 )
 _PLACEHOLDERS = frozenset(("answer", "your answer", "final answer", "x", "...", "\\ldots", "", " "))
 _ELSEWHERE = re.compile(
-    r"(?:as\s+)?(?:shown\s+|given\s+|stated\s+)?(?:above|below|correct|wrong|right|the same|as follows)\W*",
+    r"(?:as\s+)?(?:shown\s+|given\s+|stated\s+)?(?:above|below|correct|wrong|right|the same|as "
+    r"follows)\W*",
     re.IGNORECASE,
 )
 _COMPARED = re.compile(
-    r"[<>!:=\u2260\u2264\u2265\u2248~]=|=[=<>]|[<>\u2260\u2264\u2265\u2248]|\\n?(?:eq?|[lg]eq?)(?![a-z])"
+    r"[<>!:=\u2260\u2264\u2265\u2248~]=|=[=<>]|[<>\u2260\u2264\u2265\u2248]|\\n?(?:eq?"
+    r"|[lg]eq?)(?![a-z])"
 )
 _VARIABLE = re.compile(
     r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z'])|(?<![A-Za-z])[A-Z]{2,3}(?![A-Za-z])|[A-Za-z]\(|\\[a-z]"

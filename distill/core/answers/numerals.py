@@ -25,7 +25,7 @@ _LONGEST_POWER, _LARGEST_FACTORIAL, _DEEPEST = 4096, 100, 12
 _LARGEST_EXPONENT = 400
 
 
-class _Unread(ValueError):
+class _UnreadError(ValueError):
     """The text is no number."""
 
 
@@ -33,8 +33,8 @@ def value(text: str) -> Fraction | None:
     r"""Return the value of a number in digits, None where any of the text is something else.
 
     Example:
-        >>> [str(value(text)) for text in ("1,200", r"\frac{1}{2}", "2^10", "11 7/6", "3-5", "5 x 3")]
-        ['1200', '1/2', '1024', 'None', 'None', 'None']
+        >>> [str(value(text)) for text in ("1,200", r"\frac{1}{2}", "2^10", "11 7/6", "5 x 3")]
+        ['1200', '1/2', '1024', 'None', 'None']
     """
     if text.isdecimal() and text.isascii():
         return Fraction(int(text))
@@ -42,7 +42,7 @@ def value(text: str) -> Fraction | None:
         return None  # a point as well as a number with thousands
     try:
         return _whole(text.strip())
-    except _Unread:
+    except _UnreadError:
         return None
 
 
@@ -53,7 +53,7 @@ def _whole(text: str) -> Fraction:
     bare = text.lstrip("-+ ")
     sign = -1 if text[: len(text) - len(bare)].count("-") % 2 else 1
     if len(text) - len(bare) > 3:
-        raise _Unread
+        raise _UnreadError
     if mixed := _MIXED.fullmatch(bare):
         return sign * _mixed(mixed)
     if repeating := _REPEATING.fullmatch(bare):
@@ -61,7 +61,7 @@ def _whole(text: str) -> Fraction:
     reader = _Reader(text)
     found = reader.quotient(0)
     if reader.place != len(text):
-        raise _Unread
+        raise _UnreadError
     return found
 
 
@@ -70,7 +70,7 @@ def _mixed(match: re.Match[str]) -> Fraction:
     over = int(match["over"] or match["top"] or match["digit"])
     under = int(match["under"] or match["bottom"] or match["last"])
     if over >= under or (match["over"] and len(match["over"]) == 3 and len(match[1]) <= 3):
-        raise _Unread
+        raise _UnreadError
     return int(match[1]) + Fraction(over, under)
 
 
@@ -129,7 +129,7 @@ class _Reader:
 
     def atom(self, depth: int) -> Fraction:
         if depth > _DEEPEST:
-            raise _Unread
+            raise _UnreadError
         if self.takes("\\frac"):
             over = self.group(depth, digits=1)
             return _over(over, self.group(depth, digits=1))
@@ -140,7 +140,7 @@ class _Reader:
                 return self._closed(closing, depth)
         number = _NUMBER.match(self.text, self.place)
         if number is None:
-            raise _Unread
+            raise _UnreadError
         self.place = number.end()
         return _decimal(number[0])
 
@@ -152,14 +152,14 @@ class _Reader:
         pattern = rf"\d{{{digits}}}" if digits else r"[-+]?\d+"
         number = re.compile(pattern).match(self.text, self.place)
         if number is None:
-            raise _Unread
+            raise _UnreadError
         self.place = number.end()
         return Fraction(number[0])
 
     def _closed(self, closing: str, depth: int) -> Fraction:
         found = self.quotient(depth)
         if not self.takes(closing):
-            raise _Unread
+            raise _UnreadError
         return found
 
 
@@ -168,37 +168,37 @@ def _decimal(text: str) -> Fraction:
         return Fraction(int(text))
     mantissa, _, exponent = text.lower().partition("e")
     if exponent and abs(int(exponent)) > _LARGEST_EXPONENT:
-        raise _Unread
+        raise _UnreadError
     number = Fraction(mantissa.replace(",", "").replace(" ", ""))
     return number * Fraction(10) ** int(exponent) if exponent else number
 
 
 def _over(over: Fraction, under: Fraction) -> Fraction:
     if not under:
-        raise _Unread
+        raise _UnreadError
     return over / under
 
 
 def _power(base: Fraction, exponent: Fraction) -> Fraction:
     bits = max(base.numerator.bit_length(), base.denominator.bit_length())
     if exponent.denominator != 1 or abs(exponent) * bits > _LONGEST_POWER:
-        raise _Unread
+        raise _UnreadError
     if not base and exponent <= 0:
-        raise _Unread
+        raise _UnreadError
     return base ** int(exponent)
 
 
 def _factorial(number: Fraction) -> Fraction:
     if number.denominator != 1 or not 0 <= number <= _LARGEST_FACTORIAL:
-        raise _Unread
+        raise _UnreadError
     return Fraction(math.factorial(int(number)))
 
 
 def _root(number: Fraction) -> Fraction:
     """Return the root of a square; of any other number there is no exact one."""
     if number < 0:
-        raise _Unread
+        raise _UnreadError
     over, under = math.isqrt(number.numerator), math.isqrt(number.denominator)
     if over**2 != number.numerator or under**2 != number.denominator:
-        raise _Unread
+        raise _UnreadError
     return Fraction(over, under)

@@ -4,7 +4,6 @@ Each rule takes a whole text. What no rule takes is an expression, where it hold
 mathematics, and else unread: `5 or 6`, `about 5`, `5 crore`, `$5 M` and `5!!` are never numbers.
 """
 
-import functools
 import re
 from collections.abc import Callable
 from fractions import Fraction
@@ -423,7 +422,7 @@ def _parts(text: str, *, bare: bool) -> list[str] | None:
 # --- Words -------------------------------------------------------------------------------------
 
 _WORDS = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*(?:[., ]+[^\W\d_]+(?:['-][^\W\d_]+)*)*")
-_SYMBOLS = frozenset("pi sqrt infinity sin cos tan log ln exp mod".split())
+_SYMBOLS = frozenset(words.listed("pi sqrt infinity sin cos tan log ln exp mod"))
 _WEEKDAYS = re.compile(r"(?:mon|tues|wednes|thurs|fri|satur|sun)days")
 _SEPARATORS = re.compile(r"[, ]+")
 

@@ -15,6 +15,8 @@ import re
 from fractions import Fraction
 from importlib import resources
 
+from distill.core.answers.words import listed
+
 Powers = tuple[tuple[str, int], ...]
 
 
@@ -44,37 +46,81 @@ class Unit:
 
 NONE = Unit()
 _DOLLARS: Powers = (("dollar", 1),)
-# Names of units; the first is the base of its line, the numbers are exact ratios to it.
+# Names of units after that of their base, and the exact number of base units, one where none stands.
 _TABLE = """
-second seconds sec secs; minute minutes min mins 60; hour hours hr hrs 3600; day days 86400; week weeks 604800
-month months mo; year years yr yrs 12; decade decades 120; century centuries 1200
-metre metres meter meters; kilometre kilometres kilometer kilometers km 1000; centimetre centimetres centimeter centimeters cm 1/100; millimetre millimetres millimeter millimeters mm 1/1000; inch inches 127/5000; foot feet ft 381/1250; yard yards yd yds 1143/1250; mile miles mi 201168/125
-gram grams; kilogram kilograms kilo kilos kg kgs 1000; milligram milligrams mg 1/1000
-ounce ounces oz; pound pounds lb lbs 16
-ton tons; tonne tonnes
-litre litres liter liters; millilitre millilitres milliliter milliliters ml 1/1000; centilitre centilitres centiliter centiliters cl 1/100
-pint pints pt; quart quarts qt 2; gallon gallons gal 8
-tablespoon tablespoons tbsp tbs; teaspoon teaspoons tsp 1/3
-acre acres; hectare hectares ha
+second seconds sec secs
+second minute minutes min mins 60
+second hour hours hr hrs 3600
+second day days 86400
+second week weeks 604800
+month months mo
+month year years yr yrs 12
+month decade decades 120
+month century centuries 1200
+metre metres meter meters
+metre kilometre kilometres kilometer kilometers km 1000
+metre centimetre centimetres centimeter centimeters cm 1/100
+metre millimetre millimetres millimeter millimeters mm 1/1000
+metre inch inches 127/5000
+metre foot feet ft 381/1250
+metre yard yards yd yds 1143/1250
+metre mile miles mi 201168/125
+gram grams
+gram kilogram kilograms kilo kilos kg kgs 1000
+gram milligram milligrams mg 1/1000
+ounce ounces oz
+ounce pound pounds lb lbs 16
+ton tons
+tonne tonnes
+litre litres liter liters
+litre millilitre millilitres milliliter milliliters ml 1/1000
+litre centilitre centilitres centiliter centiliters cl 1/100
+pint pints pt
+pint quart quarts qt 2
+pint gallon gallons gal 8
+tablespoon tablespoons tbsp tbs
+tablespoon teaspoon teaspoons tsp 1/3
+acre acres
+hectare hectares ha
 degree degrees deg °
-watt watts; kilowatt kilowatts kw 1000
-byte bytes; kilobyte kilobytes kb; megabyte megabytes mb; gigabyte gigabytes gb
-calorie calories cal; kilocalorie kilocalories kcal 1000
-dollar dollars usd $; cent cents ¢ 1/100
-euro euros eur €; yen jpy ¥; rupee rupees inr ₹; peso pesos; pfennig pfennigs; farthing farthings; peseta pesetas
-sterling gbp £; pence 1/100
+watt watts
+watt kilowatt kilowatts kw 1000
+byte bytes
+kilobyte kilobytes kb
+megabyte megabytes mb
+gigabyte gigabytes gb
+calorie calories cal
+calorie kilocalorie kilocalories kcal 1000
+dollar dollars usd $
+dollar cent cents ¢ 1/100
+euro euros eur €
+yen jpy ¥
+rupee rupees inr ₹
+peso pesos
+pfennig pfennigs
+farthing farthings
+peseta pesetas
+sterling gbp £
+sterling pence 1/100
 """
 _LETTERS = {"m": "metre", "g": "gram", "s": "second", "h": "hour", "l": "litre", "L": "litre"}
 _LETTERS |= {"in": "inch"}
 _WHOLE = {"mph": "mile per hour", "kmh": "kilometre per hour", "kph": "kilometre per hour"}
 _MODIFIERS = frozenset(
-    "new free good bad extra empty additional identical different equal full whole more fewer other "
-    "large small big little long short tall dark hot cold fresh plain sweet wild single regular "
-    "red blue green yellow orange pink purple brown black white grey gray gold golden silver bronze "
-    "ds light power coloring each beanie cook washing down note page wooden plastic metal paper stuffed flying atomic dental adult baby male female old young "
-    "homeless dangerous colorful miniature medieval chinese recycled star-shaped "
-    "saltwater salty first-aid wireless broken ripe unripe individual total "
-    "average remaining original complete".split()
+    listed(
+        "new free good bad extra empty additional identical different equal full whole more "
+        "fewer other "
+        "large small big little long short tall dark hot cold fresh plain sweet wild single "
+        "regular "
+        "red blue green yellow orange pink purple brown black white grey gray gold golden silver "
+        "bronze "
+        "ds light power coloring each beanie cook washing down note page wooden plastic metal "
+        "paper "
+        "stuffed flying atomic dental adult baby male female old young "
+        "homeless dangerous colorful miniature medieval chinese recycled star-shaped "
+        "saltwater salty first-aid wireless broken ripe unripe individual total "
+        "average remaining original complete"
+    )
 )
 # What may stand after a unit and changes nothing.
 _TRAILING = re.compile(
@@ -92,12 +138,11 @@ _PLURAL = re.compile(r"(?:ss|x|z|ch|sh)es$")
 def _units(table: str) -> dict[str, Unit]:
     units = {}
     for line in filter(None, table.splitlines()):
-        for group in line.split("; "):
-            names = group.split()
-            scale = Fraction(names.pop()) if names[-1][0].isdigit() else Fraction(1)
-            base = names[0] if scale == 1 else line.split(maxsplit=1)[0]
-            minor = names[0] in ("cent", "pence")
-            units |= dict.fromkeys(names, Unit(scale, ((base, 1),), minor=minor))
+        base, *names = line.split()
+        scale = Fraction(names.pop()) if names[-1][0].isdigit() else Fraction(1)
+        minor = bool({"cent", "pence"} & set(names))
+        unit = Unit(scale, ((base, 1),), minor=minor)
+        units |= dict.fromkeys(names, unit) | ({base: unit} if scale == 1 else {})
     return units
 
 

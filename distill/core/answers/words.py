@@ -11,9 +11,15 @@ that is no number, as `one two` or `five thousand hundred`, is not read at all.
 import re
 from fractions import Fraction
 
-_ONES = "one two three four five six seven eight nine".split()
-_TEENS = ("ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen").split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+
+def listed(words: str) -> list[str]:
+    """Return the words of a list that is written as one text."""
+    return words.split()
+
+
+_ONES = listed("one two three four five six seven eight nine")
+_TEENS = listed("ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen")
+_TENS = listed("twenty thirty forty fifty sixty seventy eighty ninety")
 _DIGITS = {"zero": 0} | {word: value for value, word in enumerate(_ONES, 1)}
 _SMALL = _DIGITS | {word: value for value, word in enumerate(_TEENS, 10)}
 _ROUND = {word: 10 * value for value, word in enumerate(_TENS, 2)}
@@ -26,27 +32,40 @@ _SCALES = {
     "crore": 10**7,
 }
 _GROUPS = {"dozen": 12, "hundred": 100} | _SCALES
-_PARTS = (
+_PARTS = listed(
     "third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth sixteenth twentieth "
     "hundredth thousandth millionth"
-).split()
+)
 _UNDER = dict(zip(_PARTS, (*range(3, 13), 16, 20, 100, 1000, 10**6), strict=True))
 _UNDER |= {"half": 2, "quarter": 4}
 _PLURALS = {f"{word}s": value for word, value in _UNDER.items() if word != "half"} | {"halves": 2}
 _SIGNS = ("minus", "negative")
+_OTHERS = listed(
+    "point dozens hundreds thousands millions billions trillions lakhs crores gross score first "
+    "second none nothing couple twice thrice double triple percent"
+)
 # Words that make a text more than a word: they stand in numbers, near them or for them.
 NUMERIC = frozenset(
-    [*_SMALL, *_ROUND, *_GROUPS, *_UNDER, *_PLURALS, *_SIGNS, "point", "dozens", "hundreds"]
-    + "thousands millions billions trillions lakhs crores gross score first second".split()
-    + "none nothing couple twice thrice double triple percent".split()
+    [
+        *_SMALL,
+        *_ROUND,
+        *_GROUPS,
+        *_UNDER,
+        *_PLURALS,
+        *_SIGNS,
+        *_OTHERS,
+    ]
 )
 _WORD = re.compile(r"(?:(?<=[a-z])-|\s*)([a-z]+)(?![\w'])", re.IGNORECASE)
 _ARTICLE = re.compile(
     r"^(\s*)an? (?=(?:hundred|thousand|million|billion|trillion)\b)", re.IGNORECASE
 )
-_CHINESE = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
+_CHINESE = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {
+    "\u3007": 0,
+    "两": 2,
+}
 _CHINESE_NUMBER = re.compile(
-    "([一二三四五六七八九]?)十([一二三四五六七八九]?)|([零〇一二两三四五六七八九])"
+    "([一二三四五六七八九]?)十([一二三四五六七八九]?)|([零\u3007一二两三四五六七八九])"
 )
 
 

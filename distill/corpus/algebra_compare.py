@@ -109,7 +109,11 @@ def _compared(one: Any, other: Any) -> str:
     if isinstance(one, sympy.Expr) and isinstance(other, sympy.Expr):
         return _expressions(one, other)
     if isinstance(one, sympy.MatrixBase) and isinstance(other, sympy.MatrixBase):
-        return _all(zip(one, other, strict=True)) if one.shape == other.shape else DIFFERENT
+        return (
+            _all(zip(one.flat(), other.flat(), strict=True))
+            if one.shape == other.shape
+            else DIFFERENT
+        )
     if isinstance(one, sympy.Equality) and isinstance(other, sympy.Equality):
         return _equations(one, other)
     if isinstance(one, sympy.FiniteSet) and isinstance(other, sympy.FiniteSet):

@@ -13,7 +13,7 @@ ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
 )
 ONES = [*ONES.split(), "sixteen", "seventeen", "eighteen", "nineteen"]
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 UNITS = {
     "time": {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400, "weeks": 604800},
     "length": {"mm": 1, "cm": 10, "m": 1000, "km": 10**6, "meters": 1000, "kilometers": 10**6},
@@ -23,27 +23,127 @@ UNITS = {
     "volume": {"cm^3": 1, "m^3": 10**6, "cubic meters": 10**6},
     "dollar": {"cents": 1, "dollars": 100, "¢": 1},
 }
-THINGS = "apples boxes people red marbles,pieces of candy,books left,students in total".split(",")
+THINGS = ["apples boxes people red marbles", "pieces of candy", "books left", "students in total"]
 # What makes another answer of a number, before and after it.
-BEFORE = (
-    "about ,~,≈,not ,isn't ,at least ,at most ,over ,under ,nearly ,>,>= ,≥,< ,≤ ,!= ,≠,± ,\\pm "
-    ",\\ne ,"
-    "between 1 and ,less than ,more than ,up to ,no more than ,either ,minus minus "
-    ",x^,√-,\\approx ,"
-    "the number ,almost ,roughly ,10^{-,mod ,No "
-).split(",")
-AFTER = (
-    "'|''|*|-|+|…|...| or so| or more| +/- 1| ± 1|!!| squared| cubed|th|x| x| xy| ab| mod 7| "
-    "choose 2| "
-    "remainder 2| R 1|M|k| M| K|bn| bn| mil| lakhs| grand| gross| score| March| May 2| of 9 "
-    "tenths| sin x|"
-    " cos theta| log n| if n is even| times x| over x| less than x| more than y| le x| root two"
-    "|^x|_x|e|i|"
-    "π| \\pi|\\sqrt{2}| \\text{or} 9| (thousand)| (million)| (wrong)| (approximately)| in base 7| "
-    "ppm|‰| zorks|"
-    " percentage points| halves of 3| to 9| through 9|-9|–9| vs 9| unless 2|:9:9:0|/0|^| =|(2)| "
-    "(mod 9)| ^n|°C"
-).split("|")
+BEFORE = [
+    "about ",
+    "~",
+    "≈",
+    "not ",
+    "isn't ",
+    "at least ",
+    "at most ",
+    "over ",
+    "under ",
+    "nearly ",
+    ">",
+    ">= ",
+    "≥",
+    "< ",
+    "≤ ",
+    "!= ",
+    "≠",
+    "± ",
+    "\\pm ",
+    "\\ne ",
+    "between 1 and ",
+    "less than ",
+    "more than ",
+    "up to ",
+    "no more than ",
+    "either ",
+    "minus minus ",
+    "x^",
+    "√-",
+    "\\approx ",
+    "the number ",
+    "almost ",
+    "roughly ",
+    "10^{-",
+    "mod ",
+    "No ",
+]
+AFTER = [
+    "'",
+    "''",
+    "*",
+    "-",
+    "+",
+    "…",
+    "...",
+    " or so",
+    " or more",
+    " +/- 1",
+    " ± 1",
+    "!!",
+    " squared",
+    " cubed",
+    "th",
+    "x",
+    " x",
+    " xy",
+    " ab",
+    " mod 7",
+    " choose 2",
+    " remainder 2",
+    " R 1",
+    "M",
+    "k",
+    " M",
+    " K",
+    "bn",
+    " bn",
+    " mil",
+    " lakhs",
+    " grand",
+    " gross",
+    " score",
+    " March",
+    " May 2",
+    " of 9 tenths",
+    " sin x",
+    " cos theta",
+    " log n",
+    " if n is even",
+    " times x",
+    " over x",
+    " less than x",
+    " more than y",
+    " le x",
+    " root two",
+    "^x",
+    "_x",
+    "e",
+    "i",
+    "π",
+    " \\pi",
+    "\\sqrt{2}",
+    " \\text{or} 9",
+    " (thousand)",
+    " (million)",
+    " (wrong)",
+    " (approximately)",
+    " in base 7",
+    " ppm",
+    "‰",
+    " zorks",
+    " percentage points",
+    " halves of 3",
+    " to 9",
+    " through 9",
+    "-9",
+    "–9",
+    " vs 9",
+    " unless 2",
+    ":9:9:0",
+    "/0",
+    "^",
+    " =",
+    "(2)",
+    " (mod 9)",
+    " ^n",
+    "°C",
+]
 
 
 @dataclass(frozen=True)
@@ -91,7 +191,7 @@ def spellings(number: Fraction) -> list[str]:
             found += [f"{whole} {over}/{under}"] if over < 100 else []
             found += [f"{whole}\\frac{{{over}}}{{{under}}}"]
     plain = [f"{sign}{text}" for text in found]
-    plain += [f"−{text}" for text in found] if sign else []
+    plain += [f"\u2212{text}" for text in found] if sign else []
     if size.denominator == 1 and size < 10**6:
         plain.append(f"{'minus ' if sign else ''}{words(int(size))}")
     return plain
@@ -195,7 +295,7 @@ def scientific_numbers(draw: st.DrawFn) -> Said:
         "{m}e{e}",
         "{m}E{e}",
         "{m} \\times 10^{{{e}}}",
-        "{m} × 10^{e}",
+        "{m} \u00d7 10^{e}",
         "{m}*10^{e}",
         "{m} x 10^{e}",
     )

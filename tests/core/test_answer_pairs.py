@@ -1,14 +1,14 @@
 """Laws of grading on answers of known value: none is right for another, and spellings do not "
 "count."""
 
+import answer_pairs as pairs
 import pytest
+from answer_pairs import Said
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from distill.core import answers
 from distill.corpus.graders import GRADERS, judge
-import answer_pairs as pairs
-from answer_pairs import Said
 
 STATED = ("The answer is {}.", "So it is clear.\nAnswer: {}", "#### {}", "hence $\\boxed{{{}}}$.")
 

@@ -35,7 +35,7 @@ RIGHT = [
     ("Put the final answer in \\boxed{answer}. It is 12.", "12"),
     ("The value is $\\frac{3}{4}$.", "3/4"),
     ("It is 12 million.", "12000000"),
-    ("It is −12.", "-12"),
+    ("It is \u221212.", "-12"),
 ]
 NOT_FIVE = [
     "The answer isn't 5.",

@@ -46,7 +46,7 @@ class Unit:
 
 NONE = Unit()
 _DOLLARS: Powers = (("dollar", 1),)
-# Names of units after that of their base, and the exact number of base units, one where none stands.
+# The base, names of a unit, and how many of the base it is, exactly; one where no number stands.
 _TABLE = """
 second seconds sec secs
 second minute minutes min mins 60

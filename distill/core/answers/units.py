@@ -148,7 +148,10 @@ def _units(table: str) -> dict[str, Unit]:
 
 _UNITS = _units(_TABLE)
 _THINGS = frozenset(
-    resources.files(__package__).joinpath("nouns.txt").read_text(encoding="utf-8").split()
+    resources.files("distill.core.answers")
+    .joinpath("nouns.txt")
+    .read_text(encoding="utf-8")
+    .split()
 )
 
 

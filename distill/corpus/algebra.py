@@ -1,9 +1,9 @@
-r"""Decide by algebra what keys leave undecided, with math-verify in a process that can be killed.
+r"""Decide by algebra what keys leave undecided, with SymPy in a process that can be killed.
 
     2\sqrt{3} against \sqrt{12}    ->  a worker's line in, "1", "0" or "?" out
 
 SymPy may take for ever, or all memory, on a text as short as `9^{9^{9^{9}}}`, so a worker has a
-time for each pair and a limit of memory. It reads LaTeX alone, which math-verify parses without
+time for each pair and a limit of memory. It reads LaTeX alone, which is parsed without
 evaluating any text; that it cannot open files or reach a network either is a second wall.
 """
 
@@ -43,7 +43,7 @@ class Algebra:
         ...     algebra.equal(r"2\sqrt{3}", r"\sqrt{12}"), algebra.equal("x + 1", "x + 2")
         (True, False)
 
-    Source: math-verify 0.9.0. It is asked both ways round, as it is not symmetric.
+    Source: the LaTeX parser of math-verify 0.9.0, and SymPy; `algebra_compare` says how they are used.
     """
 
     def __init__(self, *, seconds: float = 5.0, memory_bytes: int = 1 << 30) -> None:

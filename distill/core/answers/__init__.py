@@ -45,7 +45,7 @@ def equal(
         >>> equal("$1,200", "1200"), equal("50 cents", "$0.50"), equal("10%", "10")
         (True, True, True)
         >>> equal("10", "10%"), equal("5 km", "5 m"), equal("5 crores", "5")
-        (False, None, None)
+        (False, False, None)
     """
     if prediction == gold:
         return True

@@ -47,7 +47,7 @@ def read(text: str) -> Value:
     r"""Return the value of an answer.
 
     Example:
-        >>> read("1,200").key(), read("50 cents").key(), read("(2, \frac{1}{2})").key()
+        >>> read("1,200").key(), read("50 cents").key(), read("(2, 1/2)").key()
         ('1200', '1/2', '2; 1/2')
         >>> read("5 crores"), read("5 or 6")
         (Unread(text='5 crores'), Unread(text='5 or 6'))

@@ -43,7 +43,7 @@ class Algebra:
         ...     algebra.equal(r"2\sqrt{3}", r"\sqrt{12}"), algebra.equal("x + 1", "x + 2")
         (True, False)
 
-    Source: the LaTeX parser of math-verify 0.9.0, and SymPy; `algebra_compare` says how they are used.
+    Source: the LaTeX parser of math-verify 0.9.0, and SymPy, as `algebra_compare` uses them.
     """
 
     def __init__(self, *, seconds: float = 5.0, memory_bytes: int = 1 << 30) -> None:

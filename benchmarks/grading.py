@@ -64,10 +64,15 @@ def wrong(found: Sequence[Problem], key: Callable[[str], str]) -> Pairs:
         task = problem.problem_id.split("/")[2] if problem.source == "bbh" else ""
         groups[task].append(problem.answer)
     shifted = [pair for of_task in groups.values() for pair in itertools.pairwise(of_task)]
-    pairs = [(one, gold) for one, gold in shifted if key(one) != key(gold)]
+    pairs = [(one, gold) for one, gold in shifted if _unnamed(key(one)) != _unnamed(key(gold))]
     if found[0].source == "gsm8k":
         pairs += [(one, p.answer) for p in found if p.split == "test" for one in near(p.answer)]
     return pairs
+
+
+def _unnamed(key: str) -> str:
+    """Return a key without the name of a variable, which an answer may leave out."""
+    return re.sub(r"^[a-z] = ", "", key)
 
 
 def right(found: Sequence[Problem]) -> Pairs:

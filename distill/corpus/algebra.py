@@ -1,11 +1,16 @@
-r"""Decide by algebra what keys leave undecided, with math-verify in a process that can be killed.
+r"""Decide by algebra what keys leave undecided, with SymPy in a process that can be killed.
 
     2\sqrt{3} against \sqrt{12}    ->  a worker's line in, "1", "0" or "?" out
 
 SymPy may take for ever, or all memory, on a text as short as `9^{9^{9^{9}}}`, so a worker has a
+<<<<<<< HEAD
 time for each pair and a limit of memory. It reads LaTeX alone, which math-verify parses without
 evaluating any text; the protections that confine programs are a second wall. A machine that grants
 few of them is not refused: what is held is reported.
+=======
+time for each pair and a limit of memory. It reads LaTeX alone, which is parsed without
+evaluating any text; that it cannot open files or reach a network either is a second wall.
+>>>>>>> verdicts
 """
 
 import contextlib
@@ -48,7 +53,7 @@ class Algebra:
         ...     algebra.equal(r"2\sqrt{3}", r"\sqrt{12}"), algebra.equal("x + 1", "x + 2")
         (True, False)
 
-    Source: math-verify 0.9.0. It is asked both ways round, as it is not symmetric.
+    Source: the LaTeX parser of math-verify 0.9.0, and SymPy, as `algebra_compare` uses them.
     """
 
     def __init__(
@@ -87,9 +92,9 @@ class Algebra:
 
     def equal(self, prediction: str, gold: str) -> bool | None:
         """Return whether an answer is right, as `answers.equal`, None where nothing can tell."""
-        found = answers.equal(prediction, gold)
-        if found is not None:
-            return found
+        return answers.equal(prediction, gold, self._compare)
+
+    def _compare(self, prediction: str, gold: str) -> bool | None:
         pair = (prediction, gold)
         if pair not in self._known:
             self._known[pair] = self._ask(pair)

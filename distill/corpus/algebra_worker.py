@@ -14,6 +14,7 @@ import os
 import sys
 import sysconfig
 
+<<<<<<< HEAD
 import math_verify
 import sympy
 from math_verify import LatexExtractionConfig, parse, verify
@@ -69,6 +70,16 @@ def _confine(memory_bytes: str, wanted: str) -> list[str]:
     """
     if sys.platform != "linux":
         return []
+=======
+from distill.corpus import sandbox_child
+from distill.corpus.algebra_compare import compare
+
+_LEFT_OPEN = 64
+
+
+def _close_in(memory_bytes: int) -> None:
+    """Give up memory beyond a limit, all writing, all but Python's own files, and every socket."""
+>>>>>>> verdicts
     compare("x + 1", "1 + x")  # reads what is read late, as long as it can be
     names = ("stdlib", "platstdlib", "purelib", "platlib")
     places = [sysconfig.get_path(name) for name in names]

@@ -86,7 +86,9 @@ def gold_of(row: dict[str, Any], name: str) -> str:
     from distill.core import answers
 
     value = field(row, "gold", name)
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
         return f"{Decimal(repr(value)):f}"
     found = answers.marked(value) if isinstance(value, str) else None
     if not found:

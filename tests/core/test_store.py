@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distill.core import sums
 from distill.core.errors import UserError
 from distill.core.records import AlignedTrace, PackedExample, Problem, Trace, Verdict
 from distill.core.store import Shards, Stage, describe, manifest, temporary_beside
@@ -226,23 +227,24 @@ def test_descriptions_are_json_and_stable():
     value = {"path": Path("a"), "call": describe, "list": (1, 2.5, None, True)}
     assert describe(value) == {
         "path": "a",
-        "call": "distill.core.store.describe",
+        "call": "distill.core.stages.describe",
         "list": [1, 2.5, None, True],
     }
 
 
-def test_a_complete_stage_knows_the_checksum_of_each_of_its_shards(tmp_path):
+def test_a_complete_stage_lists_the_checksum_of_each_of_its_files_and_of_its_manifest(tmp_path):
     with Stage.open(tmp_path, "check", settings={}) as stage:
         shards = Shards(tmp_path / "verdicts", Verdict)
         for sample in range(2):
             shards.append([Verdict("a", sample, "right", "1", "equal")])
-        assert "shards" not in json.loads((tmp_path / "manifests" / "check.json").read_text())
+        assert not sums.path_of(tmp_path, "check").exists()
         stage.finish()
-    found = manifest(tmp_path, "check")["shards"]
-    assert found == {
-        f"verdicts/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in shards.files()
+    listed = [*shards.files(), tmp_path / "manifests" / "check.json"]
+    assert sums.read(sums.path_of(tmp_path, "check")) == {
+        path.relative_to(tmp_path).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in listed
     }
+    assert manifest(tmp_path, "check")["files"] == 2
 
 
 def test_a_column_of_another_type_is_refused(tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 
 from distill.core.errors import UserError
 from distill.core.records import Accuracy
-from distill.core.store import Stage, manifest, read_json
+from distill.core.store import Stage, manifest
 from distill.models import hugging_face, t5x_checkpoint, tensors, weights
 from distill.models.layers import Params, by_path
 from distill.models.t5 import T5Model
@@ -309,7 +309,7 @@ def run(*, run_dir: Path, student: str | None = None, t5x: bool = False) -> dict
         UserError: a stage before is not complete, the start or the checkpoint is damaged, or it has
             no SentencePiece vocabulary.
     """
-    from distill.training import initialise
+    from distill.training import choice, initialise
     from distill.training.opened import open_params
 
     settings = {"t5x": True} if t5x else {}
@@ -317,7 +317,7 @@ def run(*, run_dir: Path, student: str | None = None, t5x: bool = False) -> dict
     with Stage.open(run_dir, "export", settings=settings, inputs=inputs) as stage:
         if stage.complete:
             return stage.summary
-        selection = read_json(run_dir / "reports" / "selection.json")
+        selection = choice.read(run_dir)
         start = student or manifest(run_dir, "train")["settings"]["student"]
         model, params, vocabulary = weights.read(initialise.directory(run_dir, start))
         if not isinstance(model, T5Model):

@@ -80,7 +80,8 @@ def page(report: Mapping[str, Any]) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{name}: distillation report</title><style>{STYLE}</style></head><body><main>"
-        f"<header><p>Distillation report</p><h1>{name}</h1>{_purpose(report)}</header>"
+        f"<header><p>Distillation report{_made(report)}</p><h1>{name}</h1>{_purpose(report)}"
+        "</header>"
         f"{_tiles(report)}{''.join(parts)}{_footer()}</main></body></html>\n"
     )
 
@@ -186,6 +187,11 @@ def _purpose(report: Mapping[str, Any]) -> str:
         f"<p>Chains of thought of the teacher{teacher} distilled into the student{student}: "
         f"{_text(state)}.</p>"
     )
+
+
+def _made(report: Mapping[str, Any]) -> str:
+    when = f", {_text(report['date'])}" if "date" in report else ""
+    return f", distill {_text(report['version'])}{when}" if "version" in report else when
 
 
 def _name(model: Any) -> str:

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from distill import soundness
 from distill.__main__ import main
+from distill.core import sums
 from distill.core.records import AlignedTrace, Prediction, Problem, Trace, Verdict
 from distill.core.store import Shards, Stage
 from distill.training.checkpoints import Checkpoints
@@ -35,13 +36,15 @@ def aligned(problem_id, sample):
     )
 
 
-def stage(run_dir, name, folder, rows, *, settings=None, inputs=(), **summary):
-    """Write a complete stage with its rows in shards of four."""
+def stage(run_dir, name, folder, rows, *, write=None, settings=None, inputs=(), **summary):
+    """Write a complete stage with its rows in shards of four, and what `write` writes."""
     with Stage.open(run_dir, name, settings=settings or {}, inputs=inputs) as opened:
         if rows:
             shards = Shards(run_dir / folder, type(rows[0]))
             for start in range(0, len(rows), 4):
                 shards.append(rows[start : start + 4])
+        if write:
+            write(run_dir)
         opened.finish(**summary)
 
 
@@ -71,8 +74,7 @@ def run_dir(tmp_path):
     stage(tmp_path, "harvest", "traces", [trace(*key) for key in keys], settings=asked)
     stage(tmp_path, "check", "verdicts", verdicts, inputs=["problems", "harvest"])
     stage(tmp_path, "align", "aligned", [aligned(*key) for key in right], inputs=["check"])
-    stage(tmp_path, "train", "", [], inputs=["align"], steps=5)
-    checkpoint(tmp_path)
+    stage(tmp_path, "train", "", [], inputs=["align"], write=checkpoint, steps=5)
     answers = [
         Prediction(step, p.problem_id, "b", "selection", "8", "right", "8")
         for step in (0, 5)
@@ -80,8 +82,7 @@ def run_dir(tmp_path):
     ]
     counted = {str(step): {"b": {"correct": 2, "n": 2}} for step in (0, 5)}
     stage(tmp_path, "evaluate", "predictions", answers, inputs=["train"], accuracy=counted)
-    export(tmp_path)
-    stage(tmp_path, "export", "", [], inputs=["train"])
+    stage(tmp_path, "export", "", [], inputs=["train"], write=export)
     return tmp_path
 
 
@@ -188,8 +189,7 @@ def test_damage_is_named_and_ends_in_2(run_dir, name, capsys):
 
 
 def test_a_checkpoint_that_is_not_finite_is_a_fault(tmp_path):
-    stage(tmp_path, "train", "", [], steps=5)
-    checkpoint(tmp_path, np.inf)
+    stage(tmp_path, "train", "", [], write=lambda d: checkpoint(d, np.inf), steps=5)
     assert soundness.check(tmp_path).faults == ["checkpoints/params/5: a tensor is not finite"]
 
 
@@ -206,12 +206,16 @@ def test_a_run_that_stopped_half_way_is_said_and_sound(tmp_path):
 
 
 def test_an_older_run_without_checksums_is_sound_and_noted(run_dir):
-    path = run_dir / "manifests" / "harvest.json"
-    manifest = json.loads(path.read_text())
-    del manifest["shards"], manifest["inputs"]
-    path.write_text(json.dumps(manifest))
+    later = ("version", "started", "finished", "files", "made_from", "reads")
+    for path in (run_dir / "manifests").glob("*.json"):
+        manifest = json.loads(path.read_text())
+        path.write_text(json.dumps({k: v for k, v in manifest.items() if k not in later}))
+        sums.path_of(run_dir, path.stem).unlink()
     found = soundness.check(run_dir)
-    assert found.sound and len(found.notes) == 2
+    assert found.sound and "harvest: no checksums were recorded" in found.notes
+    shard = "verdicts/part-000000.parquet"
+    rewrite(run_dir / "manifests" / "check.json", shards={shard: "0" * 64})
+    assert f"{shard}: its SHA-256 is not the recorded one" in soundness.check(run_dir).faults
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path, capsys):

@@ -38,7 +38,7 @@ DIRECTORIES = {
     "chains": "chains",
 }
 # What else a stage writes, as patterns of files and folders in the run directory.
-_BESIDE = {
+BESIDE = {
     "problems": ("contamination",),
     "harvest": ("spent",),
     "initialise": ("start",),
@@ -65,7 +65,7 @@ def outputs(run_dir: Path, name: str) -> Iterator[Path]:
         UserError: a link, FIFO, socket or device lies there.
     """
     folder = (DIRECTORIES[name],) if name in DIRECTORIES else ()
-    for pattern in (*folder, *_BESIDE.get(name, ())):
+    for pattern in (*folder, *BESIDE.get(name, ())):
         for top in sorted(run_dir.glob(pattern)):
             yield from (path for path in files.walk(top) if not is_temporary(path))
 

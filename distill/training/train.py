@@ -320,7 +320,7 @@ def fit(
             mesh=mesh,
             rules=rules,
         )
-    return params, _summary(metrics.read_lines(directory / METRICS)) if processes.is_first() else {}
+    return params, counts(metrics.read_lines(directory / METRICS)) if processes.is_first() else {}
 
 
 def _sinks(directory: Path, steps: int, *, tensorboard: bool) -> list[Metrics]:
@@ -332,7 +332,8 @@ def _sinks(directory: Path, steps: int, *, tensorboard: bool) -> list[Metrics]:
     return sinks + metrics.tensorboard(place) if tensorboard else sinks
 
 
-def _summary(lines: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+def counts(lines: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Return what the stage reports of its lines of metrics, which are not none."""
     tenth = max(len(lines) // 10, 1)
     waits = [line["input_wait_seconds"] for line in lines if "input_wait_seconds" in line]
     return {

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from distill.core import credentials
 from distill.core.errors import UserError
 
 ENVIRONMENT = {"DISTILL_CLUSTER": "detected"}
@@ -84,6 +85,7 @@ def _stage(options: argparse.Namespace, rest: Sequence[str]) -> list[str]:
         if not argument.isprintable():
             raise UserError("arguments without control characters", repr(argument), "rename it")
     for argument in rest:
+        credentials.refuse(argument, "the arguments of a command that others can read")
         if not argument.startswith("--gin.") or "=" not in argument:
             raise UserError("--gin.NAME=VALUE after the flags", argument, "see `distill launch -h`")
     return stage

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.core import files, journal, sums
+from distill.core import credentials, files, journal, sums
 from distill.core import inputs as input_files
 from distill.core.errors import UserError
 
@@ -136,11 +136,13 @@ class Stage:
         self.run_dir, self.name = Path(run_dir), name
         self._path = self.run_dir / "manifests" / f"{name}.json"
         self._digests: dict[str, str] = {}
+        described = json.dumps(describe(settings))
+        credentials.refuse(described, f"the settings of stage {name}")
         self._manifest: dict[str, Any] = {
             "stage": name,
             "version": version(),
             "started": _now(),
-            "settings": json.loads(json.dumps(describe(settings))),
+            "settings": json.loads(described),
             "complete": False,
             "seconds": 0.0,
             "summary": {},

@@ -1,7 +1,10 @@
 """Text of files and users as a terminal may show it: what would steer the terminal is spelled."""
 
 import logging
+import sys
 import unicodedata
+
+from distill.core import credentials
 
 # Separators break lines, Cc holds ESC, CR, backspace and C1, Cf the marks that turn the direction.
 _STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -37,9 +40,14 @@ def line(text: str) -> str:
     return visible(" ".join(text.split()))
 
 
+def show(text: str) -> None:
+    """Print a text that may quote files or users: visible, and without what looks like a key."""
+    sys.stdout.write(f"{visible(credentials.hidden(text))}\n")
+
+
 class Formatter(logging.Formatter):
     """A formatter of log lines for a terminal; what a record quotes cannot steer it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line, visible."""
-        return visible(super().format(record))
+        """Return the line, visible and without keys."""
+        return visible(credentials.hidden(super().format(record)))

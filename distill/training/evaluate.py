@@ -455,7 +455,8 @@ def _stage(
     trained = student is None or (run_dir / "manifests" / "train.json").exists()
     settings = options.settings() | ({} if trained else {"student": student})
     inputs = ["problems", *(kind.after if trained else ())]
-    with Stage.open(run_dir, kind.name, settings=settings, inputs=inputs) as stage:
+    reads = [student]
+    with Stage.open(run_dir, kind.name, settings=settings, inputs=inputs, reads=reads) as stage:
         if not stage.complete:
             steps = kind.steps(run_dir) if trained else [0]
             made, through = students(run_dir, start=student, **how), options.through

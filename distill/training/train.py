@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from distill.core import files
 from distill.core.errors import UserError
 from distill.core.ports import Batches
 from distill.core.records import PackedExample
@@ -458,9 +459,11 @@ def _opened(
     checkpoint_dir: str | None,
 ) -> Iterator[Stage]:
     """The stage; its checkpoints are where they shall be before it looks at what it has written."""
+    files.require_plain(run_dir)
     if checkpoint_dir is not None:
         saved.place(run_dir / "checkpoints", checkpoint_dir)
-    with Stage.open(run_dir, "train", settings=settings, inputs=inputs) as stage:
+    reads = [settings["student"]]
+    with Stage.open(run_dir, "train", settings=settings, inputs=inputs, reads=reads) as stage:
         yield stage
 
 

@@ -1,6 +1,7 @@
 """A student as a Hugging Face directory: weights, tokenizer, generation settings and model card."""
 
 import base64
+import html
 import json
 import logging
 import math
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from distill.core import terminal
 from distill.core.errors import UserError
 from distill.core.records import Accuracy
 from distill.core.store import Stage, manifest
@@ -259,10 +261,21 @@ def model_card(
     step = selection["chosen_step"]
     before, after = accuracy["0"], accuracy[str(step)]
     rows = [
-        f"| {name} | {Accuracy(**before[name])} | {Accuracy(**after[name])} |"
+        f"| {_plain(name)} | {Accuracy(**before[name])} | {Accuracy(**after[name])} |"
         for name in sorted(after)
     ]
     return CARD.format(student=student, step=step, rows="\n".join(rows))
+
+
+def _plain(text: str) -> str:
+    r"""Return a text on one line that neither Markdown, HTML nor a terminal reads anything into.
+
+    Example:
+        >>> _plain("<b>a|b")
+        '&lt;b&gt;a\\|b'
+    """
+    visible = terminal.line(text)
+    return re.sub(r"([\\`*_{}\[\]()#+.!|~:@$-])", r"\\\1", html.escape(visible))
 
 
 CARD = """\
@@ -325,7 +338,7 @@ def run(*, run_dir: Path, student: str | None = None, t5x: bool = False) -> dict
         if step := selection["chosen_step"]:
             params = open_params(run_dir / "checkpoints", step)
             weights.require_shapes(model, params, run_dir / "checkpoints")
-        origin = f"`{start}`" if start else "a random start"
+        origin = _plain(start) if start else "a random start"
         accuracy = manifest(run_dir, "final")["summary"]["accuracy"]
         card = model_card(origin, selection, accuracy)
         write(run_dir / "export", model, params, vocabulary, card=card)

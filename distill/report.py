@@ -12,7 +12,7 @@ from typing import Any
 from distill.core import files, sums
 from distill.core.errors import UserError
 from distill.core.records import Accuracy, Prediction, Problem, Trace, Verdict
-from distill.core.stages import read_manifest, version
+from distill.core.stages import read_manifest, require_unchanged, version
 from distill.core.store import Shards
 from distill.training import choice, intervals
 from distill.training.evaluate import tally
@@ -53,7 +53,10 @@ def report(run_dir: Path) -> dict[str, Any]:
     manifests = _manifests(run_dir)
     found: dict[str, Any] = {"run": run_dir.resolve().name, **_made(manifests)}
     found |= _stages(manifests)
-    summaries = {name: made["summary"] for name, made in manifests.items() if made["complete"]}
+    complete = [made for made in manifests.values() if made["complete"]]
+    for made in complete:
+        require_unchanged(run_dir, made, (".json", ".jsonl"))
+    summaries = {made["stage"]: made["summary"] for made in complete}
     absent = {}
     for part, (stage, make) in _PARTS.items():
         value = _part(run_dir, summaries, part, make) if stage in summaries else None

@@ -367,7 +367,34 @@ def manifest(run_dir: Path, name: str) -> dict[str, Any]:
         raise UserError(
             f"stage {name} complete in {run_dir}", "none", f"run `distill {name}` on it first"
         )
+    require_unchanged(Path(run_dir), found)
     return found
+
+
+def require_unchanged(
+    run_dir: Path, found: Mapping[str, Any], suffixes: Sequence[str] = ()
+) -> None:
+    """Refuse a complete stage whose manifest, or small files, are not those that it listed.
+
+    Args:
+        run_dir: the run.
+        found: the manifest; one of a version without lists is taken as it is.
+        suffixes: of further files to compare, such as `.json`.
+
+    Raises:
+        UserError: a file has another content, or the list is missing or damaged.
+    """
+    if "files" not in found:
+        return
+    listed = sums.read(sums.path_of(run_dir, found["stage"]))
+    own = f"manifests/{found['stage']}.json"
+    for name in (own, *(each for each in listed if each.endswith(tuple(suffixes)) and suffixes)):
+        if files.sha256(run_dir / name, follow=False) != listed.get(name):
+            raise UserError(
+                f"{name} in {run_dir} as stage {found['stage']} left it",
+                "another content",
+                "restore it; `distill verify` compares every file",
+            )
 
 
 def _line(summary: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """`distill verify`: a sound run has no fault, and every kind of damage is named."""
 
 import json
+import random
 import re
 
 import jax.numpy as jnp
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from distill import soundness
+from distill import report, soundness
 from distill.__main__ import main
-from distill.core import sums
+from distill.core import files, journal, sums
 from distill.core.records import AlignedTrace, Prediction, Problem, Trace, Verdict
 from distill.core.store import Shards, Stage
 from distill.training.checkpoints import Checkpoints
@@ -221,3 +222,104 @@ def test_an_older_run_without_checksums_is_sound_and_noted(run_dir):
 def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
     assert main(["verify", str(tmp_path)]) == 2
     assert "expected a run directory" in capsys.readouterr().err
+
+
+# --- Every bit ---------------------------------------------------------------------------------
+
+FLIPS = 200
+
+
+def whole(run_dir):
+    """Add what a command beside the stages leaves: the configuration and a report."""
+    journal.append(run_dir / "config.gin", "# distill run\ntrain.run.steps = 5\n")
+    report.run(run_dir=run_dir)
+
+
+def test_every_flipped_bit_of_a_finished_run_is_found(run_dir):
+    whole(run_dir)
+    clean = soundness.check(run_dir)
+    assert clean.faults == clean.not_covered == []
+    paths = [path for path in sorted(run_dir.rglob("*")) if path.is_file() and path.stat().st_size]
+    drawn = random.Random(14)
+    # A bit of each file, then of files drawn alike, so that small ones are not passed over.
+    for path in (paths + drawn.choices(paths, k=FLIPS))[: max(FLIPS, len(paths))]:
+        content = path.read_bytes()
+        at = drawn.randrange(8 * len(content))
+        flipped = bytearray(content)
+        flipped[at // 8] ^= 1 << at % 8
+        path.write_bytes(flipped)
+        name = path.relative_to(run_dir)
+        assert soundness.check(run_dir, contents=False).faults, f"bit {at} of {name}"
+        path.write_bytes(content)
+    assert soundness.check(run_dir, contents=False).sound
+
+
+@pytest.mark.parametrize("change", ["removed", "cut", "emptied", "linked"])
+def test_every_file_that_is_removed_cut_or_replaced_by_a_link_is_missed(run_dir, change, tmp_path):
+    whole(run_dir)
+    with Stage.open(run_dir, "select", settings={}) as stage:  # knows the configuration
+        stage.finish()
+    for path in [path for path in run_dir.rglob("*") if path.is_file() and path.stat().st_size]:
+        content = path.read_bytes()
+        path.unlink()
+        if change == "linked":
+            path.symlink_to("/etc/hostname")
+        elif change != "removed":
+            path.write_bytes(content[: len(content) // 2] if change == "cut" else b"")
+        assert soundness.check(run_dir, contents=False).faults, path
+        path.unlink(missing_ok=True)
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("folder", ["manifests", "traces", "export", "checkpoints/params/5"])
+def test_a_file_that_was_added_to_a_stage_is_a_fault(run_dir, folder):
+    (run_dir / folder / "part-000009.parquet").write_bytes(b"more")
+    assert any("part-000009" in fault for fault in soundness.check(run_dir, contents=False).faults)
+
+
+def test_a_file_of_no_stage_and_a_lock_that_holds_something_are_said(run_dir):
+    (run_dir / "notes.txt").write_text("mine")
+    found = soundness.check(run_dir, contents=False)
+    assert found.sound and found.not_covered == ["notes.txt"]
+    (run_dir / "manifests" / "train.lock").write_text("x")
+    faults = soundness.check(run_dir, contents=False).faults
+    assert faults == ["manifests/train.lock: a lock is empty, this one is not"]
+
+
+def forged(run_dir, name, **summary):
+    """Rewrite a summary and the stage's list with it, as one who means harm would."""
+    path, listed = run_dir / "manifests" / f"{name}.json", sums.path_of(run_dir, name)
+    stated = json.loads(path.read_text())
+    stated["summary"] |= summary
+    path.write_text(files.json_text(stated))
+    digests = sums.read(listed) | sums.of(run_dir, [path])
+    listed.write_text(sums.text(digests))
+
+
+def test_a_forged_summary_is_not_what_the_records_give(run_dir):
+    lied = {"5": {"b": {"correct": 1, "n": 2}}}
+    forged(run_dir, "evaluate", accuracy=lied)
+    (fault,) = [f for f in soundness.check(run_dir).faults if f.startswith("evaluate")]
+    assert re.search(r"evaluate: it states accuracy .*'correct': 1.*, its records give", fault)
+
+
+def test_a_forged_manifest_breaks_the_chain_to_what_was_made_from_it(run_dir):
+    forged(run_dir, "harvest", traces=6)
+    assert "check: it was made from another harvest" in soundness.check(run_dir).faults
+
+
+def test_a_forged_report_is_not_what_the_run_holds(run_dir):
+    whole(run_dir)
+    path = run_dir / "report.json"
+    rewrite(path, seconds={})
+    sums.path_of(run_dir, "report").write_text(
+        sums.text(sums.of(run_dir, [path, run_dir / "report.html"]))
+    )
+    assert soundness.check(run_dir).faults == ["report.json: its seconds is not what the run holds"]
+
+
+@pytest.mark.parametrize("value", [[], "x", {"b": 3}, {"5": []}, 10**30, None])
+def test_a_manifest_of_values_of_other_kinds_is_a_fault_and_no_traceback(run_dir, value):
+    for name in ("evaluate", "train", "export", "align"):
+        forged(run_dir, name, accuracy=value, steps=value, bytes=value, dropped=value, step=value)
+    assert not soundness.check(run_dir).sound

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -306,6 +307,13 @@ def test_a_forged_summary_is_not_what_the_records_give(run_dir):
 def test_a_forged_manifest_breaks_the_chain_to_what_was_made_from_it(run_dir):
     forged(run_dir, "harvest", traces=6)
     assert "check: it was made from another harvest" in soundness.check(run_dir).faults
+
+
+def test_a_run_that_was_copied_elsewhere_is_sound(run_dir, tmp_path_factory):
+    whole(run_dir)
+    copied = tmp_path_factory.mktemp("copies") / "copy"
+    shutil.copytree(run_dir, copied)
+    assert soundness.check(copied).faults == []
 
 
 def test_a_forged_report_is_not_what_the_run_holds(run_dir):

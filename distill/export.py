@@ -275,7 +275,7 @@ def _plain(text: str) -> str:
         '&lt;b&gt;a\\|b'
     """
     visible = terminal.line(text)
-    return re.sub(r"([\\`*_{}\[\]()#+.!|~:@$-])", r"\\\1", html.escape(visible))
+    return re.sub(r"([\\`*_{}\[\]()#+.!|~:@$-])", r"\\\1", html.escape(visible, quote=False))
 
 
 CARD = """\

@@ -2,6 +2,7 @@
 
 import html
 import json
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -87,10 +88,10 @@ def page(report: Mapping[str, Any]) -> str:
 
 
 def _text(value: object) -> str:
-    """Escape, also in attributes; control characters that HTML forbids become visible."""
+    """Escape, also in attributes; control and direction characters become visible."""
     visible = "".join(
         char
-        if char in "\n\t" or not (ord(char) < 32 or 127 <= ord(char) < 160)
+        if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf")
         else "\N{REPLACEMENT CHARACTER}"
         for char in str(value)
     )

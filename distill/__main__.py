@@ -53,6 +53,7 @@ TOOLS = {
 }
 QUICKSTART = "runs/quickstart.gin"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ACCESS = (errno.EROFS, errno.EACCES, errno.EPERM)
 EPILOG = """\
 A run directory holds all that a run made; the same command again goes on where it stopped.
 `distill STAGE --help` lists what gin binds in a stage.
@@ -78,8 +79,11 @@ def _tool(name: str, arguments: Sequence[str]) -> int:
 def _guarded(call: Callable[[], int], run_dir: Path | None) -> int:
     """Call; what the user can mend ends in one line and 2."""
     from distill.core.errors import UserError
+    from distill.core.terminal import Formatter
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("distill").setLevel(logging.INFO)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it when it is imported
     try:
@@ -100,9 +104,14 @@ def _guarded(call: Callable[[], int], run_dir: Path | None) -> int:
     except OSError as error:
         found = re.search(r"\[[Ee]rrno (\d+)\]", str(error))  # gin's copies lose the attribute
         number = error.errno or (int(found[1]) if found else 0)
-        if number not in DISK_FULL:
+        if number in DISK_FULL:
+            _complain(f"expected room in {run_dir}, got: {os.strerror(number)}; free some disk")
+        elif error.filename is not None or number in NO_ACCESS:
+            place = error.filename or run_dir
+            what = f"expected {place} that can be read or written"
+            _complain(f"{what}, got: {os.strerror(number)}; correct the path or its permissions")
+        else:
             raise
-        _complain(f"expected room in {run_dir}, got: {os.strerror(number)}; free some disk")
         return 2
 
 
@@ -115,7 +124,7 @@ def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     modules = [STAGES[options.command][0]] if options.command in STAGES else []
     config.load(files, overrides, options.gin_search_paths, modules)
     told = files or overrides  # `distill report --run_dir=…` alone must not forget what the run was
-    with config.recorded(options.run_dir) if told else contextlib.nullcontext():
+    with config.recorded(options.run_dir, options.command) if told else contextlib.nullcontext():
         for stage in config.stages(MAIN_JOB) if whole else (options.command,):
             result = config.configured(*STAGES[stage])(run_dir=options.run_dir)
     if options.json:
@@ -200,7 +209,9 @@ def _print(text: str) -> None:
 
 
 def _complain(line: str) -> None:
-    sys.stderr.write(f"distill: {' '.join(line.split())}\n")
+    from distill.core import credentials, terminal
+
+    sys.stderr.write(f"distill: {terminal.line(credentials.hidden(line))}\n")
 
 
 if __name__ == "__main__":

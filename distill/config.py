@@ -1,6 +1,7 @@
 """Gin configuration: files and overrides in, configured stages out; the only importer of gin."""
 
 import contextlib
+import datetime
 import importlib
 import inspect
 import os
@@ -11,9 +12,17 @@ from typing import Any
 import gin
 from gin import config as gin_config
 
+from distill.core import credentials, files, journal
 from distill.core.errors import UserError
 from distill.core.paths import shipped
-from distill.core.store import atomic_path
+from distill.core.stages import CONFIG, version
+
+_ONE_LINE = 1_000_000  # gin breaks texts that are longer than a line
+# What gin, its parser and the modules that a file names raise.
+_NO_CONFIGURATION = (
+    *(ValueError, OSError, ImportError, AttributeError, NameError, SyntaxError),
+    *(TypeError, LookupError, RuntimeError, MemoryError),
+)
 
 
 def load(
@@ -23,6 +32,8 @@ def load(
     modules: Sequence[str] = (),
 ) -> None:
     """Read the files, then the overrides; later ones win.
+
+    A gin file is a program: it may call any function of any module that can be imported.
 
     Args:
         files: gin files, looked up here, in `search_paths` and in the shipped `gin_configs`.
@@ -42,10 +53,10 @@ def load(
         for file in files:
             gin.parse_config_file(file)
         gin.parse_config([*_imports(modules), *overrides])
-    except (ValueError, OSError, ImportError, AttributeError, NameError, SyntaxError) as error:
+    except _NO_CONFIGURATION as error:
         raise UserError(
             "a configuration that loads",
-            " ".join(str(error).split()),
+            credentials.hidden(" ".join(str(error).split())),
             "compare the name with `distill STAGE --help` and the files in gin_configs",
         ) from error
     _refuse_missing()
@@ -119,23 +130,75 @@ def bound(module: str, function: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def recorded(run_dir: Path) -> Iterator[None]:
-    """Write the whole configuration beside the outputs, what was called and what was not.
+def recorded(run_dir: Path, command: str) -> Iterator[None]:
+    """Add the whole configuration of a command to RUN_DIR/config.gin, which only grows.
 
-    Where a UserError ends the block, an earlier start's configuration stays: a command that is
-    refused as another run does not describe the one that is there.
+    An entry holds what the command was given, all of it, also what no stage reads; later bindings
+    win, so the file as a whole is a configuration of the run. The same configuration twice is one
+    entry. Where a UserError ends the block before a stage was started or resumed, the file stays as
+    it was: a command that is refused as another run does not describe the one that is there.
+
+    Args:
+        run_dir: the run directory.
+        command: what the entry is headed by.
+
+    Raises:
+        UserError: the configuration holds a credential, or a link in the directory leads elsewhere;
+            nothing is written then.
     """
-    path = Path(run_dir) / "config.gin"
-    earlier = path.read_text() if path.exists() else None
-    _write(path, gin.config_str())
+    _refuse_credentials()
+    path = Path(run_dir) / CONFIG
+    files.require_plain(path.parent)
+    earlier, started = journal.read(path), _manifests(path.parent)
+    _add(path, earlier, gin.config_str(), command)
     try:
         yield
     except UserError:
-        if earlier is not None:
-            _write(path, earlier)
+        if earlier and _manifests(path.parent) == started:
+            files.write_text(path, earlier)
         raise
 
 
-def _write(path: Path, text: str) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(text)
+def _refuse_credentials() -> None:
+    where = "the configuration"
+    credentials.refuse(gin.config_str(max_line_length=_ONE_LINE), where)
+    for bindings in gin_config._CONFIG.values():
+        for name, value in bindings.items():
+            if isinstance(value, str) and (
+                credentials.is_secret_name(name)
+                or (name == "api_key_variable" and not credentials.is_variable(value))
+            ):
+                raise UserError(
+                    f"no credentials in {where}",
+                    f"a text as {name}",
+                    "export the key and give the name of the variable as api_key_variable",
+                )
+
+
+def _manifests(run_dir: Path) -> dict[str, int]:
+    """Return when each manifest was written."""
+    found = (run_dir / "manifests").glob("*.json")
+    return {path.name: path.stat().st_mtime_ns for path in found}
+
+
+def _add(path: Path, earlier: str, text: str, command: str) -> None:
+    """Append a configuration as an entry, unless it is the last one's."""
+    *_, last = ["", *journal.entries(earlier)]
+    if _bindings(last) == _bindings(text):
+        return
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    head = f"# distill {command}, version {version()}, {date}\n"
+    known = set(earlier.splitlines())
+    # gin wants all that it imports named once, and dynamic registration first.
+    lines = [line for line in text.splitlines() if not (_is_import(line) and line in known)]
+    journal.append(path, f"{head}{chr(10).join(lines).strip()}\n")
+
+
+def _bindings(entry: str) -> list[str]:
+    """Return the lines of an entry that bind something."""
+    lines = entry.splitlines()
+    return [line for line in lines if line and line[0] != "#" and not _is_import(line)]
+
+
+def _is_import(line: str) -> bool:
+    return line.startswith(("import ", "from "))

@@ -1,6 +1,7 @@
 """A student as a Hugging Face directory: weights, tokenizer, generation settings and model card."""
 
 import base64
+import html
 import json
 import logging
 import math
@@ -10,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from distill.core import terminal
 from distill.core.errors import UserError
 from distill.core.records import Accuracy
-from distill.core.store import Stage, manifest, read_json
+from distill.core.store import Stage, manifest
 from distill.models import hugging_face, t5x_checkpoint, tensors, weights
 from distill.models.layers import Params, by_path
 from distill.models.t5 import T5Model
@@ -259,10 +261,21 @@ def model_card(
     step = selection["chosen_step"]
     before, after = accuracy["0"], accuracy[str(step)]
     rows = [
-        f"| {name} | {Accuracy(**before[name])} | {Accuracy(**after[name])} |"
+        f"| {_plain(name)} | {Accuracy(**before[name])} | {Accuracy(**after[name])} |"
         for name in sorted(after)
     ]
     return CARD.format(student=student, step=step, rows="\n".join(rows))
+
+
+def _plain(text: str) -> str:
+    r"""Return a text on one line that neither Markdown, HTML nor a terminal reads anything into.
+
+    Example:
+        >>> _plain("<b>a|b")
+        '&lt;b&gt;a\\|b'
+    """
+    visible = terminal.line(text)
+    return re.sub(r"([\\`*_{}\[\]()#+.!|~:@$-])", r"\\\1", html.escape(visible, quote=False))
 
 
 CARD = """\
@@ -309,7 +322,7 @@ def run(*, run_dir: Path, student: str | None = None, t5x: bool = False) -> dict
         UserError: a stage before is not complete, the start or the checkpoint is damaged, or it has
             no SentencePiece vocabulary.
     """
-    from distill.training import initialise
+    from distill.training import choice, initialise
     from distill.training.opened import open_params
 
     settings = {"t5x": True} if t5x else {}
@@ -317,7 +330,7 @@ def run(*, run_dir: Path, student: str | None = None, t5x: bool = False) -> dict
     with Stage.open(run_dir, "export", settings=settings, inputs=inputs) as stage:
         if stage.complete:
             return stage.summary
-        selection = read_json(run_dir / "reports" / "selection.json")
+        selection = choice.read(run_dir)
         start = student or manifest(run_dir, "train")["settings"]["student"]
         model, params, vocabulary = weights.read(initialise.directory(run_dir, start))
         if not isinstance(model, T5Model):
@@ -325,7 +338,7 @@ def run(*, run_dir: Path, student: str | None = None, t5x: bool = False) -> dict
         if step := selection["chosen_step"]:
             params = open_params(run_dir / "checkpoints", step)
             weights.require_shapes(model, params, run_dir / "checkpoints")
-        origin = f"`{start}`" if start else "a random start"
+        origin = _plain(start) if start else "a random start"
         accuracy = manifest(run_dir, "final")["summary"]["accuracy"]
         card = model_card(origin, selection, accuracy)
         write(run_dir / "export", model, params, vocabulary, card=card)

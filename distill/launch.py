@@ -11,10 +11,10 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from distill.core import credentials, terminal
 from distill.core.errors import UserError
 
 ENVIRONMENT = {"DISTILL_CLUSTER": "detected"}
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     options, rest = _parser().parse_known_args(arguments)
     commands = options.commands(options, _stage(options, rest))
-    sys.stdout.write("\n\n".join(map(str, commands)) + "\n")
+    terminal.show("\n\n".join(map(str, commands)))
     for command in commands if options.yes else ():
         if code := _run(command):
             return code
@@ -81,6 +81,7 @@ def _stage(options: argparse.Namespace, rest: Sequence[str]) -> list[str]:
     files = [f"--gin_file={file}" for file in options.gin_file]
     stage = ["distill", options.stage, *files, f"--run_dir={options.run_dir}", *rest]
     for argument in (*stage, getattr(options, "setup", "")):
+        credentials.refuse(argument, "the arguments of a command that others can read")
         if not argument.isprintable():
             raise UserError("arguments without control characters", repr(argument), "rename it")
     for argument in rest:

@@ -2,6 +2,7 @@
 
 import html
 import json
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -80,16 +81,17 @@ def page(report: Mapping[str, Any]) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{name}: distillation report</title><style>{STYLE}</style></head><body><main>"
-        f"<header><p>Distillation report</p><h1>{name}</h1>{_purpose(report)}</header>"
+        f"<header><p>Distillation report{_made(report)}</p><h1>{name}</h1>{_purpose(report)}"
+        "</header>"
         f"{_tiles(report)}{''.join(parts)}{_footer()}</main></body></html>\n"
     )
 
 
 def _text(value: object) -> str:
-    """Escape, also in attributes; control characters that HTML forbids become visible."""
+    """Escape, also in attributes; control and direction characters become visible."""
     visible = "".join(
         char
-        if char in "\n\t" or not (ord(char) < 32 or 127 <= ord(char) < 160)
+        if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf")
         else "\N{REPLACEMENT CHARACTER}"
         for char in str(value)
     )
@@ -186,6 +188,11 @@ def _purpose(report: Mapping[str, Any]) -> str:
         f"<p>Chains of thought of the teacher{teacher} distilled into the student{student}: "
         f"{_text(state)}.</p>"
     )
+
+
+def _made(report: Mapping[str, Any]) -> str:
+    when = f", {_text(report['date'])}" if "date" in report else ""
+    return f", distill {_text(report['version'])}{when}" if "version" in report else when
 
 
 def _name(model: Any) -> str:

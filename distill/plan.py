@@ -8,7 +8,6 @@ that for GPUs with `jax[cuda12]`; it takes minutes for a large model.
 import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,12 +27,13 @@ def main(arguments: Sequence[str]) -> int:
         flag = f"--xla_force_host_platform_device_count={count}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
     from distill import config
+    from distill.core import terminal
 
     modules = ["distill.corpus.dataset", "distill.training.train"]
     config.load(options.gin_file, config.overrides(rest), options.gin_search_paths, modules)
     lengths, training = (config.bound(module, "run") for module in modules)
     found = plan(options.on, options.run_dir, lengths, training)
-    sys.stdout.write((json.dumps(found) if options.json else _told(found)) + "\n")
+    terminal.show(json.dumps(found) if options.json else _told(found))
     return 0
 
 

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from distill.core import files, sums
 from distill.core.errors import UserError
 from distill.core.records import Accuracy, Prediction, Problem, Trace, Verdict
-from distill.core.store import Shards, atomic_path, read_json, write_json
-from distill.training import intervals
+from distill.core.stages import read_manifest, require_unchanged, version
+from distill.core.store import Shards
+from distill.training import choice, intervals
 from distill.training.evaluate import tally
 from distill.training.metrics import read_lines
 
@@ -47,29 +49,59 @@ def report(run_dir: Path) -> dict[str, Any]:
     Raises:
         UserError: no stage was ever started there, or what a stage left is damaged.
     """
+    files.require_plain(run_dir)
     manifests = _manifests(run_dir)
-    found: dict[str, Any] = {"run": run_dir.resolve().name, **_stages(manifests)}
-    summaries = {name: made["summary"] for name, made in manifests.items() if made["complete"]}
+    found: dict[str, Any] = {"run": run_dir.resolve().name, **_made(manifests)}
+    found |= _stages(manifests)
+    complete = [made for made in manifests.values() if made["complete"]]
+    for made in complete:
+        require_unchanged(run_dir, made, (".json", ".jsonl"))
+    summaries = {made["stage"]: made["summary"] for made in complete}
     absent = {}
     for part, (stage, make) in _PARTS.items():
-        value = make(run_dir, summaries) if stage in summaries else None
+        value = _part(run_dir, summaries, part, make) if stage in summaries else None
         if value:
             found[part] = value
         else:
             left = "left none" if stage in summaries else "is not complete"
             absent[part] = f"stage {stage} {left}"
     if "scale" in summaries:  # no part of the main job, so nobody misses it
-        found["scaling"] = read_json(run_dir / "reports" / "scale.json")
+        found["scaling"] = files.read_object(run_dir / "reports" / "scale.json", follow=False)
     return {**found, "absent": absent}
+
+
+def _part(run_dir: Path, summaries: Summaries, name: str, make: Part) -> Any:
+    try:
+        return make(run_dir, summaries)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        got = f"values of another kind ({type(error).__name__}: {error})"
+        raise UserError(
+            f"{name} as the stages leave it in {run_dir}", got, "look at it with `distill verify`"
+        ) from error
 
 
 def _manifests(run_dir: Path) -> dict[str, dict[str, Any]]:
     paths = sorted((run_dir / "manifests").glob("*.json"))
     if not paths:
         raise UserError(f"a run in {run_dir}", "none", "give the --run_dir of a run")
-    found = {path.stem: read_json(path) for path in paths}
+    found = {path.stem: read_manifest(path) for path in paths}
     known = [name for name in ORDER if name in found]
     return {name: found[name] for name in (*known, *sorted(found.keys() - set(known)))}
+
+
+def _made(manifests: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the version that reports, and with which version and when each stage was made.
+
+    The report's date is that of its last stage: the same run has the same report.
+    """
+    names = ("version", "started", "finished")
+    made = {
+        stage: {name: str(manifest[name]) for name in names if name in manifest}
+        for stage, manifest in manifests.items()
+    }
+    dates = [of.get("finished", of.get("started")) for of in made.values()]
+    date = {"date": max(filter(None, dates))} if any(dates) else {}
+    return {"version": version(), **date, "made": {name: of for name, of in made.items() if of}}
 
 
 def _stages(manifests: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,7 +179,7 @@ def _table(run_dir: Path, predictions: Iterable[Prediction]) -> dict[str, dict[s
 
 def _selection(run_dir: Path, summaries: Summaries) -> dict[str, Any]:
     """Return the choice, with the price of specialising where general sets were followed."""
-    selection = read_json(run_dir / "reports" / "selection.json")
+    selection = choice.read(run_dir)
     followed = [entry for entry in selection["steps"] if entry.get("general")]
     return {**selection, **({"price": [_price(entry) for entry in followed]} if followed else {})}
 
@@ -170,7 +202,7 @@ def _accuracy(run_dir: Path, summaries: Summaries) -> dict[str, Any]:
     """
     if "select" not in summaries:
         return {}
-    selection = read_json(run_dir / "reports" / "selection.json")
+    selection = choice.read(run_dir)
     predictions = list(Shards(run_dir / "final", Prediction))
     table = _table(run_dir, predictions)
     names = {"before": 0, "after": selection["chosen_step"]}
@@ -233,7 +265,7 @@ def _samples(run_dir: Path, summaries: Summaries) -> list[dict[str, Any]]:
     """Return a few problems of each kind with both answers, by the order of their ids."""
     if "select" not in summaries:
         return []
-    chosen = read_json(run_dir / "reports" / "selection.json")["chosen_step"]
+    chosen = choice.read(run_dir)["chosen_step"]
     texts: dict[str, dict[int, Prediction]] = collections.defaultdict(dict)
     for prediction in Shards(run_dir / "final", Prediction):
         texts[prediction.problem_id][prediction.step] = prediction
@@ -336,20 +368,32 @@ def _cell(estimate: Mapping[str, float], sign: str = "") -> str:
     return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
+def _page(found: Mapping[str, Any], run_dir: Path) -> str:
+    from distill.page import page
+
+    try:
+        return page(found)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        got = f"figures of another kind ({type(error).__name__}: {error})"
+        raise UserError(
+            f"figures as the stages leave them in {run_dir}", got, "look with `distill verify`"
+        ) from error
+
+
 def run(*, run_dir: Path) -> dict[str, Any]:
     """Write `report.html` and `report.json` of a run, complete or not, and return the latter.
 
     Args:
         run_dir: the run.
     """
-    from distill.page import page
-
     start = time.monotonic()
     logger.info("report: start")
     found = report(run_dir)
-    write_json(run_dir / "report.json", found)
-    with atomic_path(run_dir / "report.html") as temporary:
-        temporary.write_text(page(found), encoding="utf-8")
+    html = _page(found, run_dir)
+    files.write_json(run_dir / "report.json", found)
+    files.write_text(run_dir / "report.html", html)
+    written = sums.of(run_dir, (run_dir / name for name in ("report.html", "report.json")))
+    files.write_text(sums.path_of(run_dir, "report"), sums.text(written))
     for line in table(found["accuracy"]).splitlines() if "accuracy" in found else ():
         logger.info("%s", line)
     for part, reason in found["absent"].items():

@@ -184,9 +184,10 @@ def _generator(directory: Path, batch_size: int) -> "LocalGenerator":
 
     selection = directory / "reports" / "selection.json"
     if selection.is_file():
+        from distill.training import choice
         from distill.training.evaluate import students
 
-        chosen = students(directory, batch_size)(read_json(selection)["chosen_step"])
+        chosen = students(directory, batch_size)(choice.read(directory)["chosen_step"])
         return cast("LocalGenerator", chosen)
     if not (directory / CONFIG).is_file():
         raise UserError(

@@ -7,7 +7,6 @@ a run that has not begun, goes on, was killed or is done.
 import argparse
 import dataclasses
 import itertools
-import json
 import os
 import statistics
 import sys
@@ -16,13 +15,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from distill.core import files, terminal
 from distill.core.errors import UserError
-from distill.core.store import read_json
+from distill.core.stages import read_manifest
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 48  # columns of the loss
 RECENT = 50  # steps whose median makes the speed and the time left
 TRAINING = ("train", "pretrain")
+SHOWN = ("step", "loss", "seconds", "tokens_per_second")
 LOCKS = Path("/proc/locks")
 CLEAR = "\x1b[H\x1b[J"
 
@@ -38,11 +39,13 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError("a run directory", f"the file {options.run_dir}", "name the directory")
     watched = Watched(options.run_dir)
     if options.once or not sys.stdout.isatty():
-        sys.stdout.write(watched.page() + "\n")
+        terminal.show(watched.page())
         return 0
     try:
         while True:
-            sys.stdout.write(f"{CLEAR}{watched.page()}\n")
+            page = watched.page()
+            sys.stdout.write(CLEAR)
+            terminal.show(page)
             sys.stdout.flush()
             time.sleep(options.interval)
     except KeyboardInterrupt:
@@ -58,18 +61,27 @@ class Lines:
 
     def read(self) -> list[dict[str, Any]]:
         """Return all lines up to the last whole one; a resumed run's file is read anew."""
-        try:
-            with self.path.open("rb") as file:
-                found = os.fstat(file.fileno())
-                if found.st_ino != self._inode or found.st_size < self._offset:
-                    self.lines, self._offset, self._inode = [], 0, found.st_ino
-                file.seek(self._offset)
-                whole = file.read().rpartition(b"\n")
-        except FileNotFoundError:
+        if not self.path.exists():
             return []
+        with files.opened(self.path, follow=False) as file:
+            found = os.fstat(file.fileno())
+            if found.st_ino != self._inode or found.st_size < self._offset:
+                self.lines, self._offset, self._inode = [], 0, found.st_ino
+            file.seek(self._offset)
+            whole = file.read().rpartition(b"\n")
         self._offset += len(whole[0]) + len(whole[1])
-        self.lines += [json.loads(line) for line in whole[0].splitlines()]
+        self.lines += [_figures(line, self.path) for line in whole[0].splitlines()]
         return self.lines
+
+
+def _figures(line: bytes, path: Path) -> dict[str, Any]:
+    """Return a line of metrics that holds what `watch` shows, as numbers."""
+    found = files.parse_object(line, f"a line of {path}")
+    wrong = [name for name in SHOWN if not isinstance(found.get(name), int | float)]
+    if wrong or not isinstance(found["step"], int):
+        name = wrong[0] if wrong else "step"
+        raise UserError(f"a number as {name} in each line of {path}", "another", "restore the file")
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,17 +129,18 @@ class Watched:
 
     def _stages(self) -> list[Started]:
         """The stages with a manifest, the one that was touched last at the end."""
+        files.require_plain(self.run_dir / "manifests")
         paths = list((self.run_dir / "manifests").glob("*.json"))
         locked = _locked_inodes()
         return [
-            Started(path.stem, read_json(path), _holds(path.with_suffix(".lock"), locked))
+            Started(path.stem, read_manifest(path), _holds(path.with_suffix(".lock"), locked))
             for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns)
         ]
 
     def _last_checkpoint(self) -> str:
         pointer = self.run_dir / "checkpoints" / "location.txt"
         if pointer.exists():
-            return f"at {pointer.read_text().strip()}"
+            return f"at {files.read_text(pointer, limit=4096, follow=False).strip()}"
         folders = (self.run_dir / "checkpoints" / "params").glob("*")
         steps = [int(folder.name) for folder in folders if folder.name.isdecimal()]
         return f"step {max(steps):,}" if steps else "none yet"
@@ -140,7 +153,8 @@ def _stage(stage: Started) -> str:
 
 
 def _training(stage: Started, lines: Sequence[Mapping[str, Any]], checkpoint: str) -> list[str]:
-    steps = stage.manifest["settings"].get("steps", 0)
+    stated = stage.manifest["settings"].get("steps", 0)
+    steps = stated if isinstance(stated, int) else 0
     if not lines:
         return [f"step 0 of {steps:,}"]
     last, recent = lines[-1], lines[-RECENT:]

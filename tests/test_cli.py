@@ -1,11 +1,14 @@
 """The command line: help without weight, one clear line for every mistake, exit code 2."""
 
 import json
+import os
 import subprocess
 import sys
 
+import gin
 import pytest
 
+from distill import config
 from distill.__main__ import STAGES, main
 
 COMMAND = (sys.executable, "-m", "distill")
@@ -171,3 +174,100 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path, quest
     refused(result, "room", "free")
     assert list((tmp_path / "out").glob("problems/*")) == []
     assert distill("problems", file, "--run_dir=out", cwd=tmp_path).returncode == 0
+
+
+# --- The run's record --------------------------------------------------------------------------
+
+
+def test_the_record_of_configurations_only_grows_and_is_a_configuration(
+    tmp_path, questions, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    record, overrides = tmp_path / "out" / "config.gin", ["train.run.steps = 3"]
+    assert main(["problems", gin_file(tmp_path, sources(questions)), "--run_dir=out"]) == 0
+    first = record.read_text()
+    for _ in range(2):
+        gin.clear_config()
+        config.load([], overrides, modules=["distill.training.train"])
+        with config.recorded(tmp_path / "out", "train"):
+            pass
+    second = record.read_text()
+    assert second.startswith(first) and second.count("train.run.steps = 3") == 1
+    assert "# distill train, version " in second
+    gin.clear_config()
+    config.load([str(record)], [])
+    assert gin.query_parameter("train.run.steps") == 3
+    assert gin.query_parameter("problems.JsonLines.path") == str(questions)
+    assert main(["verify", "--checksums", "out"]) == 0
+
+
+def test_a_changed_file_of_problems_is_refused_by_its_name(tmp_path, questions):
+    file = gin_file(tmp_path, sources(questions))
+    assert distill("problems", file, "--run_dir=out", cwd=tmp_path).returncode == 0
+    questions.write_text(json.dumps({"question": "What is 2 + 3?", "answer": "5"}) + "\n")
+    refused(distill("problems", file, "--run_dir=out", cwd=tmp_path), "questions.jsonl", "restore")
+
+
+KEY = "sk-FAKEfake0123456789leak"
+
+
+@pytest.mark.parametrize(
+    "binding",
+    [
+        f"base_url='http://user:{KEY}@127.0.0.1:1/v1'",
+        f"base_url='http://127.0.0.1:1/v1?key={KEY}'",
+        f"base_url=('http://127.0.0.1:1/v1', 'http://u:{KEY}@127.0.0.1:2/v1')",
+        "base_url='http://user:hunter22@127.0.0.1:1/v1'",
+        f"model='{KEY}'",
+        f"api_key_variable='{KEY}'",
+        "api_key_variable='0a1b2c3d4e5f'",
+        f"api_key='{KEY}'",
+    ],
+)
+def test_a_credential_is_refused_before_anything_is_written_and_never_shown(
+    tmp_path, questions, binding, monkeypatch, capsys
+):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    text = "from distill.corpus import harvest\nfrom distill.corpus import teacher\n"
+    text += f"{sources(questions)}harvest.run.generator = @teacher.OpenAICompatible()\n"
+    text += "teacher.OpenAICompatible.model = 'm'\n"
+    override = f"--gin.teacher.OpenAICompatible.{binding}"
+    run_dir = tmp_path / "out"
+    assert main(["problems", gin_file(tmp_path, text), override, f"--run_dir={run_dir}"]) == 2
+    printed = "".join(capsys.readouterr())
+    assert "expected" in printed and not run_dir.exists()
+    for part in (KEY, "hunter22", "0a1b2c3d4e5f"):
+        assert part not in printed
+
+
+def test_codes_in_names_and_rows_reach_no_terminal(tmp_path):
+    path = tmp_path / "a\x1b[31m\u202eb.jsonl"
+    path.write_text('{"question": "\\u001b]0;pwned\\u0007", "answer": ["\\u009b31m"]}\n')
+    file = gin_file(tmp_path, sources("a\\x1b[31m\\u202eb.jsonl"))
+    result = distill("problems", file, "--run_dir=out", cwd=tmp_path)
+    refused(result, "a\\x1b[31m\\u202eb.jsonl")
+    assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(result.stdout + result.stderr)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "zero", "deep", "digits", "surrogate"])
+def test_a_file_of_problems_of_any_kind_ends_in_one_line(tmp_path, kind):
+    path = tmp_path / "questions.jsonl"
+    rows = {
+        "deep": "[" * 100_000,
+        "digits": f'{{"question": "Why?", "answer": {"9" * 5000}}}',
+        "surrogate": '{"question": "\\ud800 ?", "answer": "1"}',
+    }
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "zero":
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_text(rows[kind] + "\n")
+    refused(distill("problems", gin_file(tmp_path, sources(path)), "--run_dir=out", cwd=tmp_path))
+
+
+def test_a_deeply_nested_gin_file_is_one_line(tmp_path):
+    file = gin_file(tmp_path, f"problems.run.sources = {'[' * 5000}{']' * 5000}\n")
+    refused(distill("problems", file, "--run_dir=out", cwd=tmp_path))

@@ -9,10 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from distill.core import credentials, files
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Request, Sampling
 from distill.corpus.completions import assemble
-from distill.corpus.formats import format_of, read_key, read_whole, refuse_odd_address
+from distill.corpus.formats import (
+    format_of,
+    read_key,
+    read_whole,
+    refuse_odd_address,
+    refuse_odd_variable,
+)
 from distill.corpus.session import PROMPT_AT_FAULT
 from distill.corpus.wire import WireError
 
@@ -59,6 +66,7 @@ class OpenAIBatches:
 
     def __post_init__(self) -> None:
         refuse_odd_address(self.base_url)
+        refuse_odd_variable(self.api_key_variable)
         format_of(self.kind)
         if self.requests_per_batch < 1 or self.poll_seconds < 0:
             raise ValueError("expected requests_per_batch >= 1 and poll_seconds >= 0")
@@ -82,9 +90,16 @@ class OpenAIBatches:
         lines = [self._line(request, sampling) for request in requests]
         try:
             with openai.OpenAI(api_key=key, base_url=self.base_url, max_retries=8) as client:
-                yield from self._merged(client, lines)
+                for index, completion in self._merged(client, lines):
+                    if self.api_key_variable and key in completion.text:
+                        raise UserError(
+                            f"completions of {place} without the API key",
+                            "one that repeats it",
+                            "use an endpoint that you trust, and replace the key",
+                        )
+                    yield index, completion
         except openai.APIError as error:
-            message = " ".join(str(error.message).split())[:300].replace(key, "***")
+            message = credentials.without(" ".join(str(error.message).split())[:300], key)
             raise UserError(
                 f"{place} to serve batches", message, "check the key and what the endpoint offers"
             ) from None
@@ -183,10 +198,10 @@ class OpenAIBatches:
             )
         for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
             for line in client.files.content(file_id).text.splitlines():
-                answer = json.loads(line)
+                answer = files.parse_object(line, f"a line of the results of {self.model}")
                 completion = self._completion(answer.get("response") or {})
                 if completion is not None:
-                    yield answer["custom_id"], completion
+                    yield str(answer.get("custom_id")), completion
 
     def _completion(self, response: Mapping[str, Any]) -> Completion | None:
         """Return the completion of a response, None where another round may bring a better one."""
@@ -210,4 +225,4 @@ class OpenAIBatches:
 
 
 def _name(line: str) -> str:
-    return json.loads(line)["custom_id"]
+    return str(files.parse_object(line, "a line of a batch").get("custom_id"))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from distill.core.errors import UserError
 from distill.core.records import Problem
 from distill.corpus import rowfiles
-from distill.corpus.benchmarks import HALVES, halves
+from distill.corpus.benchmarks import HALVES, halves, require_count
 from distill.corpus.download import cached
 
 TASKS = (
@@ -70,6 +70,11 @@ class BigBenchHard:
     def __post_init__(self) -> None:
         for task in self.tasks:
             _known(task)
+        require_count(self.n)
+
+    def input_files(self) -> tuple[Path, ...]:
+        """Return the subtasks' files of the user's folder; fetched ones have a listed sha256."""
+        return tuple(Path(self.path) / f"{t}.json" for t in self.tasks) if self.path else ()
 
     def problems(self) -> Iterator[Problem]:
         """Yield the problems, subtask after subtask."""

@@ -42,6 +42,11 @@ class Gsm8k:
 
     def __post_init__(self) -> None:
         choose(self.split, ("train", "validation", "test"))
+        require_count(self.n)
+
+    def input_files(self) -> tuple[Path, ...]:
+        """Return the user's file; a fetched one is known by its listed sha256."""
+        return _given(self.path)
 
     def problems(self) -> Iterator[Problem]:
         """Yield the problems, numbered by line from 1."""
@@ -73,6 +78,13 @@ class _HeldOut:
     path: str | Path | None = None
     n: int | None = None
     splits: Sequence[str] = HALVES
+
+    def __post_init__(self) -> None:
+        require_count(self.n)
+
+    def input_files(self) -> tuple[Path, ...]:
+        """Return the user's file; a fetched one is known by its listed sha256."""
+        return _given(self.path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +196,11 @@ class Mbpp:
 
     def __post_init__(self) -> None:
         choose(self.split, tuple(_MBPP_TASKS))
+        require_count(self.n)
+
+    def input_files(self) -> tuple[Path, ...]:
+        """Return the user's file; a fetched one is known by its listed sha256."""
+        return _given(self.path)
 
     def problems(self) -> Iterator[Problem]:
         """Yield the problems, numbered by their task_id."""
@@ -216,6 +233,16 @@ def _unix(source: str) -> str:
 
 def _file(path: str | Path | None, name: str) -> Path:
     return Path(path) if path else cached(name)
+
+
+def _given(path: str | Path | None) -> tuple[Path, ...]:
+    return (Path(path),) if path else ()
+
+
+def require_count(n: int | None) -> None:
+    """Refuse a number of problems that is below 0."""
+    if n is not None and (not isinstance(n, int) or n < 0):
+        raise UserError("n of at least 0, or None for all", f"{n!r:.60}", "correct it")
 
 
 def _line(text: str) -> str:

@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from distill.core import paths
+from distill.core import files, paths
 from distill.core.errors import UserError
 from distill.core.store import atomic_path
 
@@ -38,7 +38,9 @@ def cached(name: str) -> Path:
     listed = json.loads(paths.shipped("data/sources.json").read_text(encoding="utf-8"))[name]
     path = cache_dir() / name
     if path.exists():
-        _verify(path.read_bytes(), listed["sha256"], f"{path}; remove it, or give another path")
+        _verify(
+            files.read_bytes(path), listed["sha256"], f"{path}; remove it, or give another path"
+        )
         return path
     logger.info("fetching %s (%s, %s)", name, listed["citation"], listed["licence"])
     content = _read(listed["address"], path)
@@ -51,7 +53,10 @@ def cached(name: str) -> Path:
 def _read(address: str, path: Path) -> bytes:
     try:
         with urllib.request.urlopen(address, timeout=_SECONDS) as response:
-            return response.read()
+            content = response.read(files.MOST_BYTES + 1)
+        if len(content) > files.MOST_BYTES:
+            raise UserError(f"at most {files.MOST_BYTES:,} bytes at {address}", "more", "fetch it")
+        return content
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         raise UserError(
             f"an answer from {address}",

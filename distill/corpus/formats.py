@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from distill.core import credentials
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Request, Sampling
 from distill.corpus.wire import (
@@ -183,6 +184,7 @@ def read_key(variable: str | None) -> str:
     """
     if variable is None:
         return _NO_KEY
+    refuse_odd_variable(variable)
     key = os.environ.get(variable, "").strip()
     if not key:
         raise UserError(
@@ -199,14 +201,34 @@ def read_key(variable: str | None) -> str:
     return key
 
 
+def refuse_odd_variable(name: str | None) -> None:
+    """Refuse what can name no environment variable; it may be the key, so it is not shown.
+
+    Raises:
+        UserError: it is no name in capital letters, digits and underscores.
+    """
+    if name is not None and not credentials.is_variable(name):
+        raise UserError(
+            "the name of an environment variable, in capitals, as api_key_variable",
+            "another text",
+            "export the key and give the variable's name",
+        )
+
+
 def refuse_odd_address(url: str) -> None:
     """Refuse what is no address of an endpoint, or holds a secret that would be shown.
 
     Raises:
         UserError: it is not http(s), or has credentials or a query.
     """
-    address = urlsplit(url)
-    if address.scheme not in ("http", "https") or not address.hostname:
+    try:
+        address = urlsplit(url)
+        host = address.hostname if address.port != 0 else None
+    except ValueError:  # a port or a bracket that is none
+        host = None
+    if host is None or not url.isprintable() or " " in url:
         raise UserError("an http(s) base_url", "another", "give it as http://HOST:PORT/v1")
-    if address.username or address.password or address.query:
+    if address.scheme not in ("http", "https") or not host:
+        raise UserError("an http(s) base_url", "another", "give it as http://HOST:PORT/v1")
+    if "@" in address.netloc or address.query or address.fragment:
         raise UserError("a base_url without credentials", "one with some", "use api_key_variable")

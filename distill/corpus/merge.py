@@ -7,8 +7,8 @@ there, without a part, asks for what is still missing and finishes the stage.
 
 import argparse
 import json
-import sys
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from distill.core.store import Shards
 
 Key = tuple[str, int]
+LEDGER = re.compile(r"harvest(-\d+-of-\d+)?-[0-9a-f]{16}\.json")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,8 +27,9 @@ def main(arguments: Sequence[str]) -> int:
         UserError: a directory holds another harvest or none, or a harvest runs in INTO.
     """
     options = _parser().parse_args(arguments)
-    found = merge(options.into, options.sources)
-    sys.stdout.write(json.dumps(found) + "\n")
+    from distill.core import terminal
+
+    terminal.show(json.dumps(merge(options.into, options.sources)))
     return 0
 
 
@@ -46,41 +48,53 @@ def _parser() -> argparse.ArgumentParser:
 def merge(into: Path, sources: Sequence[Path]) -> dict[str, int]:
     """Add what is missing of other harvests' traces to one; the same again adds nothing.
 
-    A trace that several have is taken once, from the first. What the starts spent comes along.
+    A trace that several have is taken once, from the first. What the starts spent comes along. All
+    of the sources is read and checked before anything is added.
 
     Args:
         into: a run directory whose problems are complete, with or without traces.
         sources: run directories with the same problems, harvested with the same settings; they
-            stay as they are.
+            stay as they are, and no link in them is followed.
 
     Returns:
         `added`: traces that were missing, `known`: those that were there or came twice.
 
     Raises:
-        UserError: a directory holds another harvest or none, or a harvest runs in `into`.
+        UserError: a directory holds another harvest or none, a trace is of another model, prompt or
+            problem than its harvest asked, a link leads out of a directory, or a harvest runs in
+            `into`.
     """
-    from distill.core.records import Trace
+    from distill.core.records import Problem, Trace
     from distill.core.store import Shards, Stage
+    from distill.corpus.belonging import Belonging
 
     harvests = [_harvested(Path(source), into) for source in sources]
     settings = harvests[0]["settings"]
+    for source, found in zip(sources, harvests, strict=True):
+        _refuse_other(source, found, harvests[0])
     with Stage.open(into, "harvest", settings=settings, inputs=["problems"]):
         shards = Shards(into / "traces", Trace)
+        belonging = Belonging(settings, Shards(into / "problems", Problem))
+        for place in (into, *sources):
+            for trace in Shards(place / "traces", Trace):
+                belonging.require(trace, place)
         keys = {(str(name), int(n)) for name, n in shards.keys("problem_id", "sample")}
         counts = {"added": 0, "known": 0}
-        for source, found in zip(sources, harvests, strict=True):
-            _refuse_other(source, found["settings"], settings)
+        for source in sources:
             _add(Shards(source / "traces", Trace), shards, keys, counts)
             _copy_spending(source, into)
     return counts
 
 
 def _harvested(source: Path, into: Path) -> dict[str, Any]:
-    """Return the manifest of a directory's harvest, or of a part of it."""
+    """Return the manifest of a directory's harvest, or of a part of it; all parts are alike."""
+    from distill.core import files
     from distill.core.errors import UserError
     from distill.core.records import Problem
-    from distill.core.store import Shards, read_json
+    from distill.core.stages import read_manifest
+    from distill.core.store import Shards
 
+    files.require_plain(source)
     paths = sorted((source / "manifests").glob("harvest*.json"))
     if not paths:
         raise UserError(f"a harvest in {source}", "none", "name a run directory that was harvested")
@@ -91,20 +105,32 @@ def _harvested(source: Path, into: Path) -> dict[str, Any]:
             "others",
             "run `distill problems` with the same file on each machine",
         )
-    return read_json(paths[0])
+    found = [read_manifest(path) for path in paths]
+    for other in found[1:]:
+        _refuse_other(source, other, found[0])
+    return found[0]
 
 
-def _refuse_other(source: Path, got: Any, expected: Any) -> None:
+def _refuse_other(source: Path, got: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuse a harvest with other settings, or whose models and files had another content."""
     from distill.core.errors import UserError
 
-    different = [name for name in expected if got.get(name) != expected[name]]
-    if different:
-        name = different[0]
-        raise UserError(
-            f"the harvest's {name}={expected[name]!r:.80} in {source}",
-            f"{got.get(name)!r:.80}",
-            "merge harvests of one configuration",
-        )
+    given, wanted = got["settings"], expected["settings"]
+    for name in sorted({*given, *wanted}):
+        if given.get(name) != wanted.get(name):
+            raise UserError(
+                f"the harvest's {name}={wanted.get(name)!r:.80} in {source}",
+                f"{given.get(name)!r:.80}",
+                "merge harvests of one configuration",
+            )
+    read, others = expected.get("reads", {}), got.get("reads", {})
+    for name in sorted(read.keys() & others):
+        if read[name].get("sha256") != others[name].get("sha256"):
+            raise UserError(
+                f"a harvest in {source} with the same content of {name}",
+                "one with another",
+                "merge harvests of one model",
+            )
 
 
 def _add(
@@ -131,8 +157,14 @@ def _missing(traces: Iterable["Trace"], keys: set[Key]) -> list["Trace"]:
 
 def _copy_spending(source: Path, into: Path) -> None:
     """Bring each start's file along; its name is the start's own, so twice is as once."""
-    from distill.core.store import read_json, write_json
-    from distill.corpus.spending import SPENT
+    from distill.core.errors import UserError
+    from distill.core.store import write_json
+    from distill.corpus.spending import SPENT, ledger
 
     for path in sorted((source / SPENT).glob("*.json")):
-        write_json(into / SPENT / path.name, read_json(path))
+        if not LEDGER.fullmatch(path.name):
+            raise UserError(f"a start's file at {path}", "one of another name", "take it away")
+        target, found = into / SPENT / path.name, ledger(path)
+        # The one that counts more was copied later.
+        if not target.exists() or ledger(target)["completions"] < found["completions"]:
+            write_json(target, found)

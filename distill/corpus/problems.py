@@ -15,7 +15,16 @@ from distill.core.records import SPLITS, Problem
 from distill.core.store import Shards, Stage
 from distill.corpus import arithmetic, rowfiles
 from distill.corpus.bbh import BigBenchHard
-from distill.corpus.benchmarks import AsDiv, Gsm8k, Math500, Mbpp, MultiArith, Svamp, choose
+from distill.corpus.benchmarks import (
+    AsDiv,
+    Gsm8k,
+    Math500,
+    Mbpp,
+    MultiArith,
+    Svamp,
+    choose,
+    require_count,
+)
 from distill.corpus.contamination import TRAINED, Contamination, Index, Overlap, clean, count
 
 __all__ = [
@@ -126,6 +135,11 @@ class JsonLines:
 
     def __post_init__(self) -> None:
         choose(self.split, SPLITS)
+        require_count(self.n)
+
+    def input_files(self) -> tuple[Path, ...]:
+        """Return the file, whose content the run is known by."""
+        return (Path(self.path),)
 
     def problems(self) -> Iterator[Problem]:
         """Yield the problems, numbered by line from 1."""
@@ -140,7 +154,11 @@ class JsonLines:
             chain = None if row.get("chain") is None else rowfiles.text(row, "chain", where)
             if chain is not None and "answer is" not in chain.lower():
                 chain = f"{chain.rstrip()}\nThe answer is {answer}"
-            key = f"{name}/{self.split}/{row.get('id', number)}"
+            found_id = row.get("id", number)
+            if not isinstance(found_id, str | int):
+                got = f"{found_id!r:.60}"
+                raise UserError(f"a text or a whole number as id in {where}", got, "correct it")
+            key = f"{name}/{self.split}/{found_id}"
             yield Problem(key, name, self.split, question, answer, chain)
 
 

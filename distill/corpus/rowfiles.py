@@ -1,26 +1,23 @@
 """Read the files that problems come in: lines of JSON, a list, XML; each fault names its place."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from distill.core import files
 from distill.core.errors import UserError
+
+_MOST_DIGITS = 300
 
 
 def content(path: Path) -> str:
     """Return a file's text.
 
     Raises:
-        UserError: there is no such file, or it is not in UTF-8.
+        UserError: there is no such regular file, it is too large, or it is not in UTF-8.
     """
-    try:
-        return path.read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise UserError(f"a file {path}", "none", "correct the path") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"UTF-8 in {path}", str(error), "convert the file to UTF-8") from error
+    return files.read_text(path)
 
 
 def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -32,16 +29,7 @@ def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(content(path).split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"a JSON object in line {number} of {path}", str(error), "correct the line"
-            ) from error
-        if not isinstance(row, dict):
-            got = type(row).__name__
-            raise UserError(f"a JSON object in line {number} of {path}", got, "correct the line")
-        yield number, row
+        yield number, files.parse_object(line, f"line {number} of {path}")
 
 
 def text(row: dict[str, Any], key: str, where: str) -> str:
@@ -51,10 +39,13 @@ def text(row: dict[str, Any], key: str, where: str) -> str:
         UserError: it is missing, blank or of another kind; `where` names the row.
     """
     value = row.get(key)
+    if isinstance(value, int) and abs(value) >= 10**_MOST_DIGITS:
+        got = f"a number of more than {_MOST_DIGITS} digits"
+        raise UserError(f"a text under {key!r} in {where}", got, "write it as a text")
     if isinstance(value, int | float) and not isinstance(value, bool):
         return plain(value)
     if not isinstance(value, str) or not value.strip():
-        got = "none" if value is None else repr(value)
+        got = "none" if value is None else f"{value!r:.80}"
         raise UserError(f"a text under {key!r} in {where}", got, "add it or drop the row")
     return value.strip()
 
@@ -83,10 +74,7 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def _json(path: Path, kind: type) -> Any:
-    try:
-        found = json.loads(content(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"JSON in {path}", str(error), "use the public file") from error
+    found = files.read_json(path)
     if not isinstance(found, kind):
         raise UserError(f"a {kind.__name__} in {path}", type(found).__name__, "use the public file")
     return found

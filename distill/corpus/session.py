@@ -2,14 +2,15 @@
 
 import asyncio
 import dataclasses
-import json
 import logging
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from distill.core import credentials, files
 from distill.core.errors import UserError
+from distill.core.ports import Completion
 from distill.corpus.pace import Pace, retry_after
 from distill.corpus.prices import Price
 from distill.corpus.spending import Spent
@@ -75,7 +76,7 @@ class Session:
         pace: how fast.
         max_retries: further tries of a request.
         backoff: seconds before the second try.
-        secret: what never to show.
+        secret: what never to show; empty for none.
         budget: what may be spent.
         price: of the tokens, None where it is not known.
     """
@@ -127,6 +128,7 @@ class Session:
                 response = (await creates[tries % len(creates)](**body)).http_response
                 answer = _json(response.content)
                 result = read(answer)
+                self._refuse_repeated_key(result)
                 self._count(answer, response.headers)
                 return result
             except openai.APIStatusError as error:
@@ -208,7 +210,20 @@ class Session:
 
     def _public(self, text: str) -> str:
         """Return a text of the endpoint's without the key, should it repeat it."""
-        return text.replace(self._secret, "***")
+        return credentials.without(text, self._secret)
+
+    def _refuse_repeated_key(self, result: object) -> None:
+        """Refuse a completion that would carry the key into the run's traces."""
+        if not self._secret or not isinstance(result, Completion):
+            return
+        written = (result.text.encode(), b"".join(result.tokens), *result.top_tokens)
+        if any(self._secret.encode() in each for each in written):
+            self._ended = True
+            raise UserError(
+                f"completions of {self.place} without the API key",
+                "one that repeats it",
+                "use an endpoint that you trust, and replace the key",
+            )
 
     def _refusal(self, error: "openai.APIStatusError") -> UserError:
         reason = PROMPT_AT_FAULT.get(str(error.code))
@@ -232,12 +247,9 @@ PROMPT_AT_FAULT = {
 
 def _json(content: bytes) -> Answer:
     try:
-        answer = json.loads(content)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WireError("no JSON") from error
-    if not isinstance(answer, dict):
-        raise WireError(f"a {type(answer).__name__}")
-    return answer
+        return files.parse_object(content, "an answer")
+    except UserError as error:
+        raise WireError(f"no JSON object, {error.got[:80]}") from error
 
 
 def _worth_another(error: "openai.APIStatusError") -> bool:

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from distill.core import files
+from distill.core.errors import UserError
 from distill.core.ports import Completion, Generator, Request, Sampling
-from distill.core.store import read_json, write_json
+from distill.core.store import write_json
 from distill.corpus.prices import Price
 
 # Where the files lie in a run directory.
@@ -86,7 +88,24 @@ def ledgers(directory: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: a file is damaged.
     """
-    return [read_json(path) for path in sorted(Path(directory).glob("*.json"))]
+    return [ledger(path) for path in sorted(Path(directory).glob("*.json"))]
+
+
+def ledger(path: Path) -> dict[str, Any]:
+    """Return what a start wrote down, with counts that can be summed; raises as `ledgers`."""
+    found = files.read_object(path, follow=False)
+    counts = ("completions", "untold", "prompt_tokens", "completion_tokens")
+    right = all(_is_count(found.get(name)) for name in counts)
+    dollars, price = found.get("dollars"), found.get("price")
+    right &= dollars is None or (isinstance(dollars, int | float) and dollars >= 0)
+    right &= price is None or isinstance(price, dict)
+    if not right or "dollars" not in found or "price" not in found:
+        raise UserError(f"what a harvest spent in {path}", "something else", "restore the file")
+    return found
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def spent_in(directory: Path) -> Spent:

@@ -18,7 +18,7 @@ from distill.core.store import Shards
 from distill.corpus import hot
 from distill.corpus.asking import Asking, Clients, Means, Trials
 from distill.corpus.completions import assemble
-from distill.corpus.formats import format_of, read_key, refuse_odd_address
+from distill.corpus.formats import format_of, read_key, refuse_odd_address, refuse_odd_variable
 from distill.corpus.inflight import in_flight
 from distill.corpus.pace import Pace
 from distill.corpus.prices import Price, price_of
@@ -99,6 +99,7 @@ class OpenAICompatible:
     def __post_init__(self) -> None:
         for address in self._addresses:
             refuse_odd_address(address)
+        refuse_odd_variable(self.api_key_variable)
         format_of(self.kind)
         if self.hot_by not in (None, hot.SERVER, hot.CLIENT):
             raise UserError("hot_by server, client or None", self.hot_by, "name one of them")
@@ -256,7 +257,7 @@ class OpenAICompatible:
             Pace(self.concurrency, self.requests_per_minute, self.tokens_per_minute),
             max_retries=self.max_retries,
             backoff=self.backoff,
-            secret=read_key(self.api_key_variable),
+            secret=read_key(self.api_key_variable) if self.api_key_variable else "",
             budget=self.budget,
             price=self.price,
         )
@@ -301,6 +302,10 @@ class Replay:
     """
 
     directory: str
+
+    def input_files(self) -> tuple[Path, ...]:
+        """Return the directory, whose files a run is known by."""
+        return (Path(self.directory),)
 
     @property
     def model(self) -> str:

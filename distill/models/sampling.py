@@ -609,6 +609,10 @@ class Shipped:
         """The directory's name."""
         return Path(self.path).name
 
+    def input_files(self) -> tuple[Path, ...]:
+        """Return the directory, whose files a run is known by."""
+        return (Path(self.path),)
+
     @functools.cached_property
     def generator(self) -> LocalGenerator:
         """The loaded model."""

@@ -11,11 +11,11 @@ import argparse
 import dataclasses
 import functools
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill.core import terminal
 from distill.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     answering = answerer(options, _generator(options), options.max_tokens)
     found = answering(options.question, options.budget, seed=options.seed)
-    sys.stdout.write((json.dumps(found) if options.json else _told(found)) + "\n")
+    terminal.show(json.dumps(found) if options.json else _told(found))
     return 0
 
 

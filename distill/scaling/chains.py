@@ -216,7 +216,9 @@ def verifier(
     settings |= {"share": share, "seed": seed, "resamples": resamples, "reader": reader}
     require_no_decay(reader, optimizer)
     run_dir = Path(run_dir)
-    with Stage.open(run_dir, "chain_verifier", settings=settings, inputs=["chains"]) as stage:
+    with Stage.open(
+        run_dir, "chain_verifier", settings=settings, inputs=["chains"], reads=[student]
+    ) as stage:
         if not stage.complete:
             directory = run_dir / "verifier" / "chains"
             found = trained(examples(run_dir, "train"), directory, settings)

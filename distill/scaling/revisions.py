@@ -243,7 +243,9 @@ def run(
     settings |= {"batch_size": batch_size, "source_length": source_length, "length": length}
     settings |= {"optimizer": optimizer, "share": share, "seed": seed}
     run_dir = Path(run_dir)
-    with Stage.open(run_dir, "revisions", settings=settings, inputs=["rollouts"]) as stage:
+    with Stage.open(
+        run_dir, "revisions", settings=settings, inputs=["rollouts"], reads=[student]
+    ) as stage:
         if not stage.complete:
             examples = list(revisions(rollouts.solutions(run_dir, "train"), seed=seed))
             if not examples:

@@ -281,7 +281,9 @@ def run(
     settings |= {"resamples": resamples, "reader": reader}
     require_no_decay(reader, optimizer)
     run_dir = Path(run_dir)
-    with Stage.open(run_dir, f"verifier-{kind}", settings=settings, inputs=["rollouts"]) as stage:
+    with Stage.open(
+        run_dir, f"verifier-{kind}", settings=settings, inputs=["rollouts"], reads=[student]
+    ) as stage:
         if not stage.complete:
             directory = run_dir / "verifier" / kind
             found = trained(rollouts.examples(run_dir, "train"), directory, settings)

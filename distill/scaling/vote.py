@@ -23,11 +23,11 @@ import dataclasses
 import itertools
 import json
 import math
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill.core import terminal
 from distill.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -389,7 +389,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     problems = [read(row, name, grader) for name, row in grade.rows(options.file)]
     result = summarise(problems, max_k=options.max_k, seed=options.seed)
     result = {"grader": options.grader, **result}
-    sys.stdout.write(json.dumps(result) + "\n" if options.json else "\n".join(_told(result)) + "\n")
+    terminal.show(json.dumps(result) if options.json else "\n".join(_told(result)))
     return 0
 
 

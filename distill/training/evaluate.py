@@ -13,11 +13,12 @@ from distill.core.errors import UserError
 from distill.core.ports import Completion, Generator, Request, Sampling
 from distill.core.progress import progress
 from distill.core.records import Accuracy, Prediction, Problem, Trace, Verdict
-from distill.core.store import Shards, Stage, manifest, read_json
+from distill.core.store import Shards, Stage, manifest
 from distill.corpus import graders, prompts
 from distill.corpus.check import Judge, check
 from distill.corpus.completions import cut_after_answer
 from distill.corpus.harvest import sample_seed
+from distill.training import choice
 
 logger = logging.getLogger(__name__)
 
@@ -440,9 +441,8 @@ def _saved_steps(run_dir: Path) -> list[int]:
 
 
 def _chosen_steps(run_dir: Path) -> list[int]:
-    selection = read_json(run_dir / "reports" / "selection.json")
-    names = ("chosen_step", "validation_step")
-    return sorted({0, *(selection[name] for name in names if name in selection)})
+    selection = choice.read(run_dir)
+    return sorted({0, *(selection[name] for name in choice.STEPS if name in selection)})
 
 
 _EVALUATE = _Kind("evaluate", "predictions", STEERING, ["train"], _saved_steps)
@@ -455,7 +455,8 @@ def _stage(
     trained = student is None or (run_dir / "manifests" / "train.json").exists()
     settings = options.settings() | ({} if trained else {"student": student})
     inputs = ["problems", *(kind.after if trained else ())]
-    with Stage.open(run_dir, kind.name, settings=settings, inputs=inputs) as stage:
+    reads = [student]
+    with Stage.open(run_dir, kind.name, settings=settings, inputs=inputs, reads=reads) as stage:
         if not stage.complete:
             steps = kind.steps(run_dir) if trained else [0]
             made, through = students(run_dir, start=student, **how), options.through

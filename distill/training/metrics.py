@@ -17,6 +17,7 @@ from etils import epath
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
+from distill.core import files
 from distill.core.errors import UserError
 from distill.core.store import atomic_path, sync
 
@@ -78,7 +79,8 @@ class JsonLines:
     def write(self, lines: Sequence[Line]) -> None:
         """Append the lines in one write."""
         text = "".join(json.dumps(dict(line), allow_nan=False) + "\n" for line in lines)
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(self.path, flags, 0o644)
         try:
             os.write(descriptor, text.encode())
         finally:
@@ -91,11 +93,19 @@ class JsonLines:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a metrics file; none where there is no file."""
+    """Return the whole lines of a metrics file; none where there is no file.
+
+    Raises:
+        UserError: a whole line is no object with a step and a loss, or it is no regular file.
+    """
     if not Path(path).exists():
         return []
-    whole = Path(path).read_text().rpartition("\n")[0]
-    return [json.loads(line) for line in whole.splitlines()]
+    whole = files.read_text(Path(path), follow=False).rpartition("\n")[0]
+    lines = [files.parse_object(line, f"a line of {path}") for line in whole.split("\n") if line]
+    for line in lines:
+        if not isinstance(line.get("step"), int) or not isinstance(line.get("loss"), int | float):
+            raise UserError(f"a step and a loss in each line of {path}", "none", "restore the file")
+    return lines
 
 
 class Progress:

@@ -460,7 +460,9 @@ def run(
     settings = {"model": model, "batches": batches, "vocabulary": vocabulary_path, "loss": loss}
     settings |= {"optimizer": optimizer, "steps": steps, "seed": seed, "start": start}
     settings |= {"microbatches": microbatches}
-    with Stage.open(run_dir, "pretrain", settings=settings) as stage:
+    with Stage.open(
+        run_dir, "pretrain", settings=settings, reads=[start, vocabulary_path]
+    ) as stage:
         if stage.complete:
             return stage.summary
         if start is None:

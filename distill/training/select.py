@@ -10,6 +10,7 @@ from typing import Any
 from distill.core.errors import UserError
 from distill.core.records import Accuracy, Prediction
 from distill.core.store import Shards, Stage, describe, write_json
+from distill.training import choice
 from distill.training.evaluate import tally
 
 logger = logging.getLogger(__name__)
@@ -151,6 +152,32 @@ def _sets(held_out: Table, validation: Table, step: int) -> dict[str, Any]:
     return {split: _counts(table[step]) for split, table in pairs if step in table}
 
 
+def selection(
+    run_dir: Path,
+    rule: Rule,
+    *,
+    sets: Sequence[str] | None = None,
+    validation_sets: Sequence[str] | None = None,
+    general: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return what `reports/selection.json` holds; arguments and errors are those of `run`."""
+    held_out, validation = tables(run_dir)
+    chosen_by = _only(_without(held_out, general), sets)
+    beside = _only(_without(validation, general), validation_sets)
+    found = _selection(chosen_by, beside, rule)
+    if not general:
+        return found
+    both = {s: {**held_out.get(s, {}), **validation.get(s, {})} for s in held_out}
+    return _with_general(found, _only(both, general))
+
+
+def rule_of(described: object) -> Rule | None:
+    """Return the rule that a manifest describes, None where it is none of this module's."""
+    if isinstance(described, Mapping) and described.get("type") == Weighted.__name__:
+        return Weighted(described["weights"])
+    return {describe(rule): rule for rule in (mean, worst)}.get(str(described))
+
+
 def run(
     *,
     run_dir: Path,
@@ -182,16 +209,11 @@ def run(
     settings |= {"general": general} if general else {}
     with Stage.open(run_dir, "select", settings=settings, inputs=("evaluate",)) as stage:
         if not stage.complete:
-            held_out, validation = tables(run_dir)
-            chosen_by = _only(_without(held_out, general), sets)
-            beside = _only(_without(validation, general), validation_sets)
-            selection = _selection(chosen_by, beside, rule)
-            if general:
-                both = {s: {**held_out.get(s, {}), **validation.get(s, {})} for s in held_out}
-                selection = _with_general(selection, _only(both, general))
-            write_json(run_dir / "reports" / "selection.json", selection)
-            steps = ("chosen_step", "validation_step")
-            stage.finish(**{name: selection[name] for name in steps if name in selection})
+            found = selection(
+                run_dir, rule, sets=sets, validation_sets=validation_sets, general=general
+            )
+            write_json(choice.path_of(run_dir), found)
+            stage.finish(**{name: found[name] for name in choice.STEPS if name in found})
         return stage.summary
 
 

@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from distill.core import files
 from distill.core.errors import UserError
 from distill.core.ports import Batches
 from distill.core.records import PackedExample
@@ -320,7 +321,7 @@ def fit(
             mesh=mesh,
             rules=rules,
         )
-    return params, _summary(metrics.read_lines(directory / METRICS)) if processes.is_first() else {}
+    return params, counts(metrics.read_lines(directory / METRICS)) if processes.is_first() else {}
 
 
 def _sinks(directory: Path, steps: int, *, tensorboard: bool) -> list[Metrics]:
@@ -332,7 +333,8 @@ def _sinks(directory: Path, steps: int, *, tensorboard: bool) -> list[Metrics]:
     return sinks + metrics.tensorboard(place) if tensorboard else sinks
 
 
-def _summary(lines: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+def counts(lines: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Return what the stage reports of its lines of metrics, which are not none."""
     tenth = max(len(lines) // 10, 1)
     waits = [line["input_wait_seconds"] for line in lines if "input_wait_seconds" in line]
     return {
@@ -457,9 +459,11 @@ def _opened(
     checkpoint_dir: str | None,
 ) -> Iterator[Stage]:
     """The stage; its checkpoints are where they shall be before it looks at what it has written."""
+    files.require_plain(run_dir)
     if checkpoint_dir is not None:
         saved.place(run_dir / "checkpoints", checkpoint_dir)
-    with Stage.open(run_dir, "train", settings=settings, inputs=inputs) as stage:
+    reads = [settings["student"]]
+    with Stage.open(run_dir, "train", settings=settings, inputs=inputs, reads=reads) as stage:
         yield stage
 
 

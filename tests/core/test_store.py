@@ -1,18 +1,23 @@
+import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distill.core import stages, sums
 from distill.core.errors import UserError
 from distill.core.records import AlignedTrace, PackedExample, Problem, Trace, Verdict
 from distill.core.store import Shards, Stage, describe, manifest, temporary_beside
@@ -226,23 +231,142 @@ def test_descriptions_are_json_and_stable():
     value = {"path": Path("a"), "call": describe, "list": (1, 2.5, None, True)}
     assert describe(value) == {
         "path": "a",
-        "call": "distill.core.store.describe",
+        "call": "distill.core.stages.describe",
         "list": [1, 2.5, None, True],
     }
 
 
-def test_a_complete_stage_knows_the_checksum_of_each_of_its_shards(tmp_path):
+def test_a_complete_stage_lists_the_checksum_of_each_of_its_files_and_of_its_manifest(tmp_path):
     with Stage.open(tmp_path, "check", settings={}) as stage:
         shards = Shards(tmp_path / "verdicts", Verdict)
         for sample in range(2):
             shards.append([Verdict("a", sample, "right", "1", "equal")])
-        assert "shards" not in json.loads((tmp_path / "manifests" / "check.json").read_text())
+        assert not sums.path_of(tmp_path, "check").exists()
         stage.finish()
-    found = manifest(tmp_path, "check")["shards"]
-    assert found == {
-        f"verdicts/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in shards.files()
+    listed = [*shards.files(), tmp_path / "manifests" / "check.json"]
+    assert sums.read(sums.path_of(tmp_path, "check")) == {
+        path.relative_to(tmp_path).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in listed
     }
+    assert manifest(tmp_path, "check")["files"] == 2
+
+
+def test_the_manifest_names_version_and_dates(tmp_path):
+    with Stage.open(tmp_path, "check", settings={}) as stage:
+        stage.finish()
+    found = manifest(tmp_path, "check")
+    assert found["version"] == importlib.metadata.version("distill")
+    started, finished = (datetime.fromisoformat(found[name]) for name in ("started", "finished"))
+    assert started <= finished and started.utcoffset() == timedelta(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    path: Path
+
+    def input_files(self):
+        return (self.path,)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_stage_whose_input_file_changed_is_refused_by_the_name_of_the_file(
+    tmp_path, finished, nested
+):
+    folder, run_dir = tmp_path / "in", tmp_path / "run"
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text("1")
+    source = Source(folder if nested else folder / "rows.jsonl")
+
+    def start():
+        with Stage.open(run_dir, "problems", settings={"sources": [source]}) as stage:
+            if finished and not stage.complete:
+                stage.finish()
+
+    start()
+    start()
+    (folder / "rows.jsonl").write_text("2")
+    with pytest.raises(UserError, match=r"the content of .*rows\.jsonl that the run in .*another"):
+        start()
+    (folder / "rows.jsonl").write_text("1")
+    start()
+
+
+def test_a_stage_is_refused_where_its_input_was_made_anew(tmp_path):
+    def made(name, inputs=()):
+        with Stage.open(tmp_path, name, settings={}, inputs=inputs) as stage:
+            if not stage.complete:
+                stage.finish()
+
+    made("problems")
+    made("harvest", ["problems"])
+    (tmp_path / "manifests" / "problems.json").unlink()
+    time.sleep(0.001)  # its seconds differ, as its date would
+    made("problems")
+    with pytest.raises(UserError, match=r"the stage problems that harvest in .* was made from"):
+        made("harvest", ["problems"])
+
+
+def test_a_manifest_that_was_edited_is_no_input(tmp_path):
+    with Stage.open(tmp_path, "problems", settings={}) as stage:
+        stage.finish(problems=3)
+    path = tmp_path / "manifests" / "problems.json"
+    path.write_text(path.read_text().replace('"problems": 3', '"problems": 4'))
+    with pytest.raises(UserError, match=r"manifests/problems.json in .* left it, got another con"):
+        manifest(tmp_path, "problems")
+
+
+LINKS = ("problems", "config.gin", "manifests", "manifests/problems.lock", "spent/x.json")
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_a_link_in_a_run_directory_is_refused_and_its_target_stays(tmp_path, name):
+    outside, link = tmp_path / "outside", tmp_path / "run" / name
+    outside.write_text("precious")
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside)
+    with (
+        pytest.raises(UserError, match=rf"alone at .*{name}, got a link"),
+        Stage.open(tmp_path / "run", "problems", settings={}),
+    ):
+        pass
+    assert outside.read_text() == "precious"
+
+
+def test_a_lock_that_becomes_a_link_is_not_emptied(tmp_path):
+    (tmp_path / "outside").write_text("precious")
+    (tmp_path / "x.lock").symlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match=r"a lock at .*x.lock, got a link"):
+        stages._opened_lock(tmp_path / "x.lock")
+    (tmp_path / "y.lock").write_text("kept")
+    os.close(stages._opened_lock(tmp_path / "y.lock"))
+    assert (tmp_path / "outside").read_text() == "precious"
+    assert (tmp_path / "y.lock").read_text() == "kept"
+
+
+def test_settings_with_a_credential_are_written_nowhere(tmp_path):
+    with (
+        pytest.raises(UserError, match="no credentials in the settings of stage harvest"),
+        Stage.open(tmp_path, "harvest", settings={"url": "http://me:hunter22@h/v1"}),
+    ):
+        pass
+    assert list(tmp_path.rglob("*")) == []
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_shard_with_any_bytes_changed_is_read_or_refused_in_one_sentence(tmp_path_factory, data):
+    shards = Shards(tmp_path_factory.mktemp("shards"), Verdict)
+    shards.append([Verdict("a", n, "right", "1", "equal") for n in range(9)])
+    (path,) = shards.files()
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    try:
+        assert all(isinstance(verdict, Verdict) for verdict in shards)
+    except UserError as error:
+        assert "part-000000.parquet" in str(error)
 
 
 def test_a_column_of_another_type_is_refused(tmp_path):

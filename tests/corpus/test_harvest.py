@@ -494,3 +494,56 @@ def test_a_split_that_is_not_there_or_not_for_harvesting_is_refused(tmp_path, sp
     ready(tmp_path, problems(1))
     with pytest.raises(UserError, match=match):
         run(run_dir=tmp_path, generator=Echo(), split=split)
+
+
+# --- What no harvest of these settings wrote ---------------------------------------------------
+
+FOREIGN = {
+    "an unknown problem": {"problem_id": "../../etc/passwd"},
+    "a sample beyond the samples": {"sample": 10**12},
+    "a sample below 0": {"sample": -1},
+    "another model": {"model": "another\x1b[31m"},
+    "another prompt": {"prompt": "another prompt"},
+    "another seed": {"seed": 1},
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_a_trace_that_is_none_of_the_harvest_s_is_not_merged(tmp_path, what):
+    into, source = (ready(tmp_path / name, problems(3)) for name in ("into", "source"))
+    run(run_dir=source, generator=Echo(), samples=1)
+    shards = Shards(source / "traces", Trace)
+    *kept, last = list(shards)
+    shards.remove()
+    shards.append([*kept, dataclasses.replace(last, **FOREIGN[what])])
+    with pytest.raises(UserError, match=r"traces of .* in .*source, got .*; merge harvests of one"):
+        merge(into, [source])
+    assert not list((into / "traces").glob("*")) and not (into / "spent").exists()
+
+
+@pytest.mark.parametrize("name", ["traces/part-000000.parquet", "spent/x.json", "problems", "x"])
+def test_a_merge_follows_no_link_out_of_its_source(tmp_path, name):
+    into, source = (ready(tmp_path / each, problems(2)) for each in ("into", "source"))
+    run(run_dir=source, generator=Echo(), samples=1)
+    moved = tmp_path / "outside"
+    (source / name).rename(moved) if (source / name).exists() else moved.write_text("{}")
+    (source / name).parent.mkdir(exist_ok=True)
+    (source / name).symlink_to(moved)
+    with pytest.raises(UserError, match=rf"alone at .*{name}, got a link"):
+        merge(into, [source])
+    assert not (into / "traces").exists()
+
+
+def test_a_merge_of_a_part_with_other_settings_or_a_damaged_manifest_is_refused(tmp_path):
+    into, source = (ready(tmp_path / each, problems(4)) for each in ("into", "source"))
+    run(run_dir=source, generator=Echo(), samples=1, part=(0, 2))
+    path = source / "manifests" / "harvest-0-of-2.json"
+    other = json.loads(path.read_text())
+    other["stage"], other["settings"]["seed"] = "harvest-1-of-2", 99
+    path.with_name("harvest-1-of-2.json").write_text(json.dumps(other))
+    with pytest.raises(UserError, match=r"the harvest's seed=0 in .*source, got 99"):
+        merge(into, [source])
+    for content in ("[]", "{}", "[" * 100_000):
+        path.write_text(content)
+        with pytest.raises(UserError, match=r"in .*harvest-0-of-2\.json"):
+            merge(into, [source])

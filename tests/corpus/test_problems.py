@@ -351,7 +351,7 @@ def test_a_source_without_problems_is_refused(tmp_path):
         ('{"question": 1, "answer": true}', "'answer' in line 2 of .*got True"),
         ('{"answer": 1}', "'question' in line 2 of .*got none"),
         ('{"question": "Why?", "answer": 1, "chain": []}', r"'chain' in line 2 of .*got \[\]"),
-        ('{"question": "Why?"', "a JSON object in line 2 of .*; correct the line"),
+        ('{"question": "Why?"', "JSON in line 2 of .*; correct"),
         ("[1]", "a JSON object in line 2 of .*got list"),
     ],
 )
@@ -375,7 +375,7 @@ def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path):
         (problems.MultiArith, "[{}]", "the file of multiarith, got a row .*iIndex"),
         (problems.MultiArith, "{}", "a list in .*got dict"),
         (problems.Math500, '{"problem": "Why?"}', "got a row .*answer"),
-        (problems.Svamp, "[", "JSON in .*use the public file"),
+        (problems.Svamp, "[", "JSON in .*correct or restore"),
         (problems.Svamp, '[{"ID": "1", "Body": "B", "Question": "Q"}]', "got a row .*Answer"),
         (problems.AsDiv, "<a>", "expected XML in .*use the public file"),
         (problems.AsDiv, '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "XML without a DOCTYPE"),

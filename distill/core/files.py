@@ -1,0 +1,262 @@
+"""Files that others may have written: read with bounds, walked without following links."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, NoReturn
+
+from distill.core.errors import UserError
+
+MOST_BYTES = 1 << 30  # of a file that is read at once
+MOST_DEPTH = 64  # of lists and objects within each other
+
+
+# --- Reading -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def opened(path: Path, *, follow: bool = True) -> Iterator[BufferedReader]:
+    """Open a regular file for reading; a FIFO, socket or device is refused and never waited for.
+
+    Args:
+        path: the file.
+        follow: whether the path may be a link.
+
+    Raises:
+        UserError: there is no such file, it is something else, or it may not be read.
+    """
+    with open_regular(Path(path), follow=follow) as file:
+        yield file
+
+
+def open_regular(path: Path, *, follow: bool = True) -> BufferedReader:
+    """Return what `opened` yields; the caller closes it."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(path, flags)
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+        raise _unreadable(path, error) from error
+    if kind := _other_kind(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"a file {path}", kind, "put a regular file there")
+    return os.fdopen(descriptor, "rb")
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> UserError:
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        return UserError(f"a file {path}", "none", "correct the path or run what writes it")
+    if number == errno.ELOOP:
+        return UserError(f"a file {path}", "a link", "put the file itself there")
+    if number == errno.ENXIO:
+        return UserError(f"a file {path}", "a socket or a device", "put a regular file there")
+    got = os.strerror(number) if number else str(error)
+    return UserError(f"a file {path} that can be read", got, "correct the path or its permissions")
+
+
+def _other_kind(mode: int) -> str | None:
+    """Name what a mode is of, None for a regular file."""
+    kinds = {
+        stat.S_IFDIR: "a directory",
+        stat.S_IFLNK: "a link",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+    }
+    return None if stat.S_ISREG(mode) else kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def read_bytes(path: Path, *, limit: int = MOST_BYTES, follow: bool = True) -> bytes:
+    """Return a regular file's content.
+
+    Args:
+        path: the file.
+        limit: bytes at most.
+        follow: whether the path may be a link.
+
+    Raises:
+        UserError: it is larger than `limit`, or as `opened`.
+    """
+    with opened(path, follow=follow) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise UserError(f"at most {limit:,} bytes in {path}", "more", "use a smaller file")
+    return content
+
+
+def read_text(path: Path, *, limit: int = MOST_BYTES, follow: bool = True) -> str:
+    """Return a regular file's text in UTF-8; raises as `read_bytes`, and where it is no UTF-8."""
+    try:
+        return read_bytes(path, limit=limit, follow=follow).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"UTF-8 in {path}", str(error), "convert the file to UTF-8") from error
+
+
+def read_json(path: Path, *, limit: int = MOST_BYTES, follow: bool = True) -> Any:
+    """Return what a JSON file holds; raises as `read_text` and `parse_json`."""
+    return parse_json(read_text(path, limit=limit, follow=follow), str(path))
+
+
+def read_object(path: Path, *, limit: int = MOST_BYTES, follow: bool = True) -> dict[str, Any]:
+    """Return the object that a JSON file holds; raises as `read_json`, and for another value."""
+    return _object(read_json(path, limit=limit, follow=follow), str(path))
+
+
+def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
+    """Return the object that a JSON text holds; raises as `parse_json`, and for another value."""
+    return _object(parse_json(text, where), where)
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"a JSON object in {where}", type(value).__name__, "correct it")
+    return value
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """Return the value of a JSON text that has no trap in it.
+
+    Refused are numbers that are not finite or have more digits than Python converts, lists and
+    objects deeper than MOST_DEPTH, and strings that no encoding can carry.
+
+    Args:
+        text: in UTF-8 where it is bytes.
+        where: the place, for the error.
+
+    Raises:
+        UserError: it is no such JSON.
+
+    Example:
+        >>> parse_json('{"n": 3}', "line 1")
+        {'n': 3}
+    """
+    try:
+        decoded = text.decode() if isinstance(text, bytes) else text
+        value = json.loads(decoded, parse_constant=_refuse_constant, parse_float=_finite)
+        _refuse_depth(value)
+        if "\\u" in decoded:  # half of a surrogate pair can be written no other way
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        got = " ".join(str(error).split())[:200]
+        raise UserError(f"JSON in {where}", got, "correct or restore it") from error
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name}, which is no number of JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:20]}, which is beyond float64")
+    return value
+
+
+def _refuse_depth(value: object) -> None:
+    level: list[Any] = [value] if isinstance(value, dict | list) else []
+    for _ in range(MOST_DEPTH + 1):
+        inner = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [item for items in inner for item in items if isinstance(item, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"lists and objects more than {MOST_DEPTH} deep")
+
+
+def sha256(path: Path, *, follow: bool = True) -> str:
+    """Return a regular file's SHA-256 in hexadecimal; raises as `opened`."""
+    with opened(path, follow=follow) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- Directories -------------------------------------------------------------------------------
+
+
+def walk(directory: Path) -> Iterator[Path]:
+    """Yield the regular files below a directory in order; none where there is no directory.
+
+    What vanishes on the way, as another process's temporary files do, is passed over.
+
+    Raises:
+        UserError: a link, FIFO, socket or device lies there, or the directory is one.
+    """
+    waiting = [directory]
+    while waiting:
+        path = waiting.pop()
+        try:
+            mode = path.lstat().st_mode
+            if stat.S_ISDIR(mode):
+                waiting += sorted(path.iterdir(), reverse=True)
+                continue
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            got = os.strerror(error.errno or 0)
+            raise UserError(f"{path} that can be read", got, "correct its permissions") from error
+        if kind := _other_kind(mode):
+            raise UserError(f"files and directories alone at {path}", kind, "take it away")
+        yield path
+
+
+def require_plain(directory: Path) -> None:
+    """Refuse a tree in which something could lead out of it; the directory itself may be a link.
+
+    Raises:
+        UserError: as `walk`.
+    """
+    for _ in walk(directory.resolve()):
+        pass
+
+
+# --- Writing -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` that takes its place, synced, when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(path)
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return a hidden name beside `path` that no process has; a PID may come again after a kill."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+def sync(path: Path) -> None:
+    """Force a file or directory onto the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8 in one step."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def json_text(value: object) -> str:
+    """Return what `write_json` writes; raises ValueError for a number that is not finite."""
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file in one step; raises as `json_text`."""
+    write_text(path, json_text(value))

@@ -1,0 +1,53 @@
+"""Text of files and users as a terminal may show it: what would steer the terminal is spelled."""
+
+import logging
+import sys
+import unicodedata
+
+from distill.core import credentials
+
+# Separators break lines, Cc holds ESC, CR, backspace and C1, Cf the marks that turn the direction.
+_STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def visible(text: str) -> str:
+    r"""Return a text whose control and format characters are written as escapes.
+
+    Newline and tab stay; so does all that is no control, format, surrogate or separator character.
+
+    Example:
+        >>> visible("a\x1b[31m\tb\u202e")
+        'a\\x1b[31m\tb\\u202e'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(map(_spelled, text))
+
+
+def _spelled(char: str) -> str:
+    if char in "\n\t" or unicodedata.category(char) not in _STEERING:
+        return char
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def line(text: str) -> str:
+    r"""Return a text on one line, visible.
+
+    Example:
+        >>> line("a\r\nb")
+        'a b'
+    """
+    return visible(" ".join(text.split()))
+
+
+def show(text: str) -> None:
+    """Print a text that may quote files or users: visible, and without what looks like a key."""
+    sys.stdout.write(f"{visible(credentials.hidden(text))}\n")
+
+
+class Formatter(logging.Formatter):
+    """A formatter of log lines for a terminal; what a record quotes cannot steer it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, visible and without keys."""
+        return visible(credentials.hidden(super().format(record)))

@@ -372,6 +372,7 @@ async def _unless_gone(
     """Return the answers, or None once the client has gone, which cancels what waits."""
     gone = asyncio.ensure_future(_gone(request))
     every = asyncio.gather(*answers)
+    every.add_done_callback(lambda _: every.cancelled() or every.exception())
     try:
         await asyncio.wait({gone, every}, return_when=asyncio.FIRST_COMPLETED)
         return list(every.result()) if every.done() else None

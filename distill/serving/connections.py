@@ -198,10 +198,13 @@ class Parser(h11.Connection):
         try:
             event = super().next_event()
         except h11.RemoteProtocolError as error:
-            self.status = error.error_status_hint
+            self.status = error.error_status_hint if error.error_status_hint < 500 else 400
             raise
         if isinstance(event, h11.Request):
             self._pieces = 0
+            if {b"content-length", b"transfer-encoding"} <= {name for name, _ in event.headers}:
+                # Whoever is in between may have read the other one.
+                raise h11.RemoteProtocolError("two framings", self.status)
         self._pieces += isinstance(event, h11.Data)
         if self._pieces > MOST_PIECES:
             self.status = 413
@@ -270,8 +273,8 @@ class Connection(H11Protocol):
         """Answer a request that cannot be parsed, in the API's shape, and close."""
         self._refuse(
             RefusedError(
-                "expected a request as HTTP/1.1 has it, got one that is malformed or too large; "
-                "send it by a library",
+                "expected a well-formed HTTP/1.1 request, got one that is malformed or too large; "
+                "use an HTTP library",
                 status=self.conn.status,
             )
         )

@@ -10,7 +10,8 @@ question's difficulty, as `distill answer` does, with what was spent.
 A chat's last message, the user's, is the prompt as it is. The same request with the same seed gives
 the same text, whoever else asks; of n completions the first has the request's seed. Log-
 probabilities are the model's own, at temperature 1, whatever the temperature. SIGTERM and SIGINT
-let the requests in flight finish and refuse others with 503; a second one ends at once.
+let the requests in flight finish, for --shutdown_seconds at most, and refuse others with 503; one
+more signal, a second later or more, ends at once.
 
 Programs for prompts and completions of usual lengths are compiled before the server listens; one
 that is missing is compiled while others are answered. JAX keeps them for the next start where the
@@ -53,10 +54,11 @@ KEY_VARIABLE = "DISTILL_API_KEY"
 BACKLOG = 128  # connections that the kernel keeps, and that are accepted at once
 OTHER_FILES = 128  # descriptors that are no connections
 PROGRESS_SECONDS = 5
+AGAIN_SECONDS = 1  # a process may get one signal twice, as from its group
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serve until SIGTERM or SIGINT; return 0 if all requests in flight were answered, else 1.
+    """Serve until SIGTERM or SIGINT; return 0, or exit with 1 where requests were not answered.
 
     Raises:
         UserError: there is no such model, no such key, or the address is taken.
@@ -82,7 +84,9 @@ def main(arguments: Sequence[str]) -> int:
     answering = (
         answerer(options, served.generator, options.solution_tokens) if options.policy else None
     )
-    limits = Limits(options.max_tokens, options.max_prompt_tokens)
+    limits = Limits(
+        options.max_tokens, options.max_prompt_tokens, body_seconds=options.body_seconds
+    )
     door = application(served, batcher, limits, key=key, answering=answering)
     stop = _stopped_by_signals()
     with serving(
@@ -447,13 +451,16 @@ def _unavailable(host: str, port: int, error: OSError | UnicodeError) -> "UserEr
 
 
 def _stopped_by_signals() -> threading.Event:
-    """Return what the first SIGTERM or SIGINT sets; a second one interrupts."""
-    stop = threading.Event()
+    """Return what the first SIGTERM or SIGINT sets; one that comes a second later ends at once."""
+    stop, first = threading.Event(), math.inf
 
     def handle(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
+        nonlocal first
+        if not stop.is_set():
+            first = time.monotonic()
+            stop.set()
+        elif time.monotonic() - first > AGAIN_SECONDS:
+            _end_at_once()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handle)

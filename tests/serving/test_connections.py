@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import ipaddress
 import json
+import resource
 import socket
 import struct
 import time
@@ -26,6 +27,7 @@ from serving_world import (
     waiting,
 )
 
+from distill import serve
 from distill.serving.connections import ConnectionLimits, network_of
 
 QUICK = ConnectionLimits(
@@ -267,3 +269,15 @@ def test_forwarded_clients_of_a_proxy_share_the_queue_and_those_of_others_do_not
         for end in ends:
             assert answer(end)[0] == 200
             end.close()
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "connections"),
+    [(1024, 4096, 1000), (256, 1024, 768), (256, 256, 1), (4096, 4096, 1000)],
+)
+def test_connections_fit_the_limit_of_descriptors(monkeypatch, soft, hard, connections):
+    given = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: given.append(limits))
+    assert serve._with_descriptors(1000) == connections
+    assert all(soft < new <= hard and last == hard for new, last in given)

@@ -72,7 +72,8 @@ def post(server, body, path="/v1/completions", headers=()):
     """Send raw bytes; return (status, headers, parsed body)."""
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=30)
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    connection.request("POST", path, content, {"Authorization": f"Bearer {KEY}", **dict(headers)})
+    own = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    connection.request("POST", path, content, {**own, **dict(headers)})
     answer = connection.getresponse()
     found = answer.status, answer.headers, json.loads(answer.read())
     connection.close()
@@ -677,7 +678,7 @@ def test_what_nobody_waits_for_is_not_run(slow):
         begun(slow.generator)
         body = json.dumps({"model": "slow", "prompt": "Q", "seed": 1})
         gone = http.client.HTTPConnection(urlsplit(server.url).netloc)
-        gone.request("POST", "/v1/completions", body)
+        gone.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
         queued(server, 1)
         gone.close()
         time.sleep(0.2)
@@ -751,7 +752,7 @@ def test_a_signal_ends_the_command_after_the_request_in_flight(number, tmp_path,
     model = smallest(tmp_path / "tiny")
     command = [sys.executable, "-m", "distill", "serve", str(model), "--port=0"]
     environment = {**os.environ, **compiled, serve.KEY_VARIABLE: KEY}
-    options = ["--batch_size=2", "--max_wait_ms=1500"]
+    options = ["--batch_size=2", "--max_wait_ms=1500", "--compile_prompt_tokens=0"]
     with subprocess.Popen(
         [*command, *options], stderr=subprocess.PIPE, text=True, env=environment
     ) as process:

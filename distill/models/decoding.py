@@ -494,6 +494,19 @@ def _by_step(change: Callable[..., Array], *decoded: Decoded) -> Decoded:
     return stepped._replace(counts=decoded[0].counts)
 
 
+def room_for(limit: int) -> int:
+    """Return the last room of rows that write up to `limit` tokens.
+
+    Example:
+        >>> [room_for(limit) for limit in (1, 32, 33, 256)]
+        [32, 32, 64, 256]
+    """
+    room = _FIRST_ROOM
+    while room < limit:
+        room *= 2
+    return room
+
+
 def decode(
     network: Network,
     params: Params,
@@ -505,6 +518,7 @@ def decode(
     *,
     k: int,
     place: Place = lambda rows: rows,
+    compile_only: bool = False,
 ) -> Decoded:
     """Write after each prompt until every row has ended or has `limit` tokens.
 
@@ -522,6 +536,7 @@ def decode(
         limit: most tokens of a row.
         k: candidates measured for each token, at least 1.
         place: puts rows where they run; nothing by default.
+        compile_only: write nothing, but compile every room up to `limit`.
     """
     reading = read(network, params, prompts, place)
     loop, room = _start(network, params, reading, place(prompts), k=k), 0
@@ -537,7 +552,7 @@ def decode(
             seeds,
             place(settings._replace(hot=hot)),
             vocabulary,
-            np.array(min(limit, room), np.int32),
+            np.array(0 if compile_only else min(limit, room), np.int32),
             room=room,
             k=k,
         )

@@ -1,6 +1,5 @@
 """When a row has written a stop text: an automaton over tokens; knows bytes, not the model."""
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +8,7 @@ from jaxtyping import Int
 ENDED = 0  # the state of a row that has ended; none leaves it
 OPENING = 1  # before the first token of a text, whose leading blank is not part of it
 INSIDE = 2  # before the first token of a text that goes on after another
-_STATES = 8  # tables grow by as many rows at once, so that few shapes compile
+_STATES = 8  # rows of the smallest table
 
 
 def transitions(
@@ -18,7 +17,7 @@ def transitions(
     """Return the state after each token in each state: ENDED once a stop text is complete.
 
     The states beyond INSIDE are the beginnings of stop texts that the row may have written, which
-    may have begun in an earlier token.
+    may have begun in an earlier token. Time is linear in the texts' length times the tokens.
 
     Args:
         stop: the texts that end a row.
@@ -33,33 +32,63 @@ def transitions(
     Source:
         Aho and Corasick 1975, run over the bytes of each token.
     """
-    by_byte = _by_byte([text.encode() for text in stop if text])
+    by_byte = _by_byte(stop)
     table = _over(by_byte, tokens)
     table[OPENING] = _over(by_byte, [token.removeprefix(b" ") for token in tokens])[INSIDE]
     table[:, eos_id] = ENDED
     return table
 
 
-def _by_byte(stop: Sequence[bytes]) -> Int[np.ndarray, "states 256"]:
-    """Return the state after each byte: the longest beginning of a stop text just written."""
-    beginnings = {b"": INSIDE}
-    for beginning in itertools.chain(*(itertools.accumulate(_single(text)) for text in stop)):
-        beginnings.setdefault(beginning, len(beginnings) + INSIDE)
-    rows = -(-(len(beginnings) + INSIDE) // _STATES) * _STATES
-    table = np.full((rows, 256), ENDED, np.int32)
-    for written, state in beginnings.items():
-        for byte in range(256):
-            longer = written + bytes([byte])
-            ended = any(longer.endswith(text) for text in stop)
-            suffixes = (longer[at:] for at in range(len(longer) + 1))
-            longest = next(suffix for suffix in suffixes if suffix in beginnings)
-            table[state, byte] = ENDED if ended else beginnings[longest]
+def states_of(stop: Sequence[str]) -> int:
+    r"""Return the number of rows of `transitions` for such stop texts.
+
+    Example:
+        >>> states_of([]), states_of(["\n\nQuestion:"])
+        (8, 16)
+    """
+    return _rows(len(_beginnings(stop)))
+
+
+def _beginnings(stop: Sequence[str]) -> list[bytes]:
+    """Return what a row may have written of the stop texts, each once, the empty text first."""
+    texts = [text.encode() for text in stop if text]
+    longer = (text[:size] for text in texts for size in range(1, len(text) + 1))
+    return list(dict.fromkeys([b"", *longer]))
+
+
+def _rows(beginnings: int) -> int:
+    """Return the rows of a table, which double, since each size is a program to compile."""
+    rows = _STATES
+    while rows < beginnings + INSIDE:
+        rows *= 2
+    return rows
+
+
+def _by_byte(stop: Sequence[str]) -> Int[np.ndarray, "states 256"]:
+    """Return the state after each byte: the longest beginning of a stop text just written.
+
+    The row of a beginning is that of its longest ending which is a beginning too, but for the
+    bytes that continue it. Shorter beginnings come first, so that this row is there.
+    """
+    beginnings = _beginnings(stop)
+    whole = {text.encode() for text in stop}
+    states = {beginning: INSIDE + number for number, beginning in enumerate(beginnings)}
+    longer: dict[bytes, list[bytes]] = {beginning: [] for beginning in beginnings}
+    for beginning in beginnings[1:]:
+        longer[beginning[:-1]].append(beginning)
+    table = np.full((_rows(len(beginnings)), 256), ENDED, np.int32)
+    table[INSIDE] = INSIDE
+    endings = {b"": INSIDE}
+    for beginning in sorted(beginnings, key=len):
+        state = states[beginning]
+        ending = table[endings[beginning]].copy()
+        table[state] = ending
+        for each in longer[beginning]:
+            ended = each in whole or ending[each[-1]] == ENDED
+            endings[each] = INSIDE if ended else int(ending[each[-1]])
+            table[state, each[-1]] = ENDED if ended else states[each]
     table[OPENING] = table[INSIDE]
     return table
-
-
-def _single(text: bytes) -> list[bytes]:
-    return [bytes([byte]) for byte in text]
 
 
 def _over(

@@ -1,17 +1,17 @@
 """The HTTP application: keys, limits, routes, errors; it knows no model and opens no socket."""
 
 import asyncio
-import collections
+import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
-import hmac
 import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -19,7 +19,6 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Generator, Request
@@ -27,11 +26,14 @@ from distill.scaling.answer import Answerer
 from distill.serving import answered, asked
 from distill.serving.answered import Choice, Format
 from distill.serving.asked import Asked, Limits, Read, RefusedError
-from distill.serving.batching import Batcher, OverloadedError, Scoring
+from distill.serving.batching import Batcher, OverloadedError, Scoring, Work
+from distill.serving.connections import network_of
+from distill.serving.door import Door, error_response
 
 logger = logging.getLogger(__name__)
 
 CLOSED_BY_CLIENT = 499
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +82,9 @@ class Endpoint:
     ) -> None:
         self._served, self._batcher, self._limits = served, batcher, limits
         self._created = int(time.time())
-        self._answering, self._turn, self._questions = answering, asyncio.Lock(), 0
+        self._answering, self._questions = answering, 0
+        # One question after another; one whose client leaves before its turn is not answered.
+        self._turns = concurrent.futures.ThreadPoolExecutor(1)
 
     def routes(self) -> list[Route]:
         """Return what is answered where."""
@@ -117,17 +121,20 @@ class Endpoint:
                 retry_after=5,
             )
         self._questions += 1
+        answer = functools.partial(answering, wanted.text, wanted.budget, seed=wanted.seed)
+        turn = asyncio.get_running_loop().run_in_executor(self._turns, answer)
         try:
-            async with self._turn:
-                found = await asyncio.to_thread(
-                    answering, wanted.text, wanted.budget, seed=wanted.seed
-                )
+            solved = await _unless_gone(request, [turn])
         except UserError as error:
             raise RefusedError(str(error)) from error
         finally:
             self._questions -= 1
+        if solved is None:
+            return Response(status_code=CLOSED_BY_CLIENT)
         head = {"id": f"answer-{uuid.uuid4().hex}", "object": "answer"}
-        return JSONResponse({**head, "created": int(time.time()), "model": wanted.model, **found})
+        return JSONResponse(
+            {**head, "created": int(time.time()), "model": wanted.model, **solved[0]}
+        )
 
     async def models(self, request: HttpRequest) -> Response:
         """List the one model."""
@@ -161,19 +168,27 @@ class Endpoint:
     async def _answer(self, request: HttpRequest, read: Read, format_: Format) -> Response:
         wanted = read(asked.parse(await _body(request, self._limits)), self._limits)
         self._require_model(wanted.model)
-        counts = [
-            await asyncio.to_thread(self._counted, prompt, wanted.prefix)
-            for prompt in wanted.prompts
-        ]
+        counts = await asyncio.to_thread(self._counts, wanted)
         if wanted.echo and not self._served.echoes:
             raise RefusedError(
                 "expected a request without echo, as this model reads its prompt by an encoder, "
                 "got echo; leave it out",
                 param="echo",
             )
-        completions = await _unless_gone(request, self._submit(wanted))
+        needed = await asyncio.to_thread(self._needed, wanted)
+        completions = await _unless_gone(request, self._submit(needed, _client(request)))
         if completions is None:
             return Response(status_code=CLOSED_BY_CLIENT)
+        return await asyncio.to_thread(self._response, wanted, format_, counts, completions)
+
+    def _response(
+        self,
+        wanted: Asked,
+        format_: Format,
+        counts: Sequence[int],
+        completions: Sequence[Completion],
+    ) -> Response:
+        """Return the answer; for a thread, since it may be long."""
         echoed, written = _parted(wanted, completions)
         choices = _choices(wanted, echoed, written)
         usage = _usage(wanted, counts, written)
@@ -184,7 +199,17 @@ class Endpoint:
         parts = answered.stream(format_, head, choices, usage if wanted.include_usage else None)
         return StreamingResponse(_events(parts), media_type="text/event-stream")
 
+    def _counts(self, wanted: Asked) -> list[int]:
+        return [self._counted(prompt, wanted.prefix) for prompt in wanted.prompts]
+
     def _counted(self, prompt: str, prefix: str) -> int:
+        if len(prompt) + len(prefix) > self._limits.prompt_characters:
+            raise RefusedError(
+                f"expected a prompt of at most {self._limits.prompt_characters} characters, got "
+                f"{len(prompt) + len(prefix)}; shorten it",
+                param="prompt",
+                code="context_length_exceeded",
+            )
         count = self._served.count_tokens(prompt)
         count += self._served.count_tokens(prefix) if prefix else 0
         if count > self._limits.prompt_tokens:
@@ -196,20 +221,30 @@ class Endpoint:
             )
         return count
 
-    def _submit(self, wanted: Asked) -> list[asyncio.Future[Completion]]:
-        """Queue what a request needs: the scored prompts first, then n completions of each."""
-        rows = [
-            Request(prompt, seed_of(wanted.seed, number), prefix=wanted.prefix)
-            for prompt in wanted.prompts
-            for number in range(wanted.n if wanted.writes else 0)
-        ]
+    def _needed(self, wanted: Asked) -> list["_Needed"]:
+        """Return what a request needs: the scored prompts first, then n completions of each."""
         echoed = [Request("", completion=prompt) for prompt in wanted.prompts if wanted.echo]
+        needed = []
+        if echoed:
+            scoring = Scoring(wanted.sampling.top_logprobs)
+            needed.append(_Needed(echoed, scoring, self._batcher.programs(echoed, scoring)))
+        if wanted.writes:
+            firsts = [Request(prompt, 0, prefix=wanted.prefix) for prompt in wanted.prompts]
+            programs = self._batcher.programs(firsts, wanted.sampling)
+            rows = [
+                dataclasses.replace(first, seed=seed_of(wanted.seed, number))
+                for first in firsts
+                for number in range(wanted.n)
+            ]
+            repeated = [program for program in programs for _ in range(wanted.n)]
+            needed.append(_Needed(rows, wanted.sampling, repeated))
+        return needed
+
+    def _submit(self, needed: Sequence["_Needed"], client: str) -> list[asyncio.Future[Completion]]:
         answers: list[asyncio.Future[Completion]] = []
         try:
-            if echoed:
-                answers += self._batcher.submit(echoed, Scoring(wanted.sampling.top_logprobs))
-            if rows:
-                answers += self._batcher.submit(rows, wanted.sampling)
+            for each in needed:
+                answers += self._batcher.submit(each.requests, each.work, each.programs, client)
             return answers
         except OverloadedError as error:
             for answer in answers:
@@ -220,6 +255,18 @@ class Endpoint:
                 code="rate_limit_exceeded",
                 retry_after=error.retry_after,
             ) from error
+
+
+class _Needed(NamedTuple):
+    """Requests that are submitted together."""
+
+    requests: Sequence[Request]
+    work: Work
+    programs: Sequence[Hashable]
+
+
+def _client(request: HttpRequest) -> str:
+    return network_of(request.client.host) if request.client else ""
 
 
 # --- Answers -----------------------------------------------------------------------------------
@@ -320,14 +367,15 @@ async def _body(request: HttpRequest, limits: Limits) -> bytes:
 
 
 async def _unless_gone(
-    request: HttpRequest, answers: Sequence[asyncio.Future[Completion]]
-) -> list[Completion] | None:
-    """Return the completions, or None once the client has gone, which cancels what waits."""
+    request: HttpRequest, answers: Sequence[asyncio.Future[T]]
+) -> list[T] | None:
+    """Return the answers, or None once the client has gone, which cancels what waits."""
     gone = asyncio.ensure_future(_gone(request))
     every = asyncio.gather(*answers)
+    every.add_done_callback(lambda _: every.cancelled() or every.exception())
     try:
         await asyncio.wait({gone, every}, return_when=asyncio.FIRST_COMPLETED)
-        return every.result() if every.done() else None
+        return list(every.result()) if every.done() else None
     finally:
         gone.cancel()
         for answer in answers:
@@ -341,105 +389,25 @@ async def _gone(request: HttpRequest) -> None:
         pass
 
 
-# --- The door ----------------------------------------------------------------------------------
-
-
-class Door:
-    """What every request passes: the key, and whether the server still takes requests.
-
-    Args:
-        inner: the application behind.
-        key: the bearer token of all routes under /v1; None where none is needed.
-
-    Attributes:
-        answers: how many requests got each status.
-    """
-
-    def __init__(self, inner: ASGIApp, key: str | None) -> None:
-        self._inner, self._key = inner, key
-        self.answers: collections.Counter[int] = collections.Counter()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._closing = False
-        self._inside = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or pass on what is none."""
-        self._loop = asyncio.get_running_loop()
-        if scope["type"] != "http":
-            await self._inner(scope, receive, send)
-            return
-
-        async def counted(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                self.answers[message["status"]] += 1
-            await send(message)
-
-        refused = self._refusal(scope)
-        if refused is not None:
-            await _error(refused)(scope, receive, counted)
-            return
-        self._inside += 1
-        try:
-            await self._inner(scope, receive, counted)
-        finally:
-            self._inside -= 1
-
-    def close(self, patience: float) -> bool:
-        """Refuse new requests; return whether those inside left within so many seconds.
-
-        For another thread than the event loop's; what never began has nobody inside.
-        """
-        if self._loop is None or self._loop.is_closed():
-            return True
-        return asyncio.run_coroutine_threadsafe(self._emptied(patience), self._loop).result()
-
-    async def _emptied(self, patience: float) -> bool:
-        self._closing = True
-        until = time.monotonic() + patience
-        while self._inside and time.monotonic() < until:
-            await asyncio.sleep(0.02)
-        return not self._inside
-
-    def _refusal(self, scope: Scope) -> RefusedError | None:
-        if scope["path"].startswith("/v1") and not self._knows_key(scope):
-            return RefusedError(
-                "expected the API key of this server as a bearer token, got none or another; "
-                "send Authorization: Bearer KEY",
-                status=401,
-                code="invalid_api_key",
-            )
-        if self._closing:
-            return RefusedError("the server is shutting down; try again", status=503, retry_after=5)
-        return None
-
-    def _knows_key(self, scope: Scope) -> bool:
-        if self._key is None:
-            return True
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        scheme, _, token = given.partition(b" ")
-        same = hmac.compare_digest(token.strip(), self._key.encode())
-        return scheme.lower() == b"bearer" and same
-
-
-def _error(error: RefusedError) -> Response:
-    headers = {"retry-after": str(error.retry_after)} if error.retry_after else {}
-    if error.status == 401:
-        headers["www-authenticate"] = "Bearer"
-    return JSONResponse(error.body, error.status, headers)
+# --- The application ---------------------------------------------------------------------------
 
 
 async def _refused(request: HttpRequest, error: Exception) -> Response:
-    return _error(error) if isinstance(error, RefusedError) else await _failed(request, error)
+    return (
+        error_response(error) if isinstance(error, RefusedError) else await _failed(request, error)
+    )
 
 
 async def _of_http(request: HttpRequest, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     detail = error.detail if isinstance(error, HTTPException) else ""
-    return _error(RefusedError(f"{detail}; see /v1/models", status=status))
+    answer = error_response(RefusedError(f"{detail}; see /v1/models", status=status))
+    answer.headers.update((isinstance(error, HTTPException) and error.headers) or {})
+    return answer
 
 
 async def _failed(request: HttpRequest, error: Exception) -> Response:
-    return _error(RefusedError("the server failed to answer; its log says why", status=500))
+    return error_response(RefusedError("the server failed to answer; its log says why", status=500))
 
 
 async def _left(request: HttpRequest, error: Exception) -> Response:

@@ -13,7 +13,7 @@ MOST_CANDIDATES = 20
 CANDIDATES = (5, MOST_CANDIDATES)
 HOTTEST, COOLEST = 100.0, 1e-3
 LEAST_MASS = 1e-6
-MOST_STOPS, LONGEST_STOP = 16, 256
+MOST_STOPS, LONGEST_STOP, MOST_STOP_BYTES = 16, 256, 1000
 MOST_TOP_K = 1_000_000
 SEEDS = 2**63
 # Of the legacy API, and how a model's card tells that it is known; a chat has its last message.
@@ -68,7 +68,11 @@ class Limits:
     Attributes:
         max_tokens: tokens of a completion.
         prompt_tokens: tokens of a prompt.
+        prompt_characters: characters of a prompt, since a tokenizer takes its time, and some
+            overflow the stack on a long run of spaces.
         choices: completions of one request, over all its prompts.
+        entries: log-probabilities of one answer, over all its completions: one for each token that
+            may be written, and one for each candidate of it.
         budget: solutions drawn to answer one question.
         answers: questions that wait for their answer.
         body_bytes: of the request's JSON.
@@ -77,7 +81,9 @@ class Limits:
 
     max_tokens: int = 1024
     prompt_tokens: int = 2048
+    prompt_characters: int = 1 << 16
     choices: int = 128
+    entries: int = 1 << 20
     budget: int = 1024
     answers: int = 64
     body_bytes: int = 1 << 20
@@ -122,14 +128,15 @@ def parse(body: bytes) -> Mapping[str, Any]:
     """Return the object of a request's body.
 
     Raises:
-        RefusedError: it is no UTF-8, no JSON, nested too deeply, or no object; NaN is no JSON.
+        RefusedError: it is no UTF-8, no JSON, nested too deeply, no object, or has a name twice;
+            NaN is no JSON.
 
     Example:
         >>> parse(b'{"n": 1}')
         {'n': 1}
     """
     try:
-        found = json.loads(body.decode(), parse_constant=_no_number)
+        found = json.loads(body.decode(), parse_constant=_no_number, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         reason = type(error).__name__
         raise RefusedError(
@@ -165,6 +172,7 @@ def read_completion(body: Mapping[str, Any], limits: Limits) -> Asked:
     if n > limits.choices:
         raise _odd("n", f"at most {limits.choices} completions of all prompts", n)
     texts = tuple(_text("prompt", prompt) for prompt in prompts)
+    _require_room(n, common, limits)
     return Asked(prompts=texts, echo=echo, writes=max_tokens != 0, prefix=prefix, **common)
 
 
@@ -189,6 +197,7 @@ def read_chat(body: Mapping[str, Any], limits: Limits) -> Asked:
         raise _odd("top_logprobs", "logprobs true with it", top_logprobs)
     top_logprobs = (top_logprobs or 0) if wanted else None
     common = _common(fields, limits, newer or named or default, top_logprobs)
+    _require_room(common["n"], common, limits)
     return Asked(prompts=(prompt,), prefix=prefix, **common)
 
 
@@ -241,6 +250,7 @@ def _common(
     options = fields.take("stream_options")
     if options is not None and not (stream and isinstance(options, dict)):
         raise _odd("stream_options", "an object, with stream true", options)
+    usage = _Fields(options or {}).flag("include_usage")
     seed = fields.integer("seed", None, -SEEDS, SEEDS - 1)
     found = {
         "model": _text("model", fields.take("model")),
@@ -249,10 +259,18 @@ def _common(
         "seed": secrets.randbits(63) if seed is None else seed,
         "top_logprobs": top_logprobs,
         "stream": stream,
-        "include_usage": bool((options or {}).get("include_usage")),
+        "include_usage": usage,
     }
     fields.refuse_others()
     return found
+
+
+def _require_room(choices: int, common: Mapping[str, Any], limits: Limits) -> None:
+    """Refuse what would be a very large answer."""
+    most = choices * common["sampling"].max_tokens * (1 + (common["top_logprobs"] or 0))
+    if most > limits.entries:
+        expected = f"completions, tokens and candidates whose product is at most {limits.entries}"
+        raise _odd("n", expected, most)
 
 
 def _temperature(fields: "_Fields") -> float:
@@ -269,6 +287,8 @@ def _stop(given: Any) -> tuple[str, ...]:
     for text in texts:
         if not 0 < len(_text("stop", text)) <= LONGEST_STOP:
             raise _odd("stop", f"texts of 1 to {LONGEST_STOP} characters", text)
+    if (size := sum(len(text.encode()) for text in texts)) > MOST_STOP_BYTES:
+        raise _odd("stop", f"texts of at most {MOST_STOP_BYTES} bytes in all", size)
     return tuple(texts)
 
 
@@ -372,6 +392,13 @@ def _shown(value: Any) -> str:
     if isinstance(value, int) and abs(value) >= 10**20:
         return "a number of over 20 digits"
     return "nothing" if value is None else ascii(value)[:60]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise RefusedError("expected each name once in an object, got one twice; drop one")
+    return found
 
 
 def _no_number(name: str) -> float:

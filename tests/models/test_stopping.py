@@ -1,8 +1,10 @@
+import time
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.models.stopping import ENDED, INSIDE, OPENING, transitions
+from distill.models.stopping import ENDED, INSIDE, OPENING, states_of, transitions
 
 TEXTS = st.text(alphabet="ab .é", max_size=4)
 
@@ -33,3 +35,10 @@ def test_few_stop_texts_share_one_shape():
     assert shapes == {(8, 1)}
     assert transitions(["\n\nQuestion:"], [b"a"], 0).shape == (16, 1)
     assert np.issubdtype(transitions((), [b"a"], 0).dtype, np.int32)
+
+
+def test_long_stop_texts_take_time_linear_in_their_length():
+    stop = [chr(97 + number) * 256 for number in range(16)]
+    begun = time.perf_counter()
+    assert transitions(stop, [b"ab"] * 100, 0).shape == (8192, 100) == (states_of(stop), 100)
+    assert time.perf_counter() - begun < 20

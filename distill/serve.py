@@ -200,16 +200,15 @@ def _generator(directory: Path, batch_size: int) -> "LocalGenerator":
 
 def _exported(directory: Path) -> "LocalGenerator":
     from distill.core.errors import UserError
-    from distill.core.store import read_json
-    from distill.models import hugging_face
+    from distill.models import hugging_face, hugging_face_vocabulary
     from distill.models.sampling import LocalGenerator, open_vocabulary
 
-    vocabulary, side = directory / "spiece.model", directory / "tokenizer_config.json"
+    vocabulary = directory / hugging_face_vocabulary.SPIECE
     if not vocabulary.is_file():
         raise UserError(f"a vocabulary {vocabulary}", "none", "copy the model's spiece.model there")
     model, params = hugging_face.load(directory)
-    extra_ids = read_json(side).get("extra_ids", 100) if side.is_file() else 100
-    return LocalGenerator(model, params, open_vocabulary(vocabulary, extra_ids))
+    found = hugging_face_vocabulary.read(directory)
+    return LocalGenerator(model, params, open_vocabulary(vocabulary, found.extra_ids))
 
 
 def warm_up(served: "Served") -> None:

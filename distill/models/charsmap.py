@@ -7,6 +7,7 @@ where SentencePiece parts it, and replace by rules of their own what `Precompile
 """
 
 import base64
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,7 +22,8 @@ LONGEST_SOURCE, MOST_STEPS = 64, 2**22  # bytes; the map of NFKC has 225,000 rul
 _LEAF, _VALUE = 1 << 8, (1 << 31) - 1
 
 
-def rules(charsmap: bytes) -> dict[str, str]:
+@functools.lru_cache(maxsize=2)  # nearly all vocabularies have one of two maps
+def rules(charsmap: bytes) -> Mapping[str, str]:
     """Return the sources and targets of a compiled map, empty where there is none.
 
     ```
@@ -84,10 +86,15 @@ def steps(charsmap: bytes, alphabet: frozenset[str]) -> list[dict[str, Any]]:
         "type": "Precompiled",
         "precompiled_charsmap": base64.b64encode(charsmap).decode("ascii"),
     }
+    # Ids depend on whether a source is replaced as a whole where it, what its characters are
+    # replaced by alone, or its target is in the alphabet.
+    alone = {source for source, target in of.items() if alphabet.intersection(target)}
+    touching = alphabet | {source for source in alone if len(source) == 1}
     several = {
         source: target
         for source, target in of.items()
-        if len(source) > 1 and _is_seen(source, target, of, alphabet)
+        if len(source) > 1
+        and (not target or not touching.isdisjoint(source) or not alphabet.isdisjoint(target))
     }
     own = _own_steps(several, of, alphabet)
     if len(several) > MOST_SOURCES or len(own) > MOST_TARGETS:
@@ -99,12 +106,6 @@ def steps(charsmap: bytes, alphabet: frozenset[str]) -> list[dict[str, Any]]:
         precompiled,
         _replace("", String=SEPARATOR),
     ]
-
-
-def _is_seen(source: str, target: str, of: Mapping[str, str], alphabet: frozenset[str]) -> bool:
-    """Return whether ids depend on that a source is replaced as a whole."""
-    alone = "".join(of.get(character, character) for character in source)
-    return not target or not alphabet.isdisjoint(source + target + alone)
 
 
 def _replace(content: str, **pattern: str) -> dict[str, Any]:

@@ -216,7 +216,7 @@ def record(folder: Path, place: Path) -> None:
         }
         path = place / directory.parent.name / f"{directory.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=1) + "\n")
+        path.write_text(json.dumps(document, separators=(",", ":")) + "\n")
 
 
 def main() -> int:

@@ -179,6 +179,7 @@ def load(path: Path, *, name: str | None = None, batch_size: int = 16) -> "Serve
 def _generator(directory: Path, batch_size: int) -> "LocalGenerator":
     from distill.core.errors import UserError
     from distill.core.store import read_json
+    from distill.models import documents
     from distill.models.sampling import local_generator
     from distill.models.weights import CONFIG
 
@@ -194,7 +195,7 @@ def _generator(directory: Path, batch_size: int) -> "LocalGenerator":
             f"neither {CONFIG} nor reports/selection.json",
             "name a directory with a model, or run `distill select` first",
         )
-    found = read_json(directory / CONFIG)
+    found = documents.read(directory / CONFIG)
     return _exported(directory) if "model_type" in found else local_generator(directory)
 
 

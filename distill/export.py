@@ -1,13 +1,11 @@
 """A student as a Hugging Face directory: weights, tokenizer, generation settings and model card."""
 
-import base64
 import html
 import json
 import logging
 import math
-import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +17,11 @@ from distill.models import hugging_face, t5x_checkpoint, tensors, weights
 from distill.models.layers import Params, by_path
 from distill.models.t5 import T5Model
 from distill.models.tensors import Tensor, Tensors
+from distill.models.unigram import SENTINELS, sentinels, tokenizer_json
 
 logger = logging.getLogger(__name__)
 
-SENTINELS = 100
-SENTINEL = re.compile(r"▁?<extra_id_\d+>")  # mT5's stand among its pieces, behind a blank
 MAX_NEW_TOKENS = 256
-_NORMALIZER = 3  # field of SentencePiece's ModelProto
-_CHARSMAP = 2  # field of its NormalizerSpec
 
 
 def export(
@@ -54,7 +49,8 @@ def export(
         extra_ids: sentinels after the vocabulary's pieces; 0 where they are among them.
 
     Raises:
-        UserError: the vocabulary is missing, no unigram model, or larger than the embedding.
+        UserError: the vocabulary is missing, larger than the embedding, or one that the tokenizers
+            library reads otherwise than SentencePiece; or a parameter is not finite.
     """
     of_params = {name: Tensor.of(array) for name, array in by_path(params).items()}
     vocabulary = weights.Vocabulary(sentencepiece_path, extra_ids)
@@ -84,7 +80,8 @@ def write(
         for name, document in documents.items():
             text = json.dumps(document, indent=1, ensure_ascii=False)
             (temporary / name).write_text(text + "\n", encoding="utf-8")
-        theirs = hugging_face.renamed(params, model.config)
+        whole = {name: tensor.finite(f"{name} to export") for name, tensor in params.items()}
+        theirs = hugging_face.renamed(whole, model.config)
         tensors.write(temporary / "model.safetensors", theirs, {"format": "pt"})
         shutil.copyfile(vocabulary.path, temporary / "spiece.model")
         (temporary / "README.md").write_text(card, encoding="utf-8")
@@ -102,16 +99,12 @@ def generation_config() -> dict[str, Any]:
     }
 
 
-def _sentinels(extra_ids: int) -> list[str]:
-    return [f"<extra_id_{number}>" for number in range(extra_ids)]
-
-
 def _special_tokens(extra_ids: int) -> dict[str, Any]:
     return {
         "eos_token": "</s>",
         "pad_token": "<pad>",
         "unk_token": "<unk>",
-        "additional_special_tokens": _sentinels(extra_ids),
+        "additional_special_tokens": sentinels(extra_ids)[::-1],
     }
 
 
@@ -129,120 +122,6 @@ def tokenizer_config(extra_ids: int = SENTINELS) -> dict[str, Any]:
         "clean_up_tokenization_spaces": False,
         "extra_ids": extra_ids,
     }
-
-
-def tokenizer_json(sentencepiece_path: Path, extra_ids: int = SENTINELS) -> dict[str, Any]:
-    """Return the tokenizers library's document of a T5 SentencePiece model.
-
-    What SentencePiece does, step by step: characters by its own map, blanks at the ends dropped and
-    runs of them made one, a `▁` for each and before the text, the likeliest pieces, then EOS.
-
-    Args:
-        sentencepiece_path: a unigram model with pad 0, EOS 1 and unknown 2.
-        extra_ids: sentinels after its pieces.
-
-    Raises:
-        UserError: there is no such file, or it is another kind of model.
-    """
-    import sentencepiece
-
-    if not sentencepiece_path.is_file():
-        raise UserError("a SentencePiece model", f"no file {sentencepiece_path}", "give its path")
-    content = sentencepiece_path.read_bytes()
-    try:
-        model = sentencepiece.SentencePieceProcessor(model_proto=content)
-    except RuntimeError as error:
-        raise UserError(
-            f"a SentencePiece model in {sentencepiece_path}", "none", "use one"
-        ) from error
-    ids = (model.pad_id(), model.eos_id(), model.unk_id())
-    if ids != (0, 1, 2):
-        raise UserError("pad 0, EOS 1 and unknown 2, as T5 has", f"{ids}", "use a T5 vocabulary")
-    pieces = [[model.id_to_piece(i), model.get_score(i)] for i in range(model.get_piece_size())]
-    vocabulary = pieces + [[text, 0.0] for text in reversed(_sentinels(extra_ids))]
-    specials = [i for i, (text, _) in enumerate(vocabulary) if i <= 2 or SENTINEL.fullmatch(text)]
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [_added_token(i, vocabulary[i][0]) for i in specials],
-        "normalizer": {"type": "Sequence", "normalizers": _normalizers(content)},
-        "pre_tokenizer": _metaspace(),
-        "post_processor": _ending_in_eos(),
-        "decoder": _metaspace(),
-        "model": {"type": "Unigram", "unk_id": 2, "vocab": vocabulary, "byte_fallback": False},
-    }
-
-
-def _added_token(token_id: int, content: str) -> dict[str, Any]:
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"id": token_id, "content": content, "special": True, **flags}
-
-
-def _normalizers(content: bytes) -> list[dict[str, Any]]:
-    blanks = [
-        {"type": "Replace", "pattern": {"Regex": "^ +| +$"}, "content": ""},
-        {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
-    ]
-    charsmap = _charsmap(content)
-    if not charsmap:
-        return blanks
-    encoded = base64.b64encode(charsmap).decode("ascii")
-    return [{"type": "Precompiled", "precompiled_charsmap": encoded}, *blanks]
-
-
-def _metaspace() -> dict[str, Any]:
-    return {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": False}
-
-
-def _ending_in_eos() -> dict[str, Any]:
-    def sequence(name: str) -> dict[str, Any]:
-        return {"Sequence": {"id": name, "type_id": 0}}
-
-    end = {"SpecialToken": {"id": "</s>", "type_id": 0}}
-    return {
-        "type": "TemplateProcessing",
-        "single": [sequence("A"), end],
-        "pair": [sequence("A"), end, sequence("B"), end],
-        "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}},
-    }
-
-
-def _charsmap(content: bytes) -> bytes:
-    """Return the character map of a serialised SentencePiece model, empty where it has none."""
-    for field, value in _fields(content):
-        if field == _NORMALIZER and isinstance(value, bytes):
-            return next(
-                (v for f, v in _fields(value) if f == _CHARSMAP and isinstance(v, bytes)), b""
-            )
-    return b""
-
-
-def _fields(content: bytes) -> Iterator[tuple[int, bytes | int]]:
-    """Yield (number, value) of the fields of a serialised protocol buffer message."""
-    at = 0
-    while at < len(content):
-        key, at = _varint(content, at)
-        match key & 7:
-            case 0:
-                value, at = _varint(content, at)
-                yield key >> 3, value
-            case 1 | 5 as fixed:
-                at += 8 if fixed == 1 else 4
-            case _:
-                size, at = _varint(content, at)
-                yield key >> 3, content[at : at + size]
-                at += size
-
-
-def _varint(content: bytes, at: int) -> tuple[int, int]:
-    value, shift = 0, 0
-    while True:
-        byte = content[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return value, at
 
 
 # --- The stage ---------------------------------------------------------------------------------

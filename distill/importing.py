@@ -6,6 +6,7 @@ import logging
 import math
 import shutil
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,21 +14,20 @@ from typing import TYPE_CHECKING, Any
 from distill.core.errors import UserError
 
 if TYPE_CHECKING:
+    from distill.models.hugging_face_vocabulary import Found
     from distill.models.t5 import T5Model
     from distill.models.tensors import Tensors
-    from distill.models.weights import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-SPIECE = "spiece.model"  # Hugging Face's name of a T5's vocabulary
-SENTINELS = 100  # that T5 has after its pieces where they are not among them
 # Rows of an embedding are the tokens, or as many as fill the next multiple of this.
 ROWS_MULTIPLE = 128
 DTYPES = ("float32", "bfloat16", "float16")
 EPILOG = """\
-SRC is a directory of transformers (config.json, safetensors in one file or shards, spiece.model)
-or the directory of one T5X checkpoint (checkpoint_STEP, also at gs://). Tensors pass through memory
-one at a time. OUT_DIR holds what `train.run.student` takes; it appears whole or not at all.
+SRC is a directory of transformers (config.json, safetensors in one file or shards, spiece.model or
+tokenizer.json) or the directory of one T5X checkpoint (checkpoint_STEP, also at gs://). Tensors
+pass through memory one at a time. OUT_DIR holds what `train.run.student` takes; it appears whole or
+not at all.
 
   distill import flan-t5-base students/flan_t5_base
   distill import t5_1_1_base/checkpoint_1000000 students/t5 --vocabulary sentencepiece.model
@@ -82,12 +82,19 @@ def convert(
         raise UserError(f"no {directory} yet", "one", "remove it or name another")
     kind, model, tensors = _opened(source)
     rows = model.config.vocab_size if rows is None else rows
-    chosen = _vocabulary(source, vocabulary, rows)
+    name, found = _vocabulary(source, vocabulary, rows)
     model, tensors = _with_rows(model, tensors, rows)
-    tensors = {name: tensor.cast(dtype) for name, tensor in tensors.items()}
+    tensors = {
+        name: tensor.cast(dtype).finite(f"{name} of {source} as {dtype}")
+        for name, tensor in tensors.items()
+    }
     _refuse_full_disk(directory, sum(tensor.nbytes for tensor in tensors.values()))
     logger.info("import: %d tensors of %s", len(tensors), source)
-    weights.write(directory, model, tensors, chosen, dtype=dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(found.content)
+        chosen = weights.Vocabulary(path, found.extra_ids)
+        weights.write(directory, model, tensors, chosen, dtype=dtype)
     return {
         "source": kind,
         "parameters": sum(math.prod(tensor.shape) for tensor in tensors.values()),
@@ -103,15 +110,14 @@ def _refuse_full_disk(directory: Path, wanted: int) -> None:
 
 def _opened(source: str) -> "tuple[str, T5Model, Tensors]":
     """Return what the source is, and what it holds, none of it read."""
-    from distill.core.store import read_json
-    from distill.models import hugging_face, t5x_checkpoint, weights
+    from distill.models import documents, hugging_face, t5x_checkpoint, weights
 
     config = Path(source) / weights.CONFIG
     if "://" not in source and not Path(source).is_dir():
         raise UserError(f"a directory {source}", "none", "name one of transformers or of T5X")
-    if "://" in source or not config.is_file():
+    if "://" in source or not (config.exists() or hugging_face.is_adapter(Path(source))):
         return "t5x", *t5x_checkpoint.read(source)
-    if "kind" in read_json(config):
+    if config.exists() and "kind" in documents.read(config):
         raise UserError("weights to import", f"{source}, which is imported", "train from it")
     return "hugging_face", *hugging_face.read(Path(source))
 
@@ -129,36 +135,21 @@ def _with_rows(model: "T5Model", tensors: "Tensors", rows: int) -> "tuple[T5Mode
     return dataclasses.replace(model, config=config), resized
 
 
-def _vocabulary(source: str, given: Path | None, rows: int) -> "Vocabulary":
-    """Return the vocabulary, after checking that these may be the weights' rows."""
-    from distill.models.weights import Vocabulary
+def _vocabulary(source: str, given: Path | None, rows: int) -> "tuple[str, Found]":
+    """Return the name and content of the vocabulary, whose tokens may be the weights' rows."""
+    from distill.models import hugging_face_vocabulary
 
-    path = Path(source) / SPIECE if given is None else given
-    if not path.is_file():
-        raise UserError(f"a vocabulary {path}", "none", "give a SentencePiece model: --vocabulary")
-    pieces, has_sentinels = _pieces(path)
-    extra_ids = 0 if has_sentinels else SENTINELS
-    tokens = pieces + extra_ids
+    name = hugging_face_vocabulary.SPIECE if given is None else given.name
+    found = hugging_face_vocabulary.read(Path(source), given)
+    tokens = len(hugging_face_vocabulary.tokens(found))
     if not 0 <= rows - tokens < ROWS_MULTIPLE:
         raise UserError(
-            f"an embedding of {tokens:,} rows, as {path} has tokens, or up to "
+            f"an embedding of {tokens:,} rows, as {given or source} has tokens, or up to "
             f"{ROWS_MULTIPLE - 1} more",
             f"{rows:,}",
             "give the vocabulary of these weights: --vocabulary",
         )
-    return Vocabulary(path, extra_ids)
-
-
-def _pieces(path: Path) -> tuple[int, bool]:
-    """Return the number of pieces, and whether the sentinels are among them."""
-    import sentencepiece
-
-    try:
-        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError) as error:
-        raise UserError(f"a SentencePiece model in {path}", "none", "name another file") from error
-    size = model.get_piece_size()
-    return size, any("<extra_id_" in model.id_to_piece(i) for i in range(size))
+    return name, found
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -284,6 +284,7 @@ def load(path: Path, *, name: str | None = None, batch_size: int = 16) -> "Serve
 def _generator(directory: Path, batch_size: int) -> "LocalGenerator":
     from distill.core.errors import UserError
     from distill.core.store import read_json
+    from distill.models import documents
     from distill.models.sampling import local_generator
     from distill.models.weights import CONFIG
 
@@ -300,22 +301,21 @@ def _generator(directory: Path, batch_size: int) -> "LocalGenerator":
             f"neither {CONFIG} nor reports/selection.json",
             "name a directory with a model, or run `distill select` first",
         )
-    found = read_json(directory / CONFIG)
+    found = documents.read(directory / CONFIG)
     return _exported(directory) if "model_type" in found else local_generator(directory)
 
 
 def _exported(directory: Path) -> "LocalGenerator":
     from distill.core.errors import UserError
-    from distill.core.store import read_json
-    from distill.models import hugging_face
+    from distill.models import hugging_face, hugging_face_vocabulary
     from distill.models.sampling import LocalGenerator, open_vocabulary
 
-    vocabulary, side = directory / "spiece.model", directory / "tokenizer_config.json"
+    vocabulary = directory / hugging_face_vocabulary.SPIECE
     if not vocabulary.is_file():
         raise UserError(f"a vocabulary {vocabulary}", "none", "copy the model's spiece.model there")
     model, params = hugging_face.load(directory)
-    extra_ids = read_json(side).get("extra_ids", 100) if side.is_file() else 100
-    return LocalGenerator(model, params, open_vocabulary(vocabulary, extra_ids))
+    found = hugging_face_vocabulary.read(directory)
+    return LocalGenerator(model, params, open_vocabulary(vocabulary, found.extra_ids))
 
 
 def compile_ahead(programs: "LocalPrograms", wanted: Iterable["Program"]) -> None:

@@ -436,19 +436,26 @@ class TiktokenTokenizer(_Vocabulary):
 
 
 def _read_ranks(path: pathlib.Path) -> dict[bytes, int]:
-    ranks = {}
+    ranks: dict[bytes, int] = {}
+    lines = 0
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         fields = line.split()
         if not fields:
             continue
         try:
             ranks[base64.b64decode(fields[0], validate=True)] = int(fields[1])
+            lines += 1
         except (ValueError, IndexError) as error:
             raise ValueError(
                 f"expected a base64 token and a rank, got {line!r} in line {number} of {path}"
             ) from error
     if not ranks:
         raise ValueError(f"expected base64 tokens and ranks, got an empty file {path}")
+    whole = len(ranks) == lines and len(set(ranks.values())) == lines
+    if not whole or not 0 <= min(ranks.values()) <= max(ranks.values()) < 2**31:
+        raise ValueError(
+            f"expected each token and each rank once in {path}; is the file cut short?"
+        )
     return ranks
 
 

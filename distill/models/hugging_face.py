@@ -1,27 +1,50 @@
-"""Hugging Face's T5: names, configuration and safetensors, to and from our parameters.
+"""Hugging Face's T5: names and safetensors, to and from our parameters.
 
 transformers and torch are not needed for either direction.
 """
 
+import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from distill.core.errors import UserError
-from distill.core.store import read_json
+from distill.models import documents, weights
 from distill.models import tensors as files
-from distill.models import weights
+from distill.models.hugging_face_config import (
+    AGAIN,
+    Head,
+    OwnHead,
+    config_document,
+    config_of,
+    head_of,
+    require_generation,
+)
 from distill.models.layers import Params
 from distill.models.t5 import T5Config, T5Model
 from distill.models.tensors import Tensor, Tensors
 from distill.models.weights import CONFIG, WEIGHTS
 
-ACTIVATIONS = {"gated-gelu": ("gelu", "linear"), "relu": ("relu",)}
-AGAIN = "download the directory again"
+__all__ = ["config_document", "config_of", "load", "names", "read", "renamed"]
+
 EMBEDDING, HEAD = "shared.weight", "lm_head.weight"
 # A checkpoint may name its one embedding after any of its uses, or hold it under several.
 ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 # The first releases of v1.0 hold a table that no model reads.
+OTHER_WEIGHTS = {
+    ".bin": "a pickle",
+    ".pt": "a pickle",
+    ".pth": "a pickle",
+    ".ckpt": "a pickle",
+    ".pkl": "a pickle",
+    ".h5": "TensorFlow's",
+    ".msgpack": "Flax's",
+    ".gguf": "llama.cpp's",
+    ".onnx": "ONNX's",
+}
 UNREAD = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
 
 
@@ -79,83 +102,6 @@ def renamed(tensors: Tensors, config: T5Config) -> dict[str, Tensor]:
     return theirs
 
 
-def config_document(config: T5Config) -> dict[str, Any]:
-    """Return the fields of transformers' T5Config.
-
-    Raises:
-        UserError: transformers has no such activation.
-    """
-    spelt = {activations: name for name, activations in ACTIVATIONS.items()}
-    if config.mlp_activations not in spelt:
-        raise UserError(
-            f"mlp_activations of {list(spelt)}",
-            f"{config.mlp_activations}",
-            "train a model of T5's shape to export it",
-        )
-    return {
-        "architectures": ["T5ForConditionalGeneration"],
-        "model_type": "t5",
-        "is_encoder_decoder": True,
-        "vocab_size": config.vocab_size,
-        "d_model": config.embed_dim,
-        "d_kv": config.head_dim,
-        "d_ff": config.mlp_dim,
-        "num_heads": config.num_heads,
-        "num_layers": config.num_encoder_layers,
-        "num_decoder_layers": config.num_decoder_layers,
-        "feed_forward_proj": spelt[config.mlp_activations],
-        "tie_word_embeddings": config.logits_via_embedding,
-        "relative_attention_num_buckets": config.relative_attention_num_buckets,
-        "relative_attention_max_distance": config.relative_attention_max_distance,
-        "dropout_rate": config.dropout_rate,
-        "layer_norm_epsilon": config.layer_norm_epsilon,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "decoder_start_token_id": 0,
-        "dtype": "float32",
-    }
-
-
-def config_of(found: Mapping[str, Any]) -> T5Config:
-    """Return our shape of transformers' T5Config; what it leaves out has transformers' default.
-
-    Raises:
-        UserError: it is no T5, or one with an activation of its own.
-    """
-    feed_forward = found.get("feed_forward_proj", "relu")
-    if found.get("model_type") not in ("t5", "mt5") or feed_forward not in ACTIVATIONS:
-        raise UserError(
-            f"the config of a T5 with feed_forward_proj of {list(ACTIVATIONS)}",
-            f"{found.get('model_type')!r} with {feed_forward!r}",
-            "give the directory of a T5, FlanT5 or mT5",
-        )
-    try:
-        return _shape(found, ACTIVATIONS[feed_forward])
-    except (TypeError, ValueError) as error:
-        raise UserError("the shape of a T5 in its configuration", str(error), AGAIN) from error
-
-
-def _shape(found: Mapping[str, Any], mlp_activations: tuple[str, ...]) -> T5Config:
-    num_layers = found.get("num_layers", 6)
-    # transformers 5 writes every T5 as tied and says by the scale whether it is.
-    tied = found.get("scale_decoder_outputs", found.get("tie_word_embeddings", True) is not False)
-    return T5Config(
-        vocab_size=found.get("vocab_size", 32128),
-        embed_dim=found.get("d_model", 512),
-        num_heads=found.get("num_heads", 8),
-        head_dim=found.get("d_kv", 64),
-        mlp_dim=found.get("d_ff", 2048),
-        num_encoder_layers=num_layers,
-        num_decoder_layers=found.get("num_decoder_layers") or num_layers,
-        mlp_activations=mlp_activations,
-        logits_via_embedding=tied,
-        relative_attention_num_buckets=found.get("relative_attention_num_buckets", 32),
-        relative_attention_max_distance=found.get("relative_attention_max_distance", 128),
-        dropout_rate=found.get("dropout_rate", 0.1),
-        layer_norm_epsilon=found.get("layer_norm_epsilon", 1e-6),
-    )
-
-
 def load(directory: Path) -> tuple[T5Model, Params]:
     """Return the model and its parameters in memory; see `read`."""
     model, tensors = read(directory)
@@ -165,68 +111,152 @@ def load(directory: Path) -> tuple[T5Model, Params]:
 def read(directory: Path) -> tuple[T5Model, dict[str, Tensor]]:
     """Open a Hugging Face T5 of any version, its safetensors in one file or in shards.
 
-    A head that transformers left out, since it is the embedding itself, is read as the embedding.
+    How the head is tied and scaled follows from the weights present, the configuration and the
+    version of transformers that wrote it; see `hugging_face_config`. All that can be checked
+    without running the model is: each weight is used, none is missing, each has its shape, copies
+    of one parameter are equal, and each tensor refuses NaN when it is read.
 
     Returns:
         The model, and our parameters by path, still on disk.
 
     Raises:
-        UserError: a file or a parameter is missing, one too many, or of another shape than the
-            configuration says.
+        UserError: the directory holds another kind of model, or a file or a parameter is missing,
+            one too many, or of another shape than the configuration says.
     """
-    document = read_json(directory / CONFIG)
+    _refuse_adapters(directory)
+    document = documents.read(documents.require_inside(directory / CONFIG))
     config = config_of(document)
-    theirs = _by_one_name(_open(directory), tied=document.get("tie_word_embeddings", True))
-    found = {}
-    for ours, (name, transposed) in names(config).items():
-        if name not in theirs:
-            raise UserError(f"{name} in {directory}", "none", AGAIN)
-        found[ours] = theirs[name].transposed() if transposed else theirs[name]
-    _refuse_unread(theirs, config, directory)
+    require_generation(directory)
+    theirs = {name: t.finite(f"{name} of {directory}") for name, t in _open(directory).items()}
+    _require_layers(theirs, config, directory)
+    theirs, head = _with_head(theirs, document, directory)
+    config = dataclasses.replace(config, logits_via_embedding=head.tied and head.scaled)
+    found = _by_our_names(theirs, config, directory)
     model = T5Model(config)
     weights.require_shapes(model, found, directory)
     return model, found
 
 
-def _open(directory: Path) -> dict[str, Tensor]:
-    """Return the tensors of all files by Hugging Face's names."""
-    index = directory / f"{WEIGHTS}.index.json"
-    if not index.is_file():
-        return files.read(_only_file(directory))
-    weight_map = read_json(index).get("weight_map", {})
-    shards = {file: files.read(directory / file) for file in sorted(set(weight_map.values()))}
-    for name, file in weight_map.items():
-        if name not in shards[file]:
-            raise UserError(f"{name} in {directory / file}", "none", AGAIN)
-    return {name: tensor for shard in shards.values() for name, tensor in shard.items()}
+def is_adapter(directory: Path) -> bool:
+    """Return whether the weights are changes to those of another directory, as PEFT saves them."""
+    return any(directory.glob("adapter_*"))
 
 
-def _only_file(directory: Path) -> Path:
-    if not (directory / WEIGHTS).is_file() and list(directory.glob("pytorch_model*.bin")):
+def _refuse_adapters(directory: Path) -> None:
+    if is_adapter(directory):
         raise UserError(
-            f"{WEIGHTS} in {directory}",
-            "pytorch_model.bin alone, which is a pickle",
-            "save it once with transformers' save_pretrained",
+            f"the weights of a whole T5 in {directory}",
+            f"an adapter, {sorted(directory.glob('adapter_*'))[0].name}",
+            "merge it into its model and save that",
         )
-    return directory / WEIGHTS
 
 
-def _by_one_name(theirs: Mapping[str, Tensor], *, tied: bool) -> dict[str, Tensor]:
-    found = dict(theirs)
-    for name in (*ALIASES, HEAD) if tied else ALIASES:
-        if name in found:
-            found.setdefault(EMBEDDING, found[name])
-    if tied and EMBEDDING in found:
-        found.setdefault(HEAD, found[EMBEDDING])
-    return found
+def _require_layers(theirs: Tensors, config: T5Config, directory: Path) -> None:
+    """Refuse more layers than there are weights of, before their names are made."""
+    layers = {name.partition(".layer.")[0] for name in theirs}
+    for tower in ("encoder", "decoder"):
+        count = getattr(config, f"num_{tower}_layers")
+        present = sum(layer.startswith(f"{tower}.block.") for layer in layers)
+        if count > present:
+            raise UserError(f"{tower}.block.{present} of {count:,} in {directory}", "none", AGAIN)
 
 
-def _refuse_unread(theirs: Mapping[str, Tensor], config: T5Config, directory: Path) -> None:
-    read = {name for name, _ in names(config).values()} | {EMBEDDING, HEAD, *ALIASES, *UNREAD}
+def _by_our_names(theirs: Tensors, config: T5Config, directory: Path) -> dict[str, Tensor]:
+    found = {}
+    for ours, (name, transposed) in names(config).items():
+        if name not in theirs:
+            raise UserError(f"{name} in {directory}", "none", AGAIN)
+        found[ours] = theirs[name].transposed() if transposed else theirs[name]
+    read = {name for name, _ in names(config).values()} | {EMBEDDING, HEAD, *UNREAD}
     if more := sorted(theirs.keys() - read):
         raise UserError(
             f"the weights of {config.num_encoder_layers} and {config.num_decoder_layers} layers, "
             f"as {directory / CONFIG} says",
-            f"{more[0]} too",
+            f"{more[0]:.200} too",
             "restore the configuration of these weights",
         )
+    return found
+
+
+# --- Files -------------------------------------------------------------------------------------
+
+
+def _open(directory: Path) -> dict[str, Tensor]:
+    """Return the tensors of all files by Hugging Face's names."""
+    index = directory / f"{WEIGHTS}.index.json"
+    if not index.exists():
+        return _file(directory, WEIGHTS)
+    weight_map = documents.read(documents.require_inside(index)).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"a weight_map of tensors to files in {index}", "none", AGAIN)
+    for file in weight_map.values():
+        documents.beside(directory, file)
+    shards = {file: _file(directory, file) for file in sorted(set(weight_map.values()))}
+    for name, file in weight_map.items():
+        if name not in shards[file]:
+            raise UserError(f"{name:.200} in {directory / file}", "none", AGAIN)
+    for file, tensors in shards.items():
+        if stray := next((name for name in tensors if weight_map.get(name) != file), None):
+            raise UserError(f"{stray:.200} of {directory / file} in {index}", "none", AGAIN)
+    if (directory / WEIGHTS).exists():
+        raise UserError(f"one file or shards in {directory}", "both", f"remove {WEIGHTS} or them")
+    return {name: tensor for shard in shards.values() for name, tensor in shard.items()}
+
+
+def _file(directory: Path, name: str) -> dict[str, Tensor]:
+    path = documents.require_inside(directory / name)
+    if not path.exists() and (others := _other_weights(directory)):
+        raise UserError(
+            f"{name} in {directory}",
+            f"{_whole(others[0].name)} alone, which is {OTHER_WEIGHTS[others[0].suffix]}",
+            "save it once with transformers' save_pretrained",
+        )
+    return files.read(path)
+
+
+def _whole(shard: str) -> str:
+    return re.sub(r"-\d+-of-\d+", "", shard)
+
+
+def _other_weights(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.iterdir() if path.suffix in OTHER_WEIGHTS)
+
+
+# --- The embedding and the head ----------------------------------------------------------------
+
+
+def _with_head(
+    theirs: Mapping[str, Tensor], document: Mapping[str, Any], directory: Path
+) -> tuple[dict[str, Tensor], Head]:
+    """Return the tensors with one embedding, and a head where the model has one of its own."""
+    own = OwnHead.ABSENT
+    found = _with_one_embedding(theirs, directory)
+    if HEAD in theirs:
+        own = OwnHead.EQUAL if _equal(found[EMBEDDING], theirs[HEAD]) else OwnHead.OTHER
+    head = head_of(document, own, directory)
+    if not (head.tied and head.scaled):
+        kernel = found[EMBEDDING] if head.tied else found[HEAD]
+        # A head of its own behind scaled states is a scaled head.
+        found[HEAD] = kernel.scaled(found[EMBEDDING].shape[-1] ** -0.5) if head.scaled else kernel
+    return found, head
+
+
+def _with_one_embedding(theirs: Mapping[str, Tensor], directory: Path) -> dict[str, Tensor]:
+    """Return the tensors with the embedding under its first name, after comparing its copies."""
+    copies = [name for name in (EMBEDDING, *ALIASES) if name in theirs]
+    copies += [HEAD] if HEAD in theirs and not copies else []
+    if not copies:
+        raise UserError(f"{EMBEDDING} in {directory}", "none", AGAIN)
+    for name in copies[1:]:
+        if not _equal(theirs[copies[0]], theirs[name]):
+            raise UserError(
+                f"{name} in {directory} the same as {copies[0]}, as T5 has it",
+                "another table",
+                "give a T5 with one embedding",
+            )
+    found = {name: tensor for name, tensor in theirs.items() if name not in ALIASES}
+    return {**found, EMBEDDING: theirs[copies[0]]}
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and np.array_equal(first.read(), second.read())

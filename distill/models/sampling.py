@@ -17,8 +17,7 @@ from jax.sharding import Mesh
 from distill.core import paths
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Fire, Request, Sampling
-from distill.core.store import read_json
-from distill.models import beam, decoding, partitioning, stopping, weights
+from distill.models import beam, decoding, documents, partitioning, stopping, weights
 from distill.models.decoding import Decoded, Measured, Network, Prompts, Settings, Vocabulary
 from distill.models.layers import Params
 from tokalign.tokenizers import SentencePieceTokenizer, TiktokenTokenizer
@@ -656,8 +655,14 @@ def open_vocabulary(path: Path, extra_ids: int = 100) -> Tokenizer:
     Args:
         path: a `.tiktoken` file may have a `.json` beside it with `pattern` and `special_tokens`.
         extra_ids: sentinels after the pieces of a SentencePiece model.
+
+    Raises:
+        UserError: the file is damaged, or there is none.
     """
-    if path.suffix != ".tiktoken":
-        return SentencePieceTokenizer(path, extra_ids)
     side = path.with_suffix(".json")
-    return TiktokenTokenizer(path, **(read_json(side) if side.is_file() else {}))
+    try:
+        if path.suffix != ".tiktoken":
+            return SentencePieceTokenizer(path, extra_ids)
+        return TiktokenTokenizer(path, **(documents.read(side) if side.is_file() else {}))
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        raise UserError(f"a vocabulary in {path}", f"{error!s:.300}", "restore the file") from error

@@ -58,6 +58,7 @@ def read(source: str) -> tuple[T5Model, dict[str, Tensor]]:
         UserError: there is no such checkpoint, an array or a chunk of it is missing, or the arrays
             are not those of a T5.
     """
+    _refuse_pipes(source)
     checkpoint = _Checkpoint.open(source)
     stored = dict(_layers(checkpoint.arrays(), source))
     tensors = {
@@ -65,7 +66,16 @@ def read(source: str) -> tuple[T5Model, dict[str, Tensor]]:
     }
     model = T5Model(_config(tensors, source))
     weights.require_shapes(model, tensors, source)
-    return model, tensors
+    return model, {name: t.finite(f"{name} of {source}") for name, t in tensors.items()}
+
+
+def _refuse_pipes(source: str) -> None:
+    """Refuse what a reader of a local checkpoint would wait for, or follow out of it."""
+    if "://" in source:
+        return
+    for path in Path(source).rglob("*"):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise UserError(f"files in the T5X checkpoint {source}", f"{path.name}", AGAIN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +98,7 @@ class _Checkpoint:
             contents: Any = serialization.msgpack_restore(found.value)
             tree = contents["optimizer"] if contents.get("version", 0) else contents
             target = flatten_dict(tree["target"], is_leaf=_is_spec, sep="/")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             wanted = f"a T5X index, msgpack with a target, in {source}/{INDEX}"
             raise UserError(wanted, f"none: {error!r:.100}", AGAIN) from error
         return cls(source, store, target)
@@ -143,6 +153,9 @@ def _layers(arrays: Iterator[tuple[str, Stored]], source: str) -> Iterator[tuple
             yield name, array
         elif found[2] == RELPOS:
             yield f"{found[1]}/{RELPOS}", _shared(array, f"{name} in {source}")
+        elif array.ndim < 2 or array.shape[1] > weights.MAX_LAYERS:
+            wanted = f"{name} of at most {weights.MAX_LAYERS} layers in {source}"
+            raise UserError(wanted, f"shape {array.shape}", AGAIN)
         else:
             for layer in range(array.shape[1]):
                 yield f"{found[1]}/layers_{layer}/{found[2]}", array[:, layer]

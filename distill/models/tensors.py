@@ -7,14 +7,16 @@ checkpoint as large as the host's memory could not be converted with it.
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 
 from distill.core.errors import UserError
+from distill.models import documents
 
 DTYPES: Mapping[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -67,6 +69,32 @@ class Tensor:
         wanted = np.dtype(getattr(ml_dtypes, dtype, dtype))
         return Tensor(self.shape, wanted, lambda: self.read().astype(wanted, copy=False))
 
+    def scaled(self, factor: float) -> "Tensor":
+        """Return the tensor times a factor, in float32."""
+        scale = np.float32(factor)
+        return Tensor(
+            self.shape, np.dtype(np.float32), lambda: self.read().astype(np.float32) * scale
+        )
+
+    def finite(self, name: str) -> "Tensor":
+        """Return the tensor, which refuses NaN and infinity when it is read.
+
+        Args:
+            name: of the tensor and where it comes from, for the error.
+
+        Raises:
+            UserError: by `read`, where an entry is not finite.
+        """
+
+        def array() -> np.ndarray:
+            found = self.read()
+            if odd := found.size - np.count_nonzero(np.isfinite(found)):
+                got = f"NaN or infinity at {odd:,} of {found.size:,} places"
+                raise UserError(f"finite numbers in {name}", got, "use weights that are whole")
+            return found
+
+        return Tensor(self.shape, self.dtype, array)
+
     def resized(self, axis: int, size: int) -> "Tensor":
         """Return the tensor with an axis cut to `size`, or filled to it with its first entry."""
         if size == self.shape[axis]:
@@ -83,65 +111,86 @@ Tensors = Mapping[str, Tensor]
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, after checking that the file holds all of them.
+    """Return the tensors of a safetensors file, after checking that they are all of the file.
+
+    As the format demands, the arrays follow each other without a gap or an overlap from the end of
+    the header to the end of the file, so that a header can neither name bytes that are not there
+    nor make the reader allocate more than the file holds.
 
     Raises:
-        UserError: the file is missing, cut short or of another format.
+        UserError: the file is missing, no regular file, cut short or of another format.
     """
-    if not path.is_file():
-        raise UserError(f"weights in {path}", "no such file", "restore the directory")
-    header, start = _header(path)
-    entries = dict(_entries(path, header))
-    wanted = start + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    if (size := path.stat().st_size) != wanted:
-        raise _no_safetensors(path, f"{size:,} bytes where its header says {wanted:,}")
+    with documents.opened(path, "weights in") as file:
+        header, start = _header(path, file)
+        size = os.fstat(file.fileno()).st_size
+    header.pop("__metadata__", None)
+    entries = {name: _entry(path, name, entry) for name, entry in header.items()}
+    _require_gapless(path, entries, start, size)
     return {name: _tensor(path, start, entry) for name, entry in entries.items()}
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int]:
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """A tensor's place in a file, in bytes after the header."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    begin: int
+    end: int
+
+
+def _header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], int]:
     """Return the header and where the arrays begin."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(_LENGTH), "little")
-        text = file.read(length) if length < _LARGEST_HEADER else b""
+    length = int.from_bytes(file.read(_LENGTH), "little")
+    size = os.fstat(file.fileno()).st_size
+    if not 0 < length <= min(_LARGEST_HEADER, size - _LENGTH):
+        raise _no_safetensors(path, f"no header, but one of {length:,} bytes in {size:,}")
     try:
-        header = json.loads(text)
+        return documents.parse(file.read(length)), _LENGTH + length
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are such
-        raise _no_safetensors(path, "no header") from error
-    if not isinstance(header, dict):
-        raise _no_safetensors(path, "no header")
-    return header, _LENGTH + length
+        raise _no_safetensors(path, f"no header: {error!s:.100}") from error
 
 
 def _no_safetensors(path: Path, got: str) -> UserError:
     return UserError(f"whole safetensors in {path}", got, "restore the file")
 
 
-def _entries(path: Path, header: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        try:
-            begin, end = entry["data_offsets"]
-            fits = end - begin == math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize
-        except (KeyError, TypeError, ValueError) as error:
-            wanted = f"arrays of {', '.join(DTYPES)} in {path}"
-            raise UserError(wanted, f"{name} as {entry}", "convert it") from error
-        if not fits:
-            raise _no_safetensors(path, f"{name} of {end - begin} bytes as {entry['shape']}")
-        yield name, entry
+def _entry(path: Path, name: str, entry: Any) -> _Entry:
+    try:
+        begin, end = map(_count, entry["data_offsets"])
+        shape, dtype = tuple(map(_count, entry["shape"])), DTYPES[entry["dtype"]]
+    except (KeyError, TypeError, ValueError) as error:
+        wanted = f"arrays of {', '.join(DTYPES)} in {path}"
+        raise UserError(wanted, f"{name:.200} as {entry!s:.200}", "convert it") from error
+    if end - begin != math.prod(shape) * dtype.itemsize:
+        raise _no_safetensors(path, f"{name:.200} of {end - begin} bytes as {shape!s:.200}")
+    return _Entry(shape, dtype, begin, end)
 
 
-def _tensor(path: Path, start: int, entry: Mapping[str, Any]) -> Tensor:
-    shape, dtype = tuple(entry["shape"]), DTYPES[entry["dtype"]]
-    begin, end = entry["data_offsets"]
+def _count(number: object) -> int:
+    if type(number) is not int or not 0 <= number < 2**63:
+        raise ValueError(f"expected a count, got {number!r:.100}")
+    return number
 
+
+def _require_gapless(path: Path, entries: Mapping[str, _Entry], start: int, size: int) -> None:
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if entry.begin != end:
+            raise _no_safetensors(path, f"{name:.200} at {entry.begin:,} where {end:,} is next")
+        end = entry.end
+    if size != start + end:
+        raise _no_safetensors(path, f"{size:,} bytes where its header says {start + end:,}")
+
+
+def _tensor(path: Path, start: int, entry: _Entry) -> Tensor:
     def array() -> np.ndarray:
-        found = np.fromfile(path, np.uint8, end - begin, offset=start + begin)
-        if found.size != end - begin:
+        found = np.fromfile(path, np.uint8, entry.end - entry.begin, offset=start + entry.begin)
+        if found.size != entry.end - entry.begin:
             raise _no_safetensors(path, "a file that was cut while it was read")
-        return found.view(dtype).reshape(shape)
+        return found.view(entry.dtype).reshape(entry.shape)
 
-    return Tensor(shape, dtype, array)
+    return Tensor(entry.shape, entry.dtype, array)
 
 
 def write(path: Path, tensors: Tensors, metadata: Mapping[str, str] | None = None) -> None:

@@ -5,16 +5,20 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import shutil
+import typing
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
 from distill.core.errors import UserError
-from distill.core.store import read_json, sync
+from distill.core.store import sync
+from distill.models import documents
 from distill.models import tensors as files
 from distill.models.decoder import DecoderConfig, DecoderModel
 from distill.models.layers import Params, by_path
@@ -28,6 +32,9 @@ KINDS: dict[str, tuple[type[Model], type[T5Config] | type[DecoderConfig]]] = {
 }
 DTYPES = ("float32", "float16", "bfloat16")
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+MAX_EXTRA_IDS = 10_000
+MAX_LAYERS = 256  # of a tower; the largest public T5 has 24
+LARGEST_SIZE = 2**31  # beyond any axis of a tensor that JAX computes with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,23 +184,41 @@ def read(directory: Path) -> tuple[Model, Tensors, Vocabulary]:
     Raises:
         UserError: a file is missing or damaged, or the weights have not the shapes of the config.
     """
-    found = read_json(directory / CONFIG)
+    config = directory / CONFIG
+    found = documents.read(config)
     try:
         of_kind, of_config = KINDS[found["kind"]]
-        fields = {**found["config"], "mlp_activations": tuple(found["config"]["mlp_activations"])}
-        model = of_kind(of_config(**fields))  # type: ignore[arg-type]
+        model = of_kind(_config(of_config, found["config"]))  # type: ignore[arg-type]
         vocabulary = found["vocabulary"]
-        path = directory / vocabulary["file"]
-        extra_ids = vocabulary["extra_ids"]
+        file, extra_ids = vocabulary["file"], vocabulary["extra_ids"]
+        if type(extra_ids) is not int or not 0 <= extra_ids <= MAX_EXTRA_IDS:
+            raise ValueError(f"expected extra_ids up to {MAX_EXTRA_IDS:,}, got {extra_ids!r:.50}")
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"the config of a model in {directory / CONFIG}", repr(error), "restore the directory"
-        ) from error
+        wanted = f"the config of a model in {config}"
+        raise UserError(wanted, f"{error!r:.300}", "restore the directory") from error
+    path = documents.beside(directory, file)
     tensors = files.read(directory / WEIGHTS)
     require_shapes(model, tensors, directory)
-    if not path.is_file():
-        raise UserError(f"a vocabulary {path}", "none", "restore the directory")
+    with documents.opened(path, "a vocabulary"):
+        tensors = {
+            name: tensor.finite(f"{name} of {directory}") for name, tensor in tensors.items()
+        }
     return model, tensors, Vocabulary(path, extra_ids)
+
+
+def _config(of_config: type[T5Config] | type[DecoderConfig], found: Any) -> Any:
+    """Return the configuration of a model, after checking that each field has its type."""
+    fields = {**found, "mlp_activations": tuple(found["mlp_activations"])}
+    for field in dataclasses.fields(of_config):
+        if field.name in fields:
+            _require_type(field.name, field.type, fields[field.name])
+    return of_config(**fields)
+
+
+def _require_type(name: str, kind: Any, value: object) -> None:
+    allowed = (int, float) if kind is float else (typing.get_origin(kind) or kind,)
+    if type(value) not in allowed or (kind is int and not 0 <= value < LARGEST_SIZE):  # type: ignore[operator]
+        raise ValueError(f"expected {name} as {allowed[-1].__name__}, got {value!r:.50}")
 
 
 def in_memory(tensors: Tensors) -> Params:
@@ -219,6 +244,7 @@ def require_shapes(model: Model, found: Params | Tensors, source: Path | str) ->
     Raises:
         UserError: names or shapes differ; the first that do are named.
     """
+    require_layers(model, found, source)
     wanted = shapes(model)
     got = {name: tuple(x.shape) for name, x in by_path(dict(found)).items()}
     for name in sorted({*wanted, *got}):
@@ -228,3 +254,26 @@ def require_shapes(model: Model, found: Params | Tensors, source: Path | str) ->
                 f"{got.get(name)}",
                 "use the weights of the same configuration",
             )
+
+
+def require_layers(model: Model, found: Params | Tensors, source: Path | str) -> None:
+    """Refuse another number of layers than there are weights of, before a model is made of them.
+
+    Raises:
+        UserError: a tower has more or fewer layers, or more than `MAX_LAYERS`.
+    """
+    present: dict[str, set[str]] = {}
+    for name in by_path(dict(found)):
+        if layer := re.match(r"(.*?)layers_(\d+)/", name):
+            present.setdefault(layer[1], set()).add(layer[2])
+    config = model.config
+    wanted = (
+        {"encoder/": config.num_encoder_layers, "decoder/": config.num_decoder_layers}
+        if isinstance(config, T5Config)
+        else {"decoder/": config.num_layers}
+    )
+    for tower, count in wanted.items():
+        got = len(present.get(tower, ()))
+        if got != count or count > MAX_LAYERS:
+            layers = f"the weights of {count:,} layers, of at most {MAX_LAYERS}, in {source}"
+            raise UserError(layers, f"{got:,}", "use the weights of the same configuration")

@@ -1,4 +1,5 @@
 import json
+import os
 
 import jax
 import ml_dtypes  # noqa: F401 (NumPy learns bfloat16)
@@ -181,3 +182,19 @@ def test_arrays_that_no_t5_has_are_refused(tmp_path, change, message):
     change(arrays)
     with pytest.raises(UserError, match=message):
         t5x_checkpoint.read(t5x_wrote(tmp_path, arrays))
+
+
+def test_pipes_links_and_weights_that_are_not_finite_are_refused(tmp_path):
+    source = tmp_path / "checkpoint_0"
+    arrays = {name: np.ones(shape, np.float32) for name, shape in weights.shapes(V1_1).items()}
+    arrays["encoder/encoder_norm/scale"][2] = np.nan
+    t5x_checkpoint.write(source, {n: Tensor.of(a) for n, a in arrays.items()}, step=0)
+    with pytest.raises(UserError, match=r"finite numbers in encoder/encoder_norm/scale of"):
+        weights.in_memory(t5x_checkpoint.read(str(source))[1])
+    os.mkfifo(source / "pipe")
+    with pytest.raises(UserError, match=r"files in the T5X checkpoint .* got pipe"):
+        t5x_checkpoint.read(str(source))
+    (source / "pipe").unlink()
+    (source / "link").symlink_to(tmp_path)
+    with pytest.raises(UserError, match=r"files in the T5X checkpoint .* got link"):
+        t5x_checkpoint.read(str(source))

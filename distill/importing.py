@@ -83,6 +83,8 @@ def convert(
     kind, model, tensors = _opened(source)
     rows = model.config.vocab_size if rows is None else rows
     chosen = _vocabulary(source, vocabulary, rows)
+    if kind == "hugging_face":
+        weights.require_exported(Path(source), chosen)
     model, tensors = _with_rows(model, tensors, rows)
     tensors = {name: tensor.cast(dtype) for name, tensor in tensors.items()}
     _refuse_full_disk(directory, sum(tensor.nbytes for tensor in tensors.values()))

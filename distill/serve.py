@@ -201,7 +201,7 @@ def _generator(directory: Path, batch_size: int) -> "LocalGenerator":
 def _exported(directory: Path) -> "LocalGenerator":
     from distill.core.errors import UserError
     from distill.core.store import read_json
-    from distill.models import hugging_face
+    from distill.models import hugging_face, weights
     from distill.models.sampling import LocalGenerator, open_vocabulary
 
     vocabulary, side = directory / "spiece.model", directory / "tokenizer_config.json"
@@ -209,6 +209,7 @@ def _exported(directory: Path) -> "LocalGenerator":
         raise UserError(f"a vocabulary {vocabulary}", "none", "copy the model's spiece.model there")
     model, params = hugging_face.load(directory)
     extra_ids = read_json(side).get("extra_ids", 100) if side.is_file() else 100
+    weights.require_exported(directory, weights.Vocabulary(vocabulary, extra_ids))
     return LocalGenerator(model, params, open_vocabulary(vocabulary, extra_ids))
 
 

@@ -189,7 +189,8 @@ def run(
         raise UserError("a rule of marginal, paper", str(rule), "name one of them")
     options: dict[str, Any] = {"rule": rule, "cross_blanks": cross_blanks, "k": k}
     learnt = continuations if rule == "marginal" else 0
-    settings = {"student": students.describe(tokenizer), **options, "continuations": learnt}
+    described = students.setting(run_dir, "align", tokenizer)
+    settings = {"student": described, **options, "continuations": learnt}
     with Stage.open(run_dir, "align", settings=settings, inputs=["harvest", "check"]) as stage:
         if stage.complete:
             return stage.summary

@@ -137,7 +137,7 @@ def register(
     features.leave_accelerators_alone()
     tokenizer, aligned = students.load(student), manifest(run_dir, "align")["settings"]
     k = aligned["k"]
-    _refuse_other_than(aligned, {"student": students.describe(tokenizer), "k": k})
+    _refuse_other_than(aligned, tokenizer, k)
     forms = of_run(run_dir, tokenizer, k=k, shots=demonstrations, split=split, used=prompts.FORMATS)
     made = tasks(forms, dict.fromkeys(prompts.FORMATS, 1), tokenizer, k=k, name=name)
     for task in made:
@@ -207,10 +207,11 @@ def run(
     }
     ratios = _positive(ratios)
     _refuse_none(counted)
-    settings = {"student": students.describe(tokenizer), "ratios": ratios, **counted}
+    described = students.setting(run_dir, "dataset", tokenizer)
+    settings = {"student": described, "ratios": ratios, **counted}
     settings |= {"seed": seed, "split": split}
     # Before the stage opens, for that pins the run to these settings.
-    _refuse_other_than(manifest(run_dir, "align")["settings"], settings)
+    _refuse_other_than(manifest(run_dir, "align")["settings"], tokenizer, k)
     with Stage.open(run_dir, "dataset", settings=settings, inputs=["problems", "align"]) as stage:
         if stage.complete:
             return stage.summary
@@ -266,11 +267,15 @@ def _positive(ratios: Mapping[str, float]) -> dict[str, float]:
     return {name: float(ratios[name]) for name in EQUAL_RATIOS if ratios.get(name)}
 
 
-def _refuse_other_than(aligned: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    for name in ("student", "k"):
-        if aligned[name] != settings[name]:
-            raise UserError(
-                f"the {name} of stage align, {aligned[name]}",
-                str(settings[name]),
-                "give both stages the same",
-            )
+def _refuse_other_than(aligned: Mapping[str, Any], tokenizer: Student, k: int) -> None:
+    """Refuse what the stage `align` was not given, after its settings."""
+    do = "give both stages the same"
+    names = {"expected": "the student of stage align", "got": "the student given"}
+    students.require_described(aligned["student"], tokenizer, **names, do=do)
+    size = aligned["student"].get("vocab_size", tokenizer.vocab_size)
+    for name, expected, given in (
+        ("tokens of the student", size, tokenizer.vocab_size),
+        ("k", aligned["k"], k),
+    ):
+        if expected != given:
+            raise UserError(f"the {name} of stage align, {expected}", str(given), do)

@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 from distill.core import paths
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Fire, Request, Sampling
-from distill.core.store import read_json
 from distill.models import beam, decoding, partitioning, stopping, weights
 from distill.models.decoding import Decoded, Measured, Network, Prompts, Settings, Vocabulary
 from distill.models.layers import Params
@@ -655,5 +654,4 @@ def open_vocabulary(path: Path, extra_ids: int = 100) -> Tokenizer:
     """
     if path.suffix != ".tiktoken":
         return SentencePieceTokenizer(path, extra_ids)
-    side = path.with_suffix(".json")
-    return TiktokenTokenizer(path, **(read_json(side) if side.is_file() else {}))
+    return TiktokenTokenizer(path, **weights.tiktoken_side(path))

@@ -3,11 +3,13 @@
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +17,14 @@ from flax.traverse_util import unflatten_dict
 
 from distill.core.errors import UserError
 from distill.core.store import read_json, sync
+from distill.core.vocabulary import Recorded, require_same
 from distill.models import tensors as files
 from distill.models.decoder import DecoderConfig, DecoderModel
 from distill.models.layers import Params, by_path
 from distill.models.t5 import T5Config, T5Model
 from distill.models.tensors import Tensor, Tensors
+from tokalign import digests
+from tokalign.tokenizers import TiktokenTokenizer
 
 Model = T5Model | DecoderModel
 KINDS: dict[str, tuple[type[Model], type[T5Config] | type[DecoderConfig]]] = {
@@ -28,6 +33,12 @@ KINDS: dict[str, tuple[type[Model], type[T5Config] | type[DecoderConfig]]] = {
 }
 DTYPES = ("float32", "float16", "bfloat16")
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+# Of a Hugging Face directory; an export of ours has the vocabulary's digest in the first.
+TOKENIZER_CONFIG, TOKENIZER, DIGEST = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "vocabulary_sha256",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +47,34 @@ class Vocabulary:
 
     path: Path
     extra_ids: int
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """The SHA-256 of the content, sentinels apart; see `tokalign.digests`.
+
+        Raises:
+            UserError: the file is no vocabulary.
+        """
+        try:
+            if self.path.suffix != ".tiktoken":
+                return digests.of_sentencepiece(self.path.read_bytes())
+            return TiktokenTokenizer(self.path, **tiktoken_side(self.path)).digest
+        except ValueError as error:
+            raise UserError(
+                f"a SentencePiece model or a .tiktoken file in {self.path}",
+                str(error),
+                "restore the file, or give another",
+            ) from error
+
+    def recorded(self, holder: str | Path) -> Recorded:
+        """Return what identifies the vocabulary of `holder`, for `core.vocabulary`."""
+        return Recorded(str(holder), self.digest)
+
+
+def tiktoken_side(path: Path) -> dict[str, Any]:
+    """Return `pattern` and `special_tokens` from the .json beside a `.tiktoken` file, if any."""
+    side = path.with_suffix(".json")
+    return read_json(side) if side.is_file() else {}
 
 
 @contextlib.contextmanager
@@ -150,7 +189,11 @@ def write(
     config = {
         "kind": kind,
         "config": dataclasses.asdict(model.config),
-        "vocabulary": {"file": path.name, "extra_ids": vocabulary.extra_ids},
+        "vocabulary": {
+            "file": path.name,
+            "extra_ids": vocabulary.extra_ids,
+            "sha256": vocabulary.digest,
+        },
     }
     with whole_directory(directory) as temporary:
         for file in (path, path.with_suffix(".json")):
@@ -175,25 +218,74 @@ def read(directory: Path) -> tuple[Model, Tensors, Vocabulary]:
     """Return what `save` wrote, the tensors still on disk.
 
     Raises:
-        UserError: a file is missing or damaged, or the weights have not the shapes of the config.
+        UserError: a file is missing or damaged, the weights have not the shapes of the config, or
+            the vocabulary is not the one that they were saved with.
     """
     found = read_json(directory / CONFIG)
     try:
         of_kind, of_config = KINDS[found["kind"]]
         fields = {**found["config"], "mlp_activations": tuple(found["config"]["mlp_activations"])}
         model = of_kind(of_config(**fields))  # type: ignore[arg-type]
-        vocabulary = found["vocabulary"]
-        path = directory / vocabulary["file"]
-        extra_ids = vocabulary["extra_ids"]
+        named = found["vocabulary"]
+        vocabulary = Vocabulary(directory / named["file"], named["extra_ids"])
+        digest = named.get("sha256")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"the config of a model in {directory / CONFIG}", repr(error), "restore the directory"
         ) from error
     tensors = files.read(directory / WEIGHTS)
     require_shapes(model, tensors, directory)
-    if not path.is_file():
-        raise UserError(f"a vocabulary {path}", "none", "restore the directory")
-    return model, tensors, Vocabulary(path, extra_ids)
+    if not vocabulary.path.is_file():
+        raise UserError(f"a vocabulary {vocabulary.path}", "none", "restore the directory")
+    if digest is not None:
+        require_same(
+            Recorded(f"the weights in {directory}", digest),
+            vocabulary.recorded(vocabulary.path),
+            "restore the vocabulary that these weights were saved with",
+        )
+    return model, tensors, vocabulary
+
+
+def require_exported(directory: Path, vocabulary: Vocabulary) -> None:
+    """Refuse a vocabulary that is not the one of a Hugging Face directory.
+
+    An export of ours records its digest; any directory's `tokenizer.json` has its pieces, in order.
+    What is not there says nothing.
+
+    Args:
+        directory: of transformers.
+        vocabulary: in the directory, or given beside it.
+
+    Raises:
+        UserError: the digest is another, or a piece of `tokenizer.json` is.
+    """
+    do = "restore the vocabulary that the weights in the directory were saved with"
+    side = directory / TOKENIZER_CONFIG
+    recorded = read_json(side) if side.is_file() else {}
+    digest = recorded.get(DIGEST) if isinstance(recorded, dict) else None
+    if digest is not None:
+        expected = Recorded(f"the export in {directory}", str(digest))
+        require_same(expected, vocabulary.recorded(vocabulary.path), do)
+    texts = _unigram_pieces(directory / TOKENIZER)
+    if texts is not None and vocabulary.path.suffix != ".tiktoken":
+        ours = digests.pieces(vocabulary.path.read_bytes())
+        for number, (theirs, mine) in enumerate(zip(texts, ours, strict=False)):
+            if theirs != mine:
+                raise UserError(
+                    f"token {number} {theirs!r}, as {directory / TOKENIZER} has it",
+                    f"{mine!r} in {vocabulary.path}",
+                    do,
+                )
+
+
+def _unigram_pieces(path: Path) -> list[Any] | None:
+    """Return the texts of the pieces of a unigram `tokenizer.json`, None where it is another."""
+    found = read_json(path) if path.is_file() else None
+    model = found.get("model") if isinstance(found, dict) else None
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocab, list) or not all(isinstance(row, list) and row for row in vocab):
+        return None
+    return [row[0] for row in vocab]
 
 
 def in_memory(tensors: Tensors) -> Params:

@@ -12,9 +12,9 @@ from distill.core.errors import UserError
 from distill.core.progress import progress
 from distill.core.records import PackedExample
 from distill.core.store import Shards, Stage, manifest
-from distill.corpus import prompts
+from distill.corpus import prompts, unknowns
 from distill.corpus import student as students
-from distill.corpus.examples import Examples, blocks, of_run
+from distill.corpus.examples import Corpus, Examples, blocks, examples, of_run, read_corpus
 from distill.corpus.student import Student
 
 if TYPE_CHECKING:
@@ -178,6 +178,7 @@ def run(
     passes: int = 1,
     demonstrations: int = 4,
     split: str = "train",
+    max_unk_share: float = unknowns.MAX_SHARE,
 ) -> dict[str, Any]:
     """Fill RUN_DIR/dataset with packed rows of the mixed formats; from scratch if it was stopped.
 
@@ -192,12 +193,16 @@ def run(
         passes: how often the format of the largest ratio is seen whole; others in proportion.
         demonstrations: examples in an in-context prompt.
         split: of the problems that were harvested.
+        max_unk_share: most `<unk>` among the student's tokens of the questions, of the chains and
+            of the answers; above 0.01 there is a warning.
 
     Raises:
         UserError: `align` is not complete or had another student or k, a ratio is of no format or
-            negative, there are too few problems to demonstrate with, or nothing fits the lengths.
+            negative, there are too few problems to demonstrate with, nothing fits the lengths, or
+            the student cannot spell too much of the texts.
     """
     run_dir, tokenizer = Path(run_dir), students.load(student)
+    unknowns.require_bound(max_unk_share)
     counted = {
         "source_length": source_length,
         "target_length": target_length,
@@ -216,13 +221,25 @@ def run(
         if stage.complete:
             return stage.summary
         shards = Shards(run_dir / "dataset", PackedExample)
+        corpus = read_corpus(run_dir, split, k)
+        spelt = unknowns.require(_unknown(corpus, tokenizer), max_unk_share, "dataset")
         shards.remove()
-        forms = of_run(run_dir, tokenizer, k=k, shots=demonstrations, split=split, used=ratios)
+        forms = examples(corpus, tokenizer, k=k, shots=demonstrations, used=ratios)
         counts = shares({form.name: form.size for form in forms}, ratios, passes)
         mixed = mixture(forms, counts, tokenizer, k=k, exact=True)
         lengths = (source_length, target_length)
-        stage.finish(**_fill(shards, mixed, list(ratios), lengths, seed))
+        stage.finish(**_fill(shards, mixed, list(ratios), lengths, seed), **spelt)
         return stage.summary
+
+
+def _unknown(corpus: Corpus, tokenizer: Student) -> dict[str, unknowns.Unknown]:
+    """Count what the student cannot spell of what the examples are made of."""
+    asked = corpus.problems.values()
+    return {
+        "questions": unknowns.count((problem.question for problem in asked), tokenizer),
+        "chains": unknowns.count(corpus.texts, tokenizer),
+        "answers": unknowns.count((problem.answer for problem in asked), tokenizer),
+    }
 
 
 def _fill(

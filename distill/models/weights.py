@@ -59,7 +59,7 @@ class Vocabulary:
             if self.path.suffix != ".tiktoken":
                 return digests.of_sentencepiece(self.path.read_bytes())
             return TiktokenTokenizer(self.path, **tiktoken_side(self.path)).digest
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise UserError(
                 f"a SentencePiece model or a .tiktoken file in {self.path}",
                 str(error),

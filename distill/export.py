@@ -4,6 +4,7 @@ import html
 import json
 import logging
 import math
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,7 +74,10 @@ def write(
         "config.json": hugging_face.config_document(model.config),
         "generation_config.json": generation_config(),
         "tokenizer.json": tokenizer,
-        "tokenizer_config.json": tokenizer_config(vocabulary.extra_ids),
+        "tokenizer_config.json": {
+            **tokenizer_config(vocabulary.extra_ids),
+            weights.DIGEST: vocabulary.digest,
+        },
         "special_tokens_map.json": _special_tokens(vocabulary.extra_ids),
     }
     with weights.whole_directory(directory) as temporary:
@@ -201,7 +205,7 @@ def run(*, run_dir: Path, student: str | None = None, t5x: bool = False) -> dict
         UserError: a stage before is not complete, the start or the checkpoint is damaged, or it has
             no SentencePiece vocabulary.
     """
-    from distill.training import choice, initialise
+    from distill.training import choice, initialise, origin
     from distill.training.opened import open_params
 
     settings = {"t5x": True} if t5x else {}
@@ -211,7 +215,9 @@ def run(*, run_dir: Path, student: str | None = None, t5x: bool = False) -> dict
             return stage.summary
         selection = choice.read(run_dir)
         start = student or manifest(run_dir, "train")["settings"]["student"]
-        model, params, vocabulary = weights.read(initialise.directory(run_dir, start))
+        directory = initialise.directory(run_dir, start)
+        model, params, vocabulary = weights.read(directory)
+        origin.require(run_dir, directory, vocabulary)
         if not isinstance(model, T5Model):
             raise UserError("a student of T5's shape", f"{model}", "train one to export it")
         if step := selection["chosen_step"]:

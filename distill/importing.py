@@ -94,6 +94,8 @@ def convert(
         path = Path(folder) / name
         path.write_bytes(found.content)
         chosen = weights.Vocabulary(path, found.extra_ids)
+        if kind == "hugging_face":
+            weights.require_exported(Path(source), chosen)
         weights.write(directory, model, tensors, chosen, dtype=dtype)
     return {
         "source": kind,

@@ -283,7 +283,6 @@ def load(path: Path, *, name: str | None = None, batch_size: int = 16) -> "Serve
 
 def _generator(directory: Path, batch_size: int) -> "LocalGenerator":
     from distill.core.errors import UserError
-    from distill.core.store import read_json
     from distill.models import documents
     from distill.models.sampling import local_generator
     from distill.models.weights import CONFIG
@@ -307,7 +306,7 @@ def _generator(directory: Path, batch_size: int) -> "LocalGenerator":
 
 def _exported(directory: Path) -> "LocalGenerator":
     from distill.core.errors import UserError
-    from distill.models import hugging_face, hugging_face_vocabulary
+    from distill.models import hugging_face, hugging_face_vocabulary, weights
     from distill.models.sampling import LocalGenerator, open_vocabulary
 
     vocabulary = directory / hugging_face_vocabulary.SPIECE
@@ -315,6 +314,7 @@ def _exported(directory: Path) -> "LocalGenerator":
         raise UserError(f"a vocabulary {vocabulary}", "none", "copy the model's spiece.model there")
     model, params = hugging_face.load(directory)
     found = hugging_face_vocabulary.read(directory)
+    weights.require_exported(directory, weights.Vocabulary(vocabulary, found.extra_ids))
     return LocalGenerator(model, params, open_vocabulary(vocabulary, found.extra_ids))
 
 

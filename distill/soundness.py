@@ -246,7 +246,8 @@ def _check_keys(contents: _Contents, complete: Manifests, found: Soundness) -> N
     if "check" in complete:
         _whole("verdicts", verdicts, contents.traces, found)
     if "align" in complete:
-        refused = complete["align"]["summary"].get("dropped", {}).get("refused", 0)
+        dropped = complete["align"]["summary"].get("dropped", {})
+        refused = sum(dropped.get(reason, 0) for reason in ("refused", "too_long"))
         _whole("aligned", contents.aligned, right, found, but=refused)
     if "dataset" in complete:
         rows = complete["dataset"]["summary"].get("rows", len(contents.dataset))

@@ -133,8 +133,8 @@ def project_batch(
         cross_blanks: as for `project`.
         k: as for `project`.
         continuations: as for `project`.
-        processes: over how many processes to spread; 1 stays in this one. They are spawned, so a
-            script that asks for more keeps its own code under `if __name__ == "__main__"`.
+        processes: over how many processes to spread; 1 stays in this one. They are spawned and do
+            not run the calling script again, unless the student is of a class of that script's.
 
     Yields:
         The projection of each trace.
@@ -206,12 +206,11 @@ def _spread(
 ) -> Iterator[list[Projection]]:
     """Project groups over processes, in order."""
     # A fifth of the time that the import would take.
-    import multiprocessing
     from concurrent import futures
 
-    # The caller may have threads (JAX has), which a fork would copy in whatever state they are.
-    context = multiprocessing.get_context("spawn")
-    with futures.ProcessPoolExecutor(processes, context, _keep, (options,)) as pool:
+    from tokalign import spawning
+
+    with spawning.pool(processes, _keep, (options,)) as pool:
         # A window of groups in flight, so that a long stream is not read ahead as a whole.
         waiting: list[futures.Future[list[Projection]]] = []
         for group in groups:

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from tokalign import digests
 from tokalign.segmentation import MARKER, Segmentation, spelled_mask, without_blanks
 
 GPT_PATTERN = (
@@ -228,6 +229,11 @@ class SentencePieceTokenizer(_Vocabulary):
         self._spelled[self.unk_id] = b"\0"
         self._counts = np.array([*map(len, self._spelled), 1], np.int32)
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """The SHA-256 of the vocabulary's content, sentinels apart; see `tokalign.digests`."""
+        return digests.of_sentencepiece(self._model.serialized_model_proto())
+
     def _piece_bytes(self, token_id: int, piece: str) -> bytes:
         if self._model.is_byte(token_id):
             return bytes([int(piece[3:5], 16)])
@@ -409,6 +415,12 @@ class TiktokenTokenizer(_Vocabulary):
             self._bytes[rank] = token
         self._lengths = np.array([len(token) for token in self._bytes], np.int32)
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """The SHA-256 of the vocabulary's content; see `tokalign.digests`."""
+        found = self._encoding
+        return digests.of_tiktoken(found._mergeable_ranks, found._pat_str, found._special_tokens)
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, without an EOS; the text of a special is plain text."""
         _utf8(text)
@@ -567,6 +579,11 @@ class HuggingFaceTokenizer(_Vocabulary):
                 f"expected a Hugging Face tokenizer, got {path_or_tokenizer}: {error}"
             ) from error
         self._load()
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """The SHA-256 of the vocabulary's content; see `tokalign.digests`."""
+        return digests.of_hugging_face(self._named.to_str())
 
     def _load(self) -> None:
         vocabulary = self._named.get_vocab(with_added_tokens=True)

@@ -135,7 +135,7 @@ class Scores:
 
     Attributes:
         values: float32 [steps] probability that the solution is, or can still become, right after
-            each step.
+            each step; empty where the solution has no step or is longer than the scorer reads.
         tokens: tokens that the scorer read.
     """
 

@@ -15,7 +15,7 @@ Int32Matrix = Annotated[np.ndarray, "int32", 2]
 Float32Matrix = Annotated[np.ndarray, "float32", 2]
 
 SPLITS = ("train", "validation", "selection", "report", "test")
-FINISH_REASONS = ("stop", "length", "content_filter", "error")
+FINISH_REASONS = ("stop", "length", "content_filter", "error", "too_long")
 OUTCOMES = ("right", "wrong", "undecided", "unparsed", "truncated", "filtered")
 
 

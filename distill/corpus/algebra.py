@@ -3,14 +3,9 @@ r"""Decide by algebra what keys leave undecided, with SymPy in a process that ca
     2\sqrt{3} against \sqrt{12}    ->  a worker's line in, "1", "0" or "?" out
 
 SymPy may take for ever, or all memory, on a text as short as `9^{9^{9^{9}}}`, so a worker has a
-<<<<<<< HEAD
-time for each pair and a limit of memory. It reads LaTeX alone, which math-verify parses without
-evaluating any text; the protections that confine programs are a second wall. A machine that grants
-few of them is not refused: what is held is reported.
-=======
-time for each pair and a limit of memory. It reads LaTeX alone, which is parsed without
-evaluating any text; that it cannot open files or reach a network either is a second wall.
->>>>>>> verdicts
+time for each pair and a limit of memory. It reads LaTeX alone, which is parsed without evaluating
+any text; the protections that confine programs are a second wall. A machine that grants few of them
+is not refused: the protections in force are reported.
 """
 
 import contextlib

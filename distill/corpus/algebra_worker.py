@@ -14,52 +14,13 @@ import os
 import sys
 import sysconfig
 
-<<<<<<< HEAD
 import math_verify
 import sympy
-from math_verify import LatexExtractionConfig, parse, verify
 
+from distill.corpus.algebra_compare import compare
 from distill.corpus.confinement import Order, confine
 
-# math-verify's own evaluation of plain expressions is left out: it runs their text.
-_LATEX = (LatexExtractionConfig(boxed_match_priority=0),)
 _OPEN_FILES = 64
-
-
-def compare(prediction: str, gold: str) -> str:
-    r"""Return 1 if both are one value both ways round, 0 if not, ? if either cannot be read.
-
-    Example:
-        >>> compare(r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"), compare("x", r"\frac{")
-        ('1', '?')
-    """
-    one, other = _parsed(prediction), _parsed(gold)
-    if not one or not other:
-        return "?"
-    untimed = {"timeout_seconds": None, "raise_on_error": True}
-    return "1" if verify(other, one, **untimed) and verify(one, other, **untimed) else "0"
-
-
-def _parsed(answer: str) -> list:
-    if not _balanced(answer):
-        return []
-    return parse(
-        f"\\boxed{{{answer}}}",
-        _LATEX,
-        fallback_mode="no_fallback",
-        extraction_mode="first_match",
-        parsing_timeout=None,  # pyright: ignore[reportArgumentType] - what it documents
-    )
-
-
-def _balanced(text: str) -> bool:
-    """Return whether braces close, so that a text cannot end the box that it is put into."""
-    depth = 0
-    for letter in text.replace("\\{", "").replace("\\}", ""):
-        depth += (letter == "{") - (letter == "}")
-        if depth < 0:
-            return False
-    return depth == 0
 
 
 def _confine(memory_bytes: str, wanted: str) -> list[str]:
@@ -70,16 +31,6 @@ def _confine(memory_bytes: str, wanted: str) -> list[str]:
     """
     if sys.platform != "linux":
         return []
-=======
-from distill.corpus import sandbox_child
-from distill.corpus.algebra_compare import compare
-
-_LEFT_OPEN = 64
-
-
-def _close_in(memory_bytes: int) -> None:
-    """Give up memory beyond a limit, all writing, all but Python's own files, and every socket."""
->>>>>>> verdicts
     compare("x + 1", "1 + x")  # reads what is read late, as long as it can be
     names = ("stdlib", "platstdlib", "purelib", "platlib")
     places = [sysconfig.get_path(name) for name in names]

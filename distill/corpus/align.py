@@ -14,9 +14,10 @@ import numpy as np
 import tokalign
 from distill.core.errors import UserError
 from distill.core.progress import progress
-from distill.core.records import AlignedTrace, Trace, Verdict
+from distill.core.records import AlignedTrace, Problem, Trace, Verdict
 from distill.core.store import Shards, Stage
 from distill.corpus import student as students
+from distill.corpus import unknowns
 from distill.corpus.student import Student
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,9 @@ Pair = dict[str, float]
 
 # Traces of a shard: what a kill may lose, and what is in memory at once.
 SHARD_TRACES = 4096
+TOO_LONG = "too_long"
+BYTES_PER_TOKEN = 16  # a trace of fewer tokens than its text suggests is as long as its text
+_NAMED = 20  # traces that the summary names
 
 
 def align(
@@ -168,6 +172,8 @@ def run(
     k: int = 5,
     continuations: int = 5_000,
     processes: int | None = None,
+    max_tokens: int = 4096,
+    max_unk_share: float = unknowns.MAX_SHARE,
 ) -> dict[str, Any]:
     """Fill RUN_DIR/aligned from the right traces; go on where an earlier start stopped.
 
@@ -180,28 +186,75 @@ def run(
         continuations: right traces to learn from how the teacher's candidates go on, drawn by
             their keys; 0 reads each as if it ended there. The rule "paper" has no use for them.
         processes: how many work at it, all cores by default.
+        max_tokens: of a trace, in the teacher's tokens or 16 bytes of text each; a longer one is
+            left out by name and counted as too long.
+        max_unk_share: most `<unk>` among the student's tokens of the questions, of the chains and
+            of the answers; above 0.01 there is a warning.
 
     Raises:
-        UserError: an input is not complete, no such rule or vocabulary, or no trace is right.
+        UserError: an input is not complete, no such rule or vocabulary, no trace is right and short
+            enough, or the student cannot spell too much of the texts.
     """
     run_dir, tokenizer = Path(run_dir), students.load(student)
+    unknowns.require_bound(max_unk_share)
+    if max_tokens < 1:
+        raise UserError("max_tokens of at least 1", str(max_tokens), "raise it")
     if rule not in ("marginal", "paper"):
         raise UserError("a rule of marginal, paper", str(rule), "name one of them")
     options: dict[str, Any] = {"rule": rule, "cross_blanks": cross_blanks, "k": k}
     learnt = continuations if rule == "marginal" else 0
-    settings = {"student": students.describe(tokenizer), **options, "continuations": learnt}
+    described = students.setting(run_dir, "align", tokenizer)
+    settings = {"student": described, **options, "continuations": learnt}
     with Stage.open(run_dir, "align", settings=settings, inputs=["harvest", "check"]) as stage:
         if stage.complete:
             return stage.summary
-        outcomes = _outcomes(run_dir)
-        shards = Shards(run_dir / "aligned", AlignedTrace)
         traces = Shards(run_dir / "traces", Trace)
+        outcomes, long = _without_long(traces, _outcomes(run_dir), max_tokens)
+        found = _unknown(run_dir, traces, outcomes, tokenizer)
+        spelt = unknowns.require(found, max_unk_share, "align")
+        shards = Shards(run_dir / "aligned", AlignedTrace)
         if learnt:
             options["continuations"] = _learn(traces, outcomes, tokenizer, learnt)
         options["processes"] = processes or len(os.sched_getaffinity(0))
         _fill(shards, traces, outcomes, tokenizer, options)
-        stage.finish(**summarise(shards, outcomes, tokenizer))
+        stage.finish(**summarise(shards, outcomes, tokenizer), **spelt, **long)
         return stage.summary
+
+
+def _without_long(
+    traces: Iterable[Trace], outcomes: Mapping[Key, str], longest: int
+) -> tuple[dict[Key, str], dict[str, list[str]]]:
+    """Return the outcomes, too long traces as such, and the names of the first of those."""
+    found, names = dict(outcomes), []
+    for trace in traces:
+        key = (trace.problem_id, trace.sample)
+        size = max(len(trace.tokens), len(trace.text.encode()) // BYTES_PER_TOKEN)
+        if outcomes.get(key) == "right" and size > longest:
+            found[key] = TOO_LONG
+            names.append(f"{trace.problem_id} sample {trace.sample}")
+            logger.warning("%s is left out: %d tokens, at most %d", names[-1], size, longest)
+    if "right" not in found.values():
+        raise UserError(
+            f"a right trace of at most {longest} tokens",
+            f"none, {names[0]} is longer",
+            "raise align.run.max_tokens or harvest shorter chains",
+        )
+    return found, {TOO_LONG: names[:_NAMED]} if names else {}
+
+
+def _unknown(
+    run_dir: Path, traces: Iterable[Trace], outcomes: Mapping[Key, str], student: Student
+) -> dict[str, unknowns.Unknown]:
+    """Count what the student cannot spell of the right traces and their problems."""
+    right = {key for key, outcome in outcomes.items() if outcome == "right"}
+    ids = {problem_id for problem_id, _ in right}
+    asked = [p for p in Shards(run_dir / "problems", Problem) if p.problem_id in ids]
+    chains = (trace.text for trace in traces if (trace.problem_id, trace.sample) in right)
+    return {
+        "questions": unknowns.count((p.question for p in asked), student),
+        "chains": unknowns.count(chains, student),
+        "answers": unknowns.count((p.answer for p in asked), student),
+    }
 
 
 def _outcomes(run_dir: Path) -> dict[Key, str]:

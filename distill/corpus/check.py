@@ -28,7 +28,8 @@ def check(traces: Iterable[Trace], problems: Iterable[Problem], grader: Judge) -
     """Yield one verdict for every trace, in the traces' order.
 
     What a generator did not end by itself is not judged by its text: a trace that ran into its
-    length is `truncated`, one that was withheld is `filtered`, a failed one `undecided`.
+    length is `truncated`, one that was withheld is `filtered`, a failed one, or one that is longer
+    than the generator reads, `undecided`.
 
     Args:
         traces: what to judge.
@@ -69,6 +70,7 @@ def _unfinished(trace: Trace) -> tuple[str, None, str] | None:
         "length": ("truncated", None, f"no end within {len(trace.tokens)} tokens"),
         "content_filter": ("filtered", None, "withheld by the generator's content filter"),
         "error": ("undecided", None, "the generator failed, or its tokens do not spell its text"),
+        "too_long": ("undecided", None, "prompt and chain are longer than the generator reads"),
     }.get(trace.finish_reason)
 
 

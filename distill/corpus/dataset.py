@@ -12,9 +12,9 @@ from distill.core.errors import UserError
 from distill.core.progress import progress
 from distill.core.records import PackedExample
 from distill.core.store import Shards, Stage, manifest
-from distill.corpus import prompts
+from distill.corpus import prompts, unknowns
 from distill.corpus import student as students
-from distill.corpus.examples import Examples, blocks, of_run
+from distill.corpus.examples import Corpus, Examples, blocks, examples, of_run, read_corpus
 from distill.corpus.student import Student
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def register(
     features.leave_accelerators_alone()
     tokenizer, aligned = students.load(student), manifest(run_dir, "align")["settings"]
     k = aligned["k"]
-    _refuse_other_than(aligned, {"student": students.describe(tokenizer), "k": k})
+    _refuse_other_than(aligned, tokenizer, k)
     forms = of_run(run_dir, tokenizer, k=k, shots=demonstrations, split=split, used=prompts.FORMATS)
     made = tasks(forms, dict.fromkeys(prompts.FORMATS, 1), tokenizer, k=k, name=name)
     for task in made:
@@ -178,6 +178,7 @@ def run(
     passes: int = 1,
     demonstrations: int = 4,
     split: str = "train",
+    max_unk_share: float = unknowns.MAX_SHARE,
 ) -> dict[str, Any]:
     """Fill RUN_DIR/dataset with packed rows of the mixed formats; from scratch if it was stopped.
 
@@ -192,12 +193,16 @@ def run(
         passes: how often the format of the largest ratio is seen whole; others in proportion.
         demonstrations: examples in an in-context prompt.
         split: of the problems that were harvested.
+        max_unk_share: most `<unk>` among the student's tokens of the questions, of the chains and
+            of the answers; above 0.01 there is a warning.
 
     Raises:
         UserError: `align` is not complete or had another student or k, a ratio is of no format or
-            negative, there are too few problems to demonstrate with, or nothing fits the lengths.
+            negative, there are too few problems to demonstrate with, nothing fits the lengths, or
+            the student cannot spell too much of the texts.
     """
     run_dir, tokenizer = Path(run_dir), students.load(student)
+    unknowns.require_bound(max_unk_share)
     counted = {
         "source_length": source_length,
         "target_length": target_length,
@@ -207,21 +212,34 @@ def run(
     }
     ratios = _positive(ratios)
     _refuse_none(counted)
-    settings = {"student": students.describe(tokenizer), "ratios": ratios, **counted}
+    described = students.setting(run_dir, "dataset", tokenizer)
+    settings = {"student": described, "ratios": ratios, **counted}
     settings |= {"seed": seed, "split": split}
     # Before the stage opens, for that pins the run to these settings.
-    _refuse_other_than(manifest(run_dir, "align")["settings"], settings)
+    _refuse_other_than(manifest(run_dir, "align")["settings"], tokenizer, k)
     with Stage.open(run_dir, "dataset", settings=settings, inputs=["problems", "align"]) as stage:
         if stage.complete:
             return stage.summary
         shards = Shards(run_dir / "dataset", PackedExample)
+        corpus = read_corpus(run_dir, split, k)
+        spelt = unknowns.require(_unknown(corpus, tokenizer), max_unk_share, "dataset")
         shards.remove()
-        forms = of_run(run_dir, tokenizer, k=k, shots=demonstrations, split=split, used=ratios)
+        forms = examples(corpus, tokenizer, k=k, shots=demonstrations, used=ratios)
         counts = shares({form.name: form.size for form in forms}, ratios, passes)
         mixed = mixture(forms, counts, tokenizer, k=k, exact=True)
         lengths = (source_length, target_length)
-        stage.finish(**_fill(shards, mixed, list(ratios), lengths, seed))
+        stage.finish(**_fill(shards, mixed, list(ratios), lengths, seed), **spelt)
         return stage.summary
+
+
+def _unknown(corpus: Corpus, tokenizer: Student) -> dict[str, unknowns.Unknown]:
+    """Count what the student cannot spell of what the examples are made of."""
+    asked = corpus.problems.values()
+    return {
+        "questions": unknowns.count((problem.question for problem in asked), tokenizer),
+        "chains": unknowns.count(corpus.texts, tokenizer),
+        "answers": unknowns.count((problem.answer for problem in asked), tokenizer),
+    }
 
 
 def _fill(
@@ -266,11 +284,15 @@ def _positive(ratios: Mapping[str, float]) -> dict[str, float]:
     return {name: float(ratios[name]) for name in EQUAL_RATIOS if ratios.get(name)}
 
 
-def _refuse_other_than(aligned: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    for name in ("student", "k"):
-        if aligned[name] != settings[name]:
-            raise UserError(
-                f"the {name} of stage align, {aligned[name]}",
-                str(settings[name]),
-                "give both stages the same",
-            )
+def _refuse_other_than(aligned: Mapping[str, Any], tokenizer: Student, k: int) -> None:
+    """Refuse what the stage `align` was not given, after its settings."""
+    do = "give both stages the same"
+    names = {"expected": "the student of stage align", "got": "the student given"}
+    students.require_described(aligned["student"], tokenizer, **names, do=do)
+    size = aligned["student"].get("vocab_size", tokenizer.vocab_size)
+    for name, expected, given in (
+        ("tokens of the student", size, tokenizer.vocab_size),
+        ("k", aligned["k"], k),
+    ):
+        if expected != given:
+            raise UserError(f"the {name} of stage align, {expected}", str(given), do)

@@ -127,6 +127,9 @@ def _traces(
     for index, whole in completions:
         (problem, sample), request = keys[index], requests[index]
         completion = cut_after_answer(whole)
+        if completion.finish_reason == "too_long":
+            name = problem.problem_id
+            logger.warning("%s sample %d is longer than the generator reads", name, sample)
         yield Trace(
             problem_id=problem.problem_id,
             sample=sample,

@@ -10,14 +10,15 @@ import numpy as np
 from distill.core.ports import Request, Sampling
 from distill.models import decoding, stopping
 from distill.models.decoding import Prompts
-from distill.models.sampling import LocalGenerator, bucket
+from distill.models.rows import bucket, rows_of
+from distill.models.sampling import LocalGenerator
 
 USUAL_CANDIDATES = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The widths of arrays that a program is compiled for; the batch's rows are the generator's.
+    """The widths of arrays that a program is compiled for; `rows.rows_of` gives the batch's rows.
 
     Attributes:
         source: tokens that a row reads.
@@ -93,7 +94,7 @@ class LocalPrograms:
             self._compile_scoring(program)
 
     def _compile_drawing(self, program: Program) -> None:
-        rows = self._generator.batch_size
+        rows = rows_of(self._generator.batch_size, program.source + program.forced)
         for prompts in range(decoding._READ, rows, decoding._READ):
             self._draw(dataclasses.replace(program, room=1), prompts)
         self._draw(program, rows)
@@ -104,7 +105,8 @@ class LocalPrograms:
 
     def _draw(self, program: Program, prompts: int) -> None:
         """Run the program on as many different prompts of padding."""
-        generator, rows = self._generator, self._generator.batch_size
+        generator = self._generator
+        rows = rows_of(generator.batch_size, program.source + program.forced)
         vocabulary = generator._vocabulary(())
         table = np.resize(vocabulary.transitions, (program.states, vocabulary.exists.shape[0]))
         decoding.decode(
@@ -119,7 +121,7 @@ class LocalPrograms:
                 np.full(rows, stopping.INSIDE, np.int32),
             ),
             np.zeros((rows, 2), np.uint32),
-            generator._settings(Sampling()),
+            generator._settings(Sampling(), rows),
             vocabulary._replace(transitions=table),
             program.room,
             k=program.candidates,
@@ -128,7 +130,8 @@ class LocalPrograms:
         )
 
     def _compile_scoring(self, program: Program) -> None:
-        generator, rows = self._generator, self._generator.batch_size
+        generator = self._generator
+        rows = rows_of(generator.batch_size, program.source + program.room)
         arrays = (
             np.zeros((rows, program.source), np.int32),
             np.ones(rows, np.int32),

@@ -5,6 +5,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -17,12 +18,14 @@ from jax.sharding import Mesh
 from distill.core import paths
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Fire, Request, Sampling
-from distill.models import beam, decoding, documents, partitioning, stopping, weights
+from distill.models import beam, decoding, partitioning, stopping, weights
 from distill.models.decoding import Decoded, Measured, Network, Prompts, Settings, Vocabulary
 from distill.models.layers import Params
+from distill.models.rows import LONGEST, bucket, lengths, padded, rows_of
 from tokalign.tokenizers import SentencePieceTokenizer, TiktokenTokenizer
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 class Tokenizer(Protocol):
@@ -63,6 +66,11 @@ class _Member(NamedTuple):
     skipped: int = 0
     scored: Sequence[int] = ()
 
+    @property
+    def length(self) -> int:
+        """Tokens that are read, forced and scored."""
+        return len(self.row) + len(self.forced) + len(self.scored)
+
     def shape(self) -> tuple[int, int, int]:
         """Return the widths of a batch that it runs in."""
         forced = bucket(len(self.forced), 32) if self.forced else 0
@@ -70,9 +78,10 @@ class _Member(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    """Requests that run together, and the widths of their rows."""
+    """Requests that run together, rows with those of padding, and the widths of the rows."""
 
     members: tuple[_Member, ...]
+    rows: int
     source: int
     forced: int
     steps: int
@@ -85,31 +94,6 @@ class _Row(NamedTuple):
     eos_logprobs: np.ndarray
     top_ids: np.ndarray
     top_logprobs: np.ndarray
-
-
-def bucket(length: int, least: int = 64) -> int:
-    """Return the padded length of a row, from few enough that each can be compiled.
-
-    Example:
-        >>> [bucket(n) for n in (1, 64, 65, 129, 193, 700)]
-        [64, 64, 128, 192, 256, 768]
-    """
-    size = least
-    while size < length:
-        size *= 2
-    return size * 3 // 4 if size >= 256 and length <= size * 3 // 4 else size
-
-
-def _padded(rows: Sequence[Sequence[int]], batch: int, length: int) -> np.ndarray:
-    """Return int32 [batch, length], the rows right-padded with 0."""
-    out = np.zeros((batch, length), np.int32)
-    for i, row in enumerate(rows):
-        out[i, : len(row)] = row
-    return out
-
-
-def _lengths(rows: Sequence[Sequence[int]], batch: int) -> np.ndarray:
-    return np.array([len(row) for row in rows] + [0] * (batch - len(rows)), np.int32)
 
 
 def _seed_words(seeds: Sequence[int], batch: int) -> np.ndarray:
@@ -172,8 +156,9 @@ class LocalGenerator:
     Batches have one shape for each bucket of prompt lengths, and rows do not see each other, so a
     completion depends on its request and the sampling alone. They are cut over all devices of the
     process where these divide `batch_size`, but for those that share a copy of the parameters;
-    beams run on one copy. Log-probabilities are over all tokens
-    of the vocabulary; candidates are the tokens that have a text, so neither EOS nor specials.
+    beams run on one copy. Batches of long rows have fewer of them, see `rows.rows_of`.
+    Log-probabilities are over all tokens of the vocabulary; candidates are the tokens that have a
+    text, so neither EOS nor specials.
 
     Args:
         network: T5Model or DecoderModel.
@@ -184,6 +169,8 @@ class LocalGenerator:
         fire: hot tokens, none by default.
         beam: how texts are searched for instead of drawn.
         tensor: devices that share a copy of the parameters, for models too large for one.
+        longest: tokens that a request may have, prompt, prefix and scored text together; a longer
+            one gets an empty completion that finished for "too_long".
 
     Raises:
         UserError: the tokenizer has more tokens than the embedding has rows, the beams do not
@@ -198,10 +185,13 @@ class LocalGenerator:
     fire: Fire | None = None
     beam: "Beam | None" = None
     tensor: int = 1
+    longest: int = LONGEST
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"expected batch_size >= 1, got {self.batch_size}")
+        if self.batch_size < 1 or self.longest < 1:
+            raise ValueError(
+                f"expected batch_size and longest >= 1, got {self.batch_size}, {self.longest}"
+            )
         if self.beam and self.batch_size % self.beam.beams:
             raise UserError(
                 f"a batch_size that {self.beam.beams} beams divide",
@@ -228,7 +218,9 @@ class LocalGenerator:
             yield from self._searched(self.beam, requests, sampling)
             return
         vocabulary = self._vocabulary(sampling.stop)
-        batches = self._batches([self._member(n, request) for n, request in enumerate(requests)])
+        members = [self._member(n, request) for n, request in enumerate(requests)]
+        yield from self._left_out(members)
+        batches = self._batches(members)
         decoded = _one_ahead(
             lambda batch: self._decode(batch, requests, sampling, vocabulary), batches
         )
@@ -247,6 +239,7 @@ class LocalGenerator:
         if missing:
             raise UserError("a completion to score", f"request {missing[0]} without one", "give it")
         members = [self._scored_member(n, request) for n, request in enumerate(requests)]
+        yield from self._left_out(members)
         vocabulary = self._vocabulary(())
         k = max(top_logprobs, 1)
         measured = _one_ahead(
@@ -323,39 +316,55 @@ class LocalGenerator:
         kept = bool(prefix) and self._bytes[prefix[-1]][-1:].isspace()
         return self._prefixed and (not prefix or (text[-1:].isspace() and not kept))
 
+    def _left_out(self, members: Iterable[_Member]) -> Iterator[tuple[int, Completion]]:
+        """Yield an empty completion for each request that is longer than a row may be."""
+        for member in members:
+            if member.length > self.longest:
+                logger.warning(
+                    "request %d is left out: it has %d tokens, and a row at most %d",
+                    member.number,
+                    member.length,
+                    self.longest,
+                )
+                yield member.number, _too_long()
+
     def _batches(self, members: Iterable[_Member], rows: int = 1) -> Iterator[_Batch]:
         """Group the requests by the shapes that they run in, each group in their order.
+
+        Those that are longer than a row may be are in none.
 
         Args:
             members: the requests.
             rows: of a batch that each member takes.
         """
-        size = self.batch_size // rows
         groups: dict[tuple[int, int, int], list[_Member]] = collections.defaultdict(list)
         for member in members:
-            groups[member.shape()].append(member)
+            if member.length <= self.longest:
+                groups[member.shape()].append(member)
         for shape, alike in sorted(groups.items()):
+            count = rows_of(self.batch_size, sum(shape), rows)
+            size = count // rows
             for first in range(0, len(alike), size):
-                yield _Batch(tuple(alike[first : first + size]), *shape)
+                yield _Batch(tuple(alike[first : first + size]), count, *shape)
 
     def _prompts(self, batch: _Batch) -> Prompts:
-        size, members, forced = self.batch_size, batch.members, [m.forced for m in batch.members]
+        size, members, forced = batch.rows, batch.members, [m.forced for m in batch.members]
         distinct = dict.fromkeys(tuple(member.row) for member in members)
         places = {row: number for number, row in enumerate(distinct)}
         opening = np.full(size, stopping.ENDED, np.int32)
         states = [stopping.OPENING if member.opens else stopping.INSIDE for member in members]
         opening[: len(members)] = states
         return Prompts(
-            _padded(list(places), size, batch.source),
-            np.maximum(_lengths(list(places), size), 1),
+            padded(list(places), size, batch.source),
+            np.maximum(lengths(list(places), size), 1),
             np.pad([places[tuple(m.row)] for m in members], (0, size - len(members))),
-            _padded([row[::-1] for row in forced], size, batch.forced)[:, ::-1],
-            batch.forced - _lengths(forced, size),
+            padded([row[::-1] for row in forced], size, batch.forced)[:, ::-1],
+            batch.forced - lengths(forced, size),
             opening,
         )
 
-    def _settings(self, sampling: Sampling) -> Settings:
-        fire, batch = self.fire or Fire(positions=()), self.batch_size
+    def _settings(self, sampling: Sampling, batch: int) -> Settings:
+        fire = self.fire or Fire(positions=())
         hot = np.isin(np.arange(max(fire.positions, default=0) + 1), fire.positions)
         return Settings(
             np.full(batch, sampling.temperature, np.float32),
@@ -378,8 +387,8 @@ class LocalGenerator:
             self.network,
             self.placed,
             self._prompts(batch),
-            _seed_words([requests[m.number].seed for m in batch.members], self.batch_size),
-            self._settings(sampling),
+            _seed_words([requests[m.number].seed for m in batch.members], batch.rows),
+            self._settings(sampling, batch.rows),
             vocabulary,
             sampling.max_tokens,
             k=max(sampling.top_logprobs, 1),
@@ -393,6 +402,7 @@ class LocalGenerator:
         how.require(sampling, self.fire)
         vocabulary, k = self._vocabulary(()), sampling.top_logprobs
         members = [self._member(number, request) for number, request in enumerate(requests)]
+        yield from self._left_out(members)
         for batch in self._batches(members, how.beams):
             found = self._best(how, batch, vocabulary, sampling.max_tokens)
             pairs = list(zip(batch.members, found, strict=True))
@@ -438,9 +448,9 @@ class LocalGenerator:
     def _score(self, batch: _Batch, vocabulary: Vocabulary, k: int) -> Measured:
         rows = [member.row for member in batch.members]
         arrays = (
-            _padded(rows, self.batch_size, batch.source),
-            np.maximum(_lengths(rows, self.batch_size), 1),
-            _padded([member.scored for member in batch.members], self.batch_size, batch.steps),
+            padded(rows, batch.rows, batch.source),
+            np.maximum(lengths(rows, batch.rows), 1),
+            padded([member.scored for member in batch.members], batch.rows, batch.steps),
         )
         measured = decoding.score(self.network, self.placed, *self._place(arrays), vocabulary, k=k)
         return jax.device_get(measured)
@@ -501,6 +511,11 @@ class LocalGenerator:
             finish_reason,
         )
         return _with_text(completion)
+
+
+def _too_long() -> Completion:
+    none = np.zeros(0, np.float32)
+    return Completion("", (), none, (), none, none.astype(np.int32), float("nan"), "too_long", 0, 0)
 
 
 def _of_row(measured: Measured, row: int, count: int, skipped: int = 0) -> _Row:
@@ -591,6 +606,8 @@ class Shipped:
         batch_size: rows that run together.
         fire: hot tokens, none by default.
         tensor: devices that share a copy of the parameters, for models too large for one.
+        longest: tokens that a request may have, prompt, prefix and scored text together; a longer
+            one gets an empty completion that finished for "too_long".
 
     Raises:
         UserError: at the first use, the directory is missing or damaged, or `tensor` does not
@@ -600,8 +617,9 @@ class Shipped:
     path: str
     batch_size: int = 128
     fire: Fire | None = None
-    # Changes no answer, so it is none of the settings that a run is known by.
+    # These change no answer, so they are none of the settings that a run is known by.
     tensor: int = dataclasses.field(default=1, repr=False)
+    longest: int = dataclasses.field(default=LONGEST, repr=False)
 
     @property
     def model(self) -> str:
@@ -616,7 +634,8 @@ class Shipped:
     def generator(self) -> LocalGenerator:
         """The loaded model."""
         loaded = local_generator(paths.find(self.path, "the directory of a model"), self.tensor)
-        return dataclasses.replace(loaded, batch_size=self.batch_size, fire=self.fire)
+        how = {"batch_size": self.batch_size, "fire": self.fire, "longest": self.longest}
+        return dataclasses.replace(loaded, **how)
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling
@@ -659,10 +678,9 @@ def open_vocabulary(path: Path, extra_ids: int = 100) -> Tokenizer:
     Raises:
         UserError: the file is damaged, or there is none.
     """
-    side = path.with_suffix(".json")
     try:
         if path.suffix != ".tiktoken":
             return SentencePieceTokenizer(path, extra_ids)
-        return TiktokenTokenizer(path, **(documents.read(side) if side.is_file() else {}))
+        return TiktokenTokenizer(path, **weights.tiktoken_side(path))
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise UserError(f"a vocabulary in {path}", f"{error!s:.300}", "restore the file") from error

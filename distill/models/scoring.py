@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +25,11 @@ from distill.core.store import read_json
 from distill.models import weights
 from distill.models.layers import Params, by_path
 from distill.models.reader import Given, Reader, surprises
-from distill.models.sampling import Tokenizer, bucket, open_vocabulary
+from distill.models.rows import LONGEST, bucket, rows_of
+from distill.models.sampling import Tokenizer, open_vocabulary
 from distill.models.weights import Model
 
+logger = logging.getLogger(__name__)
 HEAD, SCORER = "head.safetensors", "scorer.json"
 
 
@@ -126,6 +129,11 @@ class Row(NamedTuple):
     tokens: list[int]
     ends: list[int]
 
+    @property
+    def length(self) -> int:
+        """Tokens that are read: the prompt, the first token and the solution."""
+        return len(self.prompt) + 1 + len(self.tokens)
+
 
 def solution_row(network: Model, tokenizer: Tokenizer, solution: Solution) -> Row:
     """Return a solution in tokens, each step cut by itself.
@@ -187,7 +195,8 @@ class LocalScorer:
     """A scoring model of ours behind the Scorer port.
 
     Batches have one shape for each bucket of lengths, and rows do not see each other, so scores
-    depend on the solution alone. Each solution is in one batch, so in one forward pass.
+    depend on the solution alone. Each solution is in one batch, so in one forward pass. Batches of
+    long rows have fewer of them, see `rows.rows_of`.
 
     Args:
         network: the model, with its head.
@@ -195,6 +204,7 @@ class LocalScorer:
         tokenizer: its vocabulary.
         name: what the scorer calls itself.
         batch_size: solutions that run together.
+        longest: tokens that a solution may have with its prompt; a longer one gets no scores.
     """
 
     network: ScoringModel
@@ -202,10 +212,13 @@ class LocalScorer:
     tokenizer: Tokenizer
     name: str = "local"
     batch_size: int = 64
+    longest: int = LONGEST
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"expected batch_size >= 1, got {self.batch_size}")
+        if self.batch_size < 1 or self.longest < 1:
+            raise ValueError(
+                f"expected batch_size and longest >= 1, got {self.batch_size}, {self.longest}"
+            )
 
     @property
     def model(self) -> str:
@@ -213,27 +226,40 @@ class LocalScorer:
         return self.name
 
     def score(self, solutions: Sequence[Solution]) -> Iterator[tuple[int, Scores]]:
-        """Yield (index into solutions, scores), batch by batch."""
+        """Yield (index into solutions, scores), batch by batch.
+
+        A solution that is longer than a row may be comes first, with no values.
+        """
         rows = [solution_row(self.network.network, self.tokenizer, each) for each in solutions]
+        for number, row in enumerate(rows):
+            if row.length > self.longest:
+                logger.warning(
+                    "solution %d to %.60r gets no score: it has %d tokens, and a row at most %d",
+                    number,
+                    solutions[number].prompt,
+                    row.length,
+                    self.longest,
+                )
+                yield number, Scores(np.zeros(0, np.float32), 0)
         for source, length, numbers in self._batches(rows):
             of_batch = [rows[n] for n in numbers]
-            arrays = solution_arrays(
-                self.network.network, of_batch, self.batch_size, source, length
-            )
+            count = rows_of(self.batch_size, source + length)
+            arrays = solution_arrays(self.network.network, of_batch, count, source, length)
             found = np.asarray(chances(self.network, self.params, arrays))
             for number, of_row in zip(numbers, found, strict=False):
                 row = rows[number]
-                read = len(row.prompt) + 1 + len(row.tokens)
-                yield number, Scores(of_row[row.ends], read)
+                yield number, Scores(of_row[row.ends], row.length)
 
     def _batches(self, rows: Sequence[Row]) -> Iterator[tuple[int, int, list[int]]]:
         """Yield (source, length, numbers of rows) of rows that run in one shape, in their order."""
         groups: dict[tuple[int, int], list[int]] = collections.defaultdict(list)
         for number, row in enumerate(rows):
-            groups[bucket(len(row.prompt)), bucket(len(row.tokens) + 1)].append(number)
+            if row.length <= self.longest:
+                groups[bucket(len(row.prompt)), bucket(len(row.tokens) + 1)].append(number)
         for (source, length), numbers in sorted(groups.items()):
-            for first in range(0, len(numbers), self.batch_size):
-                yield source, length, numbers[first : first + self.batch_size]
+            size = rows_of(self.batch_size, source + length)
+            for first in range(0, len(numbers), size):
+                yield source, length, numbers[first : first + size]
 
 
 @dataclasses.dataclass(frozen=True)

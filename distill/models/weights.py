@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import json
 import os
 import re
@@ -18,12 +19,15 @@ from flax.traverse_util import unflatten_dict
 
 from distill.core.errors import UserError
 from distill.core.store import sync
+from distill.core.vocabulary import Recorded, require_same
 from distill.models import documents
 from distill.models import tensors as files
 from distill.models.decoder import DecoderConfig, DecoderModel
 from distill.models.layers import Params, by_path
 from distill.models.t5 import T5Config, T5Model
 from distill.models.tensors import Tensor, Tensors
+from tokalign import digests
+from tokalign.tokenizers import TiktokenTokenizer
 
 Model = T5Model | DecoderModel
 KINDS: dict[str, tuple[type[Model], type[T5Config] | type[DecoderConfig]]] = {
@@ -35,6 +39,12 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MAX_EXTRA_IDS = 10_000
 MAX_LAYERS = 256  # of a tower; the largest public T5 has 24
 LARGEST_SIZE = 2**31  # beyond any axis of a tensor that JAX computes with
+# Of a Hugging Face directory; an export of ours has the vocabulary's digest in the first.
+TOKENIZER_CONFIG, TOKENIZER, DIGEST = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "vocabulary_sha256",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +53,34 @@ class Vocabulary:
 
     path: Path
     extra_ids: int
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """The SHA-256 of the content, sentinels apart; see `tokalign.digests`.
+
+        Raises:
+            UserError: the file is no vocabulary.
+        """
+        try:
+            if self.path.suffix != ".tiktoken":
+                return digests.of_sentencepiece(self.path.read_bytes())
+            return TiktokenTokenizer(self.path, **tiktoken_side(self.path)).digest
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"a SentencePiece model or a .tiktoken file in {self.path}",
+                str(error),
+                "restore the file, or give another",
+            ) from error
+
+    def recorded(self, holder: str | Path) -> Recorded:
+        """Return what identifies the vocabulary of `holder`, for `core.vocabulary`."""
+        return Recorded(str(holder), self.digest)
+
+
+def tiktoken_side(path: Path) -> dict[str, Any]:
+    """Return `pattern` and `special_tokens` from the .json beside a `.tiktoken` file, if any."""
+    side = path.with_suffix(".json")
+    return documents.read(side) if side.is_file() else {}
 
 
 @contextlib.contextmanager
@@ -157,7 +195,11 @@ def write(
     config = {
         "kind": kind,
         "config": dataclasses.asdict(model.config),
-        "vocabulary": {"file": path.name, "extra_ids": vocabulary.extra_ids},
+        "vocabulary": {
+            "file": path.name,
+            "extra_ids": vocabulary.extra_ids,
+            "sha256": vocabulary.digest,
+        },
     }
     with whole_directory(directory) as temporary:
         for file in (path, path.with_suffix(".json")):
@@ -182,15 +224,16 @@ def read(directory: Path) -> tuple[Model, Tensors, Vocabulary]:
     """Return what `save` wrote, the tensors still on disk.
 
     Raises:
-        UserError: a file is missing or damaged, or the weights have not the shapes of the config.
+        UserError: a file is missing or damaged, the weights have not the shapes of the config, or
+            the vocabulary is not the one that they were saved with.
     """
     config = directory / CONFIG
     found = documents.read(config)
     try:
         of_kind, of_config = KINDS[found["kind"]]
         model = of_kind(_config(of_config, found["config"]))  # type: ignore[arg-type]
-        vocabulary = found["vocabulary"]
-        file, extra_ids = vocabulary["file"], vocabulary["extra_ids"]
+        named = found["vocabulary"]
+        file, extra_ids, digest = named["file"], named["extra_ids"], named.get("sha256")
         if type(extra_ids) is not int or not 0 <= extra_ids <= MAX_EXTRA_IDS:
             raise ValueError(f"expected extra_ids up to {MAX_EXTRA_IDS:,}, got {extra_ids!r:.50}")
     except (KeyError, TypeError, ValueError) as error:
@@ -203,7 +246,56 @@ def read(directory: Path) -> tuple[Model, Tensors, Vocabulary]:
         tensors = {
             name: tensor.finite(f"{name} of {directory}") for name, tensor in tensors.items()
         }
-    return model, tensors, Vocabulary(path, extra_ids)
+    vocabulary = Vocabulary(path, extra_ids)
+    if digest is not None:
+        require_same(
+            Recorded(f"the weights in {directory}", str(digest)),
+            vocabulary.recorded(vocabulary.path),
+            "restore the vocabulary that these weights were saved with",
+        )
+    return model, tensors, vocabulary
+
+
+def require_exported(directory: Path, vocabulary: Vocabulary) -> None:
+    """Refuse a vocabulary that is not the one of a Hugging Face directory.
+
+    An export of ours records its digest; any directory's `tokenizer.json` has its pieces, in order.
+    What is not there says nothing.
+
+    Args:
+        directory: of transformers.
+        vocabulary: in the directory, or given beside it.
+
+    Raises:
+        UserError: the digest is another, or a piece of `tokenizer.json` is.
+    """
+    do = "restore the vocabulary that the weights in the directory were saved with"
+    side = directory / TOKENIZER_CONFIG
+    recorded = documents.read(side) if side.is_file() else {}
+    digest = recorded.get(DIGEST) if isinstance(recorded, dict) else None
+    if digest is not None:
+        expected = Recorded(f"the export in {directory}", str(digest))
+        require_same(expected, vocabulary.recorded(vocabulary.path), do)
+    texts = _unigram_pieces(directory / TOKENIZER)
+    if texts is not None and vocabulary.path.suffix != ".tiktoken":
+        ours = digests.pieces(vocabulary.path.read_bytes())
+        for number, (theirs, mine) in enumerate(zip(texts, ours, strict=False)):
+            if theirs != mine:
+                raise UserError(
+                    f"token {number} {theirs!r}, as {directory / TOKENIZER} has it",
+                    f"{mine!r} in {vocabulary.path}",
+                    do,
+                )
+
+
+def _unigram_pieces(path: Path) -> list[Any] | None:
+    """Return the texts of the pieces of a unigram `tokenizer.json`, None where it is another."""
+    found = documents.read(path) if path.is_file() else None
+    model = found.get("model") if isinstance(found, dict) else None
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocab, list) or not all(isinstance(row, list) and row for row in vocab):
+        return None
+    return [row[0] for row in vocab]
 
 
 def _config(of_config: type[T5Config] | type[DecoderConfig], found: Any) -> Any:

@@ -48,8 +48,8 @@ def calibrated(
     """Return how scores meet what they foretell.
 
     Args:
-        solutions: their last score against whether they are right; those without an answer are left
-            out.
+        solutions: their last score against whether they are right; those without an answer, and
+            those that are too long for the scorer, are left out.
         examples: the scores of their steps but the last against the labels.
         scores: of all of them.
         how: resamples and seed of `calibration.calibration`.
@@ -60,12 +60,13 @@ def calibrated(
     ends = [
         (scores[t.problem_id, t.text][-1], float(v.outcome == "right"), 1, t.problem_id)
         for t, v in solutions
-        if v.outcome in ANSWERED
+        if v.outcome in ANSWERED and len(scores[t.problem_id, t.text])
     ]
     begins = [
         (value, label, example.count, example.problem_id)
         for example in examples
-        for value, label in zip(_of(example, scores), example.labels[:-1], strict=True)
+        if len(scores[_key(example)])
+        for value, label in zip(scores[_key(example)][:-1], example.labels[:-1], strict=True)
     ]
     found = {"solutions": ends, "beginnings": begins}
     return {
@@ -75,8 +76,8 @@ def calibrated(
     }
 
 
-def _of(example: Labelled, scores: Mapping[Key, np.ndarray]) -> np.ndarray:
-    return scores[example.problem_id, "".join(example.solution.steps)][:-1]
+def _key(example: Labelled) -> Key:
+    return example.problem_id, "".join(example.solution.steps)
 
 
 def _columns_of(rows: Sequence[tuple[float, float, int, str]]) -> Scored:

@@ -232,6 +232,10 @@ def verifier(
 def _calibrated(rows: Sequence[Labelled], scorer: Scorer, **how: int) -> dict[str, Any]:
     """Return Brier score, AUC and their like of the scores of whole attempts."""
     found = dict(scorer.score([row.solution for row in rows]))
+    kept = [n for n in range(len(rows)) if len(found[n].values)]
+    if not kept:
+        return {}
+    found, rows = {n: found[m] for n, m in enumerate(kept)}, [rows[n] for n in kept]
     values = np.array([found[n].values[-1] for n in range(len(rows))], float)
     labels = np.array([row.labels[-1] for row in rows])
     ids = np.array([row.problem_id for row in rows])

@@ -22,7 +22,8 @@ from jaxtyping import Array, Float, Int
 from distill.core.errors import UserError
 from distill.models import layers
 from distill.models.layers import Params
-from distill.models.sampling import LocalGenerator, Shipped, bucket
+from distill.models.rows import bucket, rows_of
+from distill.models.sampling import LocalGenerator, Shipped
 from distill.models.t5 import T5, T5Model
 
 BINS = 5
@@ -167,6 +168,13 @@ def encoder_means(
         )
     tokenizer = generator.tokenizer
     rows = [network.prompt(tokenizer.encode(prompt), tokenizer.eos_id) for prompt in prompts]
+    for prompt, row in zip(prompts, rows, strict=True):
+        if len(row) > generator.longest:
+            raise UserError(
+                f"prompts of at most {generator.longest} tokens",
+                f"{len(row)} in {prompt:.60}...",
+                "leave that question out",
+            )
     batches = _padded(rows, generator.batch_size)
     found = [np.asarray(_encoded(network, generator.placed, *batch)) for batch in batches]
     return np.concatenate(found)[: len(rows)].astype(float), [len(row) for row in rows]
@@ -177,6 +185,7 @@ def _padded(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield int32 [batch, source] of tokens and of which are some, all batches of one shape."""
     source = bucket(max(map(len, rows)))
+    batch_size = rows_of(batch_size, source)
     for first in range(0, len(rows), batch_size):
         tokens, there = np.zeros((2, batch_size, source), np.int32)
         for place, row in enumerate(rows[first : first + batch_size]):

@@ -9,6 +9,7 @@ Source: Snell et al. 2024, arXiv 2408.03314, section 5.1 and appendix D to F.
 import dataclasses
 import functools
 import hashlib
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from distill.models import scoring, weights
 from distill.models.reader import Reader
 from distill.models.sampling import Tokenizer, open_vocabulary
 from distill.models.scoring import ScoringModel
+from distill.models.weights import Model
 from distill.scaling import assess, rollouts
 from distill.scaling.rollouts import Labelled
 from distill.training import checkpoints
@@ -34,10 +36,12 @@ from distill.training.losses import Pair
 from distill.training.optimizers import AdamW, Constant, Optimizer
 from distill.training.train import Course, fit
 
+logger = logging.getLogger(__name__)
 PROCESS, OUTCOME = "process", "outcome"
 PAPER_OPTIMIZER = AdamW(schedule=Constant(3e-5), weight_decay=0.0, b2=0.95)
 COLUMNS_OF = 32  # rows are padded to a multiple of so many tokens; each width is compiled
 WINDOW = 64  # batches whose rows are sorted together
+LONGEST = 2048  # tokens of an example with its prompt: arrays are as wide as the longest
 LOSS_ROWS = 128  # scored together where the held-out loss is measured
 
 
@@ -86,6 +90,37 @@ def columns(
         labels[number, row.ends[first:]] = np.where(known, of_steps, 0)
         counts[number, row.ends[first:]] = example.count * known
     return {**arrays, "score_labels": labels, "score_weights": counts}
+
+
+def readable(
+    examples: Sequence[Labelled], network: Model, tokenizer: Tokenizer, longest: int = LONGEST
+) -> list[Labelled]:
+    """Return the examples of at most `longest` tokens; the others are named in the log.
+
+    Args:
+        examples: labelled solutions.
+        network: what is to be trained.
+        tokenizer: its vocabulary.
+        longest: tokens of prompt and solution.
+
+    Raises:
+        UserError: all are longer.
+    """
+    sizes = [scoring.solution_row(network, tokenizer, e.solution).length for e in examples]
+    for example, size in zip(examples, sizes, strict=True):
+        if size > longest:
+            logger.warning(
+                "a solution of %s is left out: it has %d tokens, and an example at most %d",
+                example.problem_id,
+                size,
+                longest,
+            )
+    kept = [e for e, size in zip(examples, sizes, strict=True) if size <= longest]
+    if examples and not kept:
+        raise UserError(
+            f"solutions of at most {longest} tokens", f"{min(sizes)} and more", "draw shorter ones"
+        )
+    return kept
 
 
 Length = TypeVar("Length", int, np.ndarray)
@@ -318,11 +353,12 @@ def trained(
     Returns:
         Which checkpoint it is, the held-out losses, what was learnt from, and what `fit` counts.
     """
-    kept, out = held_out(examples, settings["share"], settings["seed"])
     network, params, vocabulary = weights.load(paths.find(settings["student"], "a student"))
+    tokenizer = open_vocabulary(vocabulary.path, vocabulary.extra_ids)
+    some = readable(examples, network, tokenizer)
+    kept, out = held_out(some, settings["share"], settings["seed"])
     model = ScoringModel(network, settings.get("reader"))
     start = model.with_head(params, jax.random.key(settings["seed"]))
-    tokenizer = open_vocabulary(vocabulary.path, vocabulary.extra_ids)
     of_kept, of_out = (columns(some, model, tokenizer, settings["kind"]) for some in (kept, out))
     _, found = fit(
         model.with_dropout(settings["dropout_rate"]),
@@ -343,7 +379,8 @@ def trained(
     losses, params = _chosen(directory / "checkpoints", model, start, of_out)
     about = {"kind": settings["kind"], "step": best_step(losses), "losses": losses}
     scoring.save(directory / "model", model, params, vocabulary, about)
-    return {**about, "train": _told(kept), "held_out": _told(out), "training": found}
+    long = {"too_long": len(examples) - len(some)} if len(examples) > len(some) else {}
+    return {**about, "train": _told(kept), "held_out": _told(out), **long, "training": found}
 
 
 def _chosen(

@@ -144,6 +144,8 @@ def _drawn(sampling: Sampling, voting: Voting | None) -> Sampling:
 
 def _trace(problem: Problem, sample: int, asked: Request, completion: Completion) -> Trace:
     written = cut_after_answer(completion).traced()
+    if completion.finish_reason == "too_long":
+        logger.warning("%s is longer than the generator reads", problem.problem_id)
     return Trace(problem.problem_id, sample, asked.prompt, **written, model="", seed=asked.seed)
 
 
@@ -277,16 +279,20 @@ def students(
         tensor: devices that share a copy of the parameters.
 
     Raises:
-        UserError: the start is missing or damaged, or the run is not trained.
+        UserError: the start is missing, damaged or not the one that the run was trained from, or
+            the run is not trained.
     """
     import jax
 
+    from distill.models import weights
     from distill.models.sampling import Shipped
-    from distill.training import initialise
+    from distill.training import initialise, origin
     from distill.training.checkpoints import load_params
 
     name = start or manifest(run_dir, "train")["settings"]["student"]
     directory = initialise.directory(run_dir, name)
+    if (run_dir / "manifests" / "train.json").exists():
+        origin.require(run_dir, directory, weights.read(directory)[2])
     loaded = Shipped(str(directory), batch_size=batch_size, tensor=tensor).generator
     # Committed to a device as restored ones are: else the start has a program of its own.
     one = jax.local_devices()[0]

@@ -16,6 +16,7 @@ import numpy as np
 from distill.core.errors import UserError
 from distill.core.ports import Batches
 from distill.core.records import PackedExample
+from tokalign import spawning
 
 Arrays = Mapping[str, np.ndarray]
 T = TypeVar("T")
@@ -100,10 +101,7 @@ def in_order(batches: Batches, calls: Iterable[range], *, workers: int = 0) -> G
     if workers == 0:
         yield from (_stacked(batches, steps) for steps in calls)
         return
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start_worker, initargs=(batches,)
-    ) as pool:
+    with spawning.pool(workers, _start_worker, (batches,)) as pool:
         pending = iter(calls)
         queue = collections.deque(
             pool.submit(_work, steps) for steps in itertools.islice(pending, 2 * workers)

@@ -55,7 +55,8 @@ def run(
             str(rows),
             "raise the model's vocab_size",
         )
-    settings = {"model": model, "vocabulary": students.describe(tokenizer)}
+    described = students.setting(Path(run_dir), "initialise", tokenizer, "vocabulary")
+    settings = {"model": model, "vocabulary": described}
     settings |= {"extra_ids": extra_ids, "seed": seed}
     with Stage.open(run_dir, "initialise", settings=settings) as stage:
         if stage.complete:

@@ -30,7 +30,7 @@ from distill.models.partitioning import RULES
 from distill.models.processes import Cluster
 from distill.models.t5 import T5Model
 from distill.training import checkpoints as saved
-from distill.training import initialise, metrics, placement
+from distill.training import initialise, metrics, origin, placement
 from distill.training.checkpoints import Checkpoints
 from distill.training.feed import PackedBatches, ahead, in_order
 from distill.training.losses import DistributionMatching, Loss
@@ -427,25 +427,30 @@ def run(
         if processes.told(stage is not None and stage.complete):
             return stage.summary if stage else {}
         model, params = start_of(run_dir, student, model_settings or {})
+        directory = initialise.directory(run_dir, student)
+        vocabulary = weights.read(directory)[2]
+        origin.require_dataset(Path(run_dir), directory, vocabulary)
         rows = Shards(Path(run_dir) / "dataset", PackedExample)
         batches = PackedBatches(rows, batch_size, seed)
         _refuse_other_vocabulary(batches.largest_id, model.config.vocab_size)
-        _, summary = fit(
-            model,
-            params,
-            batches,
-            loss,
-            directory=Path(run_dir) / "checkpoints",
-            optimizer=optimizer,
-            course=course,
-            seed=seed,
-            keep_last=keep_last,
-            keep_every=keep_every,
-            keep_best=keep_best,
-            tensorboard=tensorboard,
-            mesh=mesh(),
-            rules=rules,
-        )
+        recorded = origin.recorded(Path(run_dir), directory, vocabulary)
+        with recorded if stage is not None else contextlib.nullcontext():
+            _, summary = fit(
+                model,
+                params,
+                batches,
+                loss,
+                directory=Path(run_dir) / "checkpoints",
+                optimizer=optimizer,
+                course=course,
+                seed=seed,
+                keep_last=keep_last,
+                keep_every=keep_every,
+                keep_best=keep_best,
+                tensorboard=tensorboard,
+                mesh=mesh(),
+                rules=rules,
+            )
         if stage is not None:
             stage.finish(**summary)
         return summary

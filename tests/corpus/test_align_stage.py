@@ -1,8 +1,13 @@
+import dataclasses
+import hashlib
+import json
+
 import numpy as np
 import pytest
 from corpus_world import STUDENT, K, fill, problems, trace_of, world
 
 import tokalign
+from distill import soundness
 from distill.core.errors import UserError
 from distill.core.records import AlignedTrace, Verdict
 from distill.core.store import Shards, manifest
@@ -134,6 +139,43 @@ def test_a_trace_of_unknown_logprobs_is_refused_and_counted(tmp_path):
     summary = align.run(run_dir=tmp_path, student=STUDENT, k=K, processes=1)
     assert summary["dropped"] == {"refused": 1}
     assert {key[0] for key in rows(tmp_path)} == {asked[0].problem_id, asked[2].problem_id}
+
+
+def test_a_trace_that_is_too_long_is_left_out_by_name_and_counted(tmp_path, caplog):
+    asked = problems(3)
+    chain = "2 + 2 = 4. " * 40 + asked[1].chain
+    asked[1] = dataclasses.replace(asked[1], chain=chain)
+    traces = [trace_of(problem, 0) for problem in asked]
+    verdicts = [Verdict(t.problem_id, 0, "right", "1", "made up") for t in traces]
+    fill(tmp_path, asked, traces, verdicts)
+    options = {"run_dir": tmp_path, "student": STUDENT, "k": K, "processes": 1}
+    with pytest.raises(UserError, match="a right trace of at most 2 tokens, got none, gsm/"):
+        align.run(**options, max_tokens=2)
+    summary = align.run(**options, max_tokens=200)
+    assert summary["dropped"] == {"too_long": 1} and summary["kept"] == 2
+    assert summary["too_long"] == [f"{asked[1].problem_id} sample 0"]
+    assert f"{asked[1].problem_id} sample 0 is left out: " in caplog.text
+    assert {key[0] for key in rows(tmp_path)} == {asked[0].problem_id, asked[2].problem_id}
+    assert soundness.check(tmp_path).faults == []
+
+
+def test_a_run_of_a_version_without_digests_resumes_and_is_compared(tmp_path):
+    world(tmp_path)
+    align.run(run_dir=tmp_path, student=STUDENT, k=K, processes=1)
+    path = tmp_path / "manifests" / "align.json"
+    found = json.loads(path.read_text())
+    assert found["settings"]["student"].pop("vocabulary")
+    names = ["align", found["settings"], found["inputs"]]
+    text = json.dumps(names, sort_keys=True).encode()
+    path.write_text(json.dumps({**found, "digest": hashlib.sha256(text).hexdigest()}))
+    again = align.run(run_dir=tmp_path, student=STUDENT, k=K, processes=1)
+    assert again == found["summary"]
+    described = json.loads(path.read_text())["settings"]["student"]
+    names = {"expected": "the run", "got": "the student", "do": "align again"}
+    student.require_described(described, student.load(STUDENT), **names)
+    other = tokalign.TiktokenTokenizer(STUDENT.with_name("teacher.tiktoken"))
+    with pytest.raises(UserError, match=r"vocabulary of the run .*, got that of the student"):
+        student.require_described(described, other, **names)
 
 
 def test_a_student_is_described_by_its_content(tmp_path):

@@ -12,7 +12,7 @@ from models_world import TIED, V1_1, ByteVocabulary, WordVocabulary, params_of
 
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Request, Sampling
-from distill.models import sampling, weights
+from distill.models import rows, sampling, weights
 from distill.models.sampling import Beam, Fire, LocalGenerator, Shipped, bucket, cut_at_text
 from tokalign.tokenizers import SentencePieceTokenizer
 
@@ -400,3 +400,41 @@ def test_devices_that_a_copy_cannot_be_shared_by_are_refused():
     cut = generator(tensor=3)
     with pytest.raises(UserError, match="a mesh of 1 devices, got data=-1, fsdp=1, tensor=3"):
         list(cut.generate(requests(1), SHORT))
+
+
+# --- Lengths from outside ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [TIED, V1_1], ids=["decoder", "t5"])
+def test_a_request_that_is_too_long_is_left_out_and_changes_no_other(model, caplog):
+    asked = [*requests(2), Request("abc " * 200), Request("a", prefix="abc " * 200)]
+    short = generator(model, longest=100)
+    found = dict(short.generate(asked, SHORT))
+    alone = dict(generator(model).generate(asked[:2], SHORT))
+    assert sorted(found) == [0, 1, 2, 3]
+    for number in (0, 1):
+        assert same(found[number], alone[number])
+    for number in (2, 3):
+        assert (found[number].text, found[number].finish_reason) == ("", "too_long")
+    assert "request 2 is left out: it has 8" in caplog.text
+    scored = [Request("a", completion="abc " * 200), Request("a", completion="abc")]
+    of = dict(short.score(scored))
+    assert of[0].finish_reason == "too_long" and of[1].text == "abc"
+
+
+def test_batches_of_long_rows_have_fewer_rows_and_give_the_same(monkeypatch):
+    asked = requests(5)
+    whole = dict(generator(TIED).generate(asked, SHORT))
+    monkeypatch.setattr("distill.models.rows.MOST_PAIRS", 2 * 64**2)
+    assert rows.rows_of(4, 64) == 2 and rows.rows_of(4, 512) == 1 and rows.rows_of(6, 512, 3) == 3
+    for number, completion in generator(TIED).generate(asked, SHORT):
+        assert completion.text == whole[number].text
+        np.testing.assert_allclose(completion.logprobs, whole[number].logprobs, atol=1e-5)
+
+
+def test_a_chain_of_37_000_characters_is_refused_before_anything_is_allocated():
+    chain = "abcdefg " * 4_700
+    (number, completion), *rest = Shipped("data/models/teacher").score(
+        [Request("Q: How many? A:", completion=chain)]
+    )
+    assert (number, completion.finish_reason, rest) == (0, "too_long", [])

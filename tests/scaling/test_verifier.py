@@ -185,6 +185,25 @@ def test_scoring_costs_one_forward_pass_a_solution():
     assert sorted(PASSES) == [1, 2, 2]
 
 
+def test_a_solution_that_is_too_long_gets_no_score_and_changes_no_other(caplog):
+    long = Solution("Q: How many?", ("4 and 4. " * 200,))
+    found = scores(scorer(longest=100), [asked(1), long])
+    np.testing.assert_allclose(found[0].values, scores(scorer(), [asked(1)])[0].values, atol=1e-6)
+    assert len(found[1].values) == found[1].tokens == 0
+    assert "solution 1 to 'Q: How many?' gets no score" in caplog.text
+
+
+def test_examples_that_are_too_long_are_left_out_by_name(caplog):
+    some = [Labelled(name, asked(1), (1.0,) * len(asked(1).steps)) for name in ("a", "b")]
+    some.append(Labelled("long", Solution("Q: How many?", ("4 and 4. " * 200,)), (1.0,)))
+    network = ENCODER_DECODER
+    kept = verifier.readable(some, network, TOKENIZER, longest=200)
+    assert [each.problem_id for each in kept] == ["a", "b"]
+    assert "a solution of long is left out" in caplog.text
+    with pytest.raises(UserError, match="solutions of at most 3 tokens, got"):
+        verifier.readable(some, network, TOKENIZER, longest=3)
+
+
 @pytest.mark.parametrize("reader", [None, READER], ids=["head", "reader"])
 def test_a_verifier_comes_back_from_its_directory(tmp_path, reader):
     of = scorer(reader=reader)

@@ -16,10 +16,11 @@ from collections.abc import Iterator, Sequence
 
 from distill.core.ports import Request, Sampling
 from distill.core.records import Accuracy, Problem, Trace
-from distill.corpus import arithmetic, prompts
-from distill.corpus.check import GRADERS, check
-from distill.corpus.completions import cut_after_answer
+from distill.grading.check import GRADERS, check
 from distill.models.sampling import Shipped
+from distill.problems.builtin import arithmetic
+from distill.text import prompts
+from distill.text.completions import cut_after_answer
 from distill.training.evaluate import GREEDY, evaluate, prompt
 
 TEACHER = "data/models/teacher"

@@ -8,8 +8,8 @@ import pathlib
 import time
 
 from distill.core.records import Problem
-from distill.corpus import problems
-from distill.corpus.contamination import TRAINED, Contamination, Index, Overlap, clean, count
+from distill.problems import problems
+from distill.problems.contamination import TRAINED, Contamination, Index, Overlap, clean, count
 
 
 def read(folder: pathlib.Path) -> list[Problem]:

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from distill import export
 from distill.core.paths import shipped
+from distill.interop import export
 from distill.models import hugging_face, t5x_checkpoint, weights
 from distill.models.t5 import T5Config, T5Model
 from distill.models.tensors import Tensor, Tensors

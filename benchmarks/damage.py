@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from distill import soundness
+from distill.runs import soundness
 
 
 def flipped(path: Path, bit: int) -> None:

@@ -26,7 +26,8 @@ BATCH = 25
 
 def prompts_of(n: int, seed: int = 0) -> list[str]:
     """Return zero-shot prompts of n problems, family, split and format drawn at random."""
-    from distill.corpus import arithmetic, prompts
+    from distill.problems.builtin import arithmetic
+    from distill.text import prompts
 
     choice = random.Random(seed)
     families = (*arithmetic.FAMILIES, arithmetic.SINGLE_STEP, *arithmetic.GENERAL)

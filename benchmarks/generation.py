@@ -102,11 +102,12 @@ def sampling(options: argparse.Namespace) -> tuple[Turn, Turn]:
     import torch
     import transformers
 
-    from distill import export
     from distill.core import paths
     from distill.core.ports import Request, Sampling
-    from distill.corpus import arithmetic, prompts
+    from distill.interop import export
     from distill.models.sampling import Shipped
+    from distill.problems.builtin import arithmetic
+    from distill.text import prompts
 
     path = paths.find(STUDENT, "the student")
     generator = Shipped(str(path), batch_size=options.rows).generator

@@ -19,10 +19,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 
-from distill.core import answers
 from distill.core.records import Problem
-from distill.corpus import graders, problems
-from distill.corpus.algebra import Algebra
+from distill.grading import graders
+from distill.grading.algebra import Algebra
+from distill.problems import problems
+from distill.text import answers
 
 Pairs = list[tuple[str, str]]
 

@@ -27,10 +27,10 @@ from pathlib import Path
 from distill.core.ports import Sampling
 from distill.core.records import Problem, Trace
 from distill.core.store import Shards, Stage
-from distill.corpus import harvest
-from distill.corpus.teacher import OpenAICompatible
+from distill.endpoints.teacher import OpenAICompatible
+from distill.traces import harvest
 
-FAULTY = Path(__file__).resolve().parent.parent / "tests/corpus/fake_endpoint.py"
+FAULTY = Path(__file__).resolve().parent.parent / "tests/fake_endpoint.py"
 SAMPLING = Sampling(temperature=0.7, max_tokens=64)
 VECTORS = ("logprobs", "top_logprobs", "top_ends")
 PLAIN = ("prompt", "text", "tokens", "top_tokens", "finish_reason", "seed")
@@ -287,9 +287,9 @@ def _sampled(process: subprocess.Popen, run_dir: Path, wanted: int) -> Iterator[
 
 def waste(options: argparse.Namespace) -> None:
     """Harvest from the built-in teacher in process; print the time in which it did not run."""
-    from distill.corpus import problems
     from distill.models import decoding
     from distill.models.sampling import Shipped
+    from distill.problems import problems
 
     spans: list[tuple[float, float]] = []
     decode = decoding.decode

@@ -157,8 +157,8 @@ def compare(folder: Path) -> list[dict[str, Any]]:
 
 
 def _imported(directory: Path, work: Path) -> dict[str, Any]:
-    from distill import export, importing
     from distill.core.errors import UserError
+    from distill.interop import export, importing
     from distill.models import weights
 
     name = f"{directory.parent.name}/{directory.name}"

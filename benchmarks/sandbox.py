@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distill.core.records import Accuracy
-from distill.corpus.sandbox import Judgement, Sandbox, Submission, split_asserts
+from distill.grading.sandbox import Judgement, Sandbox, Submission, split_asserts
 
 
 def submissions(path: Path) -> Iterator[Submission]:

@@ -40,7 +40,7 @@ def sources(path):
 def gin_file(tmp_path, text):
     path = tmp_path / "run.gin"
     path.write_text(
-        "from __gin__ import dynamic_registration\nfrom distill.corpus import problems\n" + text
+        "from __gin__ import dynamic_registration\nfrom distill.problems import problems\n" + text
     )
     return f"--gin_file={path}"
 
@@ -133,7 +133,7 @@ def test_a_required_value_that_is_not_given_is_one_line(tmp_path):
     ],
 )
 def test_a_configured_value_that_is_refused_is_one_line(tmp_path, questions, line, part):
-    imports = "from distill.corpus import harvest\nfrom distill.core import ports\n"
+    imports = "from distill.traces import harvest\nfrom distill.core import ports\n"
     file = gin_file(tmp_path, imports + sources(questions) + line)
     assert distill("problems", file, "--run_dir=out", cwd=tmp_path).returncode == 0
     refused(distill("harvest", file, "--run_dir=out", cwd=tmp_path), part)
@@ -228,7 +228,7 @@ def test_a_credential_is_refused_before_anything_is_written_and_never_shown(
     tmp_path, questions, binding, monkeypatch, capsys
 ):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    text = "from distill.corpus import harvest\nfrom distill.corpus import teacher\n"
+    text = "from distill.traces import harvest\nfrom distill.endpoints import teacher\n"
     text += f"{sources(questions)}harvest.run.generator = @teacher.OpenAICompatible()\n"
     text += "teacher.OpenAICompatible.model = 'm'\n"
     override = f"--gin.teacher.OpenAICompatible.{binding}"

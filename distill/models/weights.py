@@ -19,7 +19,7 @@ from flax.traverse_util import unflatten_dict
 
 from distill.core.errors import UserError
 from distill.core.store import sync
-from distill.core.vocabulary import Recorded, require_same
+from distill.core.vocabulary_digest import Recorded, require_same
 from distill.models import documents
 from distill.models import tensors as files
 from distill.models.decoder import DecoderConfig, DecoderModel

@@ -22,13 +22,13 @@ from starlette.routing import Route
 
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Generator, Request
-from distill.scaling.answer import Answerer
-from distill.serving import answered, asked
-from distill.serving.answered import Choice, Format
-from distill.serving.asked import Asked, Limits, Read, RefusedError
+from distill.serving import requests, responses
 from distill.serving.batching import Batcher, OverloadedError, Scoring, Work
 from distill.serving.connections import network_of
 from distill.serving.door import Door, error_response
+from distill.serving.requests import Asked, Limits, Read, RefusedError
+from distill.serving.responses import Choice, Format
+from distill.test_time.answer import Answerer
 
 logger = logging.getLogger(__name__)
 
@@ -99,18 +99,20 @@ class Endpoint:
 
     async def completions(self, request: HttpRequest) -> Response:
         """Answer the legacy API."""
-        return await self._answer(request, asked.read_completion, answered.LEGACY)
+        return await self._answer(request, requests.read_completion, responses.LEGACY)
 
     async def chat(self, request: HttpRequest) -> Response:
         """Answer the chat API."""
-        return await self._answer(request, asked.read_chat, answered.CHAT)
+        return await self._answer(request, requests.read_chat, responses.CHAT)
 
     async def answers(self, request: HttpRequest) -> Response:
         """Answer a question by the policy and say what was spent, one question after another."""
         answering = self._answering
         if answering is None:
             raise HTTPException(404)
-        wanted = asked.read_question(asked.parse(await _body(request, self._limits)), self._limits)
+        wanted = requests.read_question(
+            requests.parse(await _body(request, self._limits)), self._limits
+        )
         self._require_model(wanted.model)
         await asyncio.to_thread(self._counted, answering.prompt(wanted.text), "")
         if self._questions >= self._limits.answers:
@@ -151,7 +153,7 @@ class Endpoint:
 
     def _card(self) -> dict[str, Any]:
         card = {"id": self._served.name, "object": "model", "created": self._created}
-        known = {"max_model_len": self._limits.prompt_tokens, asked.PREFIX: True}
+        known = {"max_model_len": self._limits.prompt_tokens, requests.PREFIX: True}
         if self._answering:
             known["answer_budgets"] = list(self._answering.policy.budgets)
         return {**card, "owned_by": "distill", **known}
@@ -166,7 +168,7 @@ class Endpoint:
             )
 
     async def _answer(self, request: HttpRequest, read: Read, format_: Format) -> Response:
-        wanted = read(asked.parse(await _body(request, self._limits)), self._limits)
+        wanted = read(requests.parse(await _body(request, self._limits)), self._limits)
         self._require_model(wanted.model)
         counts = await asyncio.to_thread(self._counts, wanted)
         if wanted.echo and not self._served.echoes:
@@ -195,8 +197,8 @@ class Endpoint:
         head = {"id": f"{format_.prefix}{uuid.uuid4().hex}", "created": int(time.time())}
         head["model"] = self._served.name
         if not wanted.stream:
-            return JSONResponse(answered.whole(format_, head, choices, usage))
-        parts = answered.stream(format_, head, choices, usage if wanted.include_usage else None)
+            return JSONResponse(responses.whole(format_, head, choices, usage))
+        parts = responses.stream(format_, head, choices, usage if wanted.include_usage else None)
         return StreamingResponse(_events(parts), media_type="text/event-stream")
 
     def _counts(self, wanted: Asked) -> list[int]:
@@ -315,7 +317,7 @@ def _usage(wanted: Asked, counts: Sequence[int], written: Sequence[Completion]) 
 
 def _choice(index: int, wanted: Asked, before: Completion | None, own: Completion | None) -> Choice:
     k = wanted.top_logprobs or 0
-    tokens = list(answered.told(own, k)) if own else []
+    tokens = list(responses.told(own, k)) if own else []
     text, reason = (own.text, own.finish_reason) if own else ("", "length")
     if before is not None:
         if before.text != wanted.prompts[index // wanted.n]:
@@ -328,7 +330,7 @@ def _choice(index: int, wanted: Asked, before: Completion | None, own: Completio
             end = (b"", before.end_logprob)
             tokens[0] = tokens[0]._replace(top=(*tokens[0].top, end))
         echo = dataclasses.replace(before, end_logprob=float("nan"))
-        text, tokens = before.text + text, [*answered.told(echo, k), *tokens]
+        text, tokens = before.text + text, [*responses.told(echo, k), *tokens]
     return Choice(index, text, tuple(tokens), reason, wanted.top_logprobs is not None)
 
 

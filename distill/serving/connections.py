@@ -18,7 +18,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from distill.serving.asked import RefusedError
+from distill.serving.requests import RefusedError
 
 IPV6_PREFIX = 64  # bits; a household has at least as many addresses as the rest can count
 PIECE_BYTES = 4096  # what the parser is fed at once, so that no longer head is parsed whole

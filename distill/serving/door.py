@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from distill.serving import origins
-from distill.serving.asked import RefusedError
+from distill.serving.requests import RefusedError
 
 MOST_HEADERS, MOST_HEADER_BYTES, LONGEST_PATH = 100, 16384, 2048
 WITHOUT_KEY = ("/health",)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from starlette.types import Scope
 
-from distill.serving.asked import RefusedError
+from distill.serving.requests import RefusedError
 
 _HOST = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([a-z0-9.-]{1,255}))(?::([0-9]{0,5}))?")
 _WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")

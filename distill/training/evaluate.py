@@ -14,10 +14,11 @@ from distill.core.ports import Completion, Generator, Request, Sampling
 from distill.core.progress import progress
 from distill.core.records import Accuracy, Prediction, Problem, Trace, Verdict
 from distill.core.store import Shards, Stage, manifest
-from distill.corpus import graders, prompts
-from distill.corpus.check import Judge, check
-from distill.corpus.completions import cut_after_answer
-from distill.corpus.harvest import sample_seed
+from distill.grading import graders
+from distill.grading.check import Judge, check
+from distill.text import prompts
+from distill.text.completions import cut_after_answer
+from distill.traces.harvest import sample_seed
 from distill.training import choice
 
 logger = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ import jax
 from distill.core import paths
 from distill.core.errors import UserError
 from distill.core.store import Stage
-from distill.corpus import student as students
 from distill.models import weights
 from distill.models.layers import by_path
+from distill.targets import vocabulary as students
 
 
 def directory(run_dir: Path, student: str | None) -> Path:

@@ -12,7 +12,8 @@ from distill.core import paths
 from distill.core.ports import Batches
 from distill.core.records import Problem
 from distill.core.store import Stage
-from distill.corpus import arithmetic, prompts
+from distill.problems.builtin import arithmetic
+from distill.text import prompts
 
 SPLIT = "train"
 TEACHER_PROMPT = prompts.TeacherPrompt()
@@ -219,7 +220,7 @@ class InstructionBatches:
     Attributes:
         tokenizer: the student's.
         shares: of the families among the examples.
-        formats: shares of the formats of `distill.corpus.prompts`.
+        formats: shares of the formats of `distill.text.prompts`.
         batch_size: rows.
         source_length: tokens of an encoder row.
         length: tokens of a decoder row.

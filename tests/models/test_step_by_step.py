@@ -4,10 +4,11 @@ import dataclasses
 
 import pytest
 
-from distill.core import paths, steps
+from distill.core import paths
 from distill.core.ports import Request, Sampling
-from distill.corpus import arithmetic, prompts
 from distill.models.sampling import Shipped
+from distill.problems.builtin import arithmetic
+from distill.text import prompts, steps
 
 GREEDY = Sampling(temperature=0.0, max_tokens=96, top_logprobs=0)
 STEP = dataclasses.replace(GREEDY, stop=steps.STOPS, include_stop=True)

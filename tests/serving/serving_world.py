@@ -8,12 +8,12 @@ import threading
 import time
 from urllib.parse import urlsplit
 
-from distill import serve
-from distill.corpus.completions import Token, assemble
+from distill.serving import serve
 from distill.serving.application import Served, application
-from distill.serving.asked import Limits
 from distill.serving.batching import Batcher
 from distill.serving.connections import ConnectionLimits
+from distill.serving.requests import Limits
+from distill.text.completions import Token, assemble
 
 KEY = "sk-serving-0123456789abcdef"
 BODY = {"model": "echo", "prompt": "Q", "seed": 1}

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from serving_world import Echo, call, complete, connect, request, running, until, waiting
 
-from distill import serve
 from distill.core import paths
 from distill.core.ports import Request, Sampling
 from distill.models import decoding
@@ -20,6 +19,7 @@ from distill.models.decoder import DecoderConfig, DecoderModel
 from distill.models.programs import LocalPrograms, Program, usual
 from distill.models.sampling import LocalGenerator, bucket, open_vocabulary
 from distill.models.t5 import T5Config, T5Model
+from distill.serving import serve
 
 VOCABULARY = paths.shipped("data/vocabularies/student.model")
 ENCODER = T5Model(T5Config(1152, 8, 1, 8, 8, 1, 1))

@@ -27,7 +27,7 @@ from serving_world import (
     waiting,
 )
 
-from distill import serve
+from distill.serving import serve
 from distill.serving.connections import ConnectionLimits, network_of
 
 QUICK = ConnectionLimits(

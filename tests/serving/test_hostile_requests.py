@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving_world import BODY, JSON, KEY, Echo, call, complete, connect, everything, head, running
 
-from distill import serve
 from distill.core.errors import UserError
-from distill.serving import origins
-from distill.serving.asked import Limits, RefusedError, parse, read_completion
+from distill.serving import origins, serve
+from distill.serving.requests import Limits, RefusedError, parse, read_completion
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ from distill.core.paths import shipped
 from distill.core.ports import Completion
 from distill.core.records import Accuracy, Prediction, Problem, Verdict
 from distill.core.store import Shards, Stage, manifest, write_json
-from distill.corpus.calculator import Calculator
-from distill.corpus.check import GRADERS
+from distill.grading.check import GRADERS
 from distill.models import weights
 from distill.models.sampling import Beam
 from distill.models.t5 import T5Config, T5Model
+from distill.traces.calculator import Calculator
 from distill.training.checkpoints import Checkpoints
 from distill.training.evaluate import (
     Voting,

@@ -12,16 +12,17 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 import tokalign
-from distill import export, serve
 from distill.core import paths
 from distill.core.errors import UserError
 from distill.core.store import Stage
-from distill.corpus import student
-from distill.importing import convert
+from distill.interop import export
+from distill.interop.importing import convert
 from distill.models import weights
 from distill.models.decoder import DecoderConfig, DecoderModel
 from distill.models.sampling import Shipped
 from distill.models.t5 import T5Config, T5Model
+from distill.serving import serve
+from distill.targets import vocabulary
 from distill.training import evaluate, origin, train
 from tokalign import digests
 
@@ -84,7 +85,7 @@ def with_dataset(run_dir, described):
 
 @pytest.fixture
 def run_dir(tmp_path):
-    return with_dataset(tmp_path / "run", student.describe(student.load(STUDENT)))
+    return with_dataset(tmp_path / "run", vocabulary.describe(vocabulary.load(STUDENT)))
 
 
 def required(run_dir, directory):
@@ -125,7 +126,7 @@ def test_the_student_of_the_dataset_is_taken_wherever_its_vocabulary_lies(
 
 
 def test_a_dataset_of_a_version_without_digests_is_compared_by_its_own(run_dir, tmp_path):
-    described = student.describe(student.load(STUDENT))
+    described = vocabulary.describe(vocabulary.load(STUDENT))
     del described["vocabulary"]
     older = with_dataset(tmp_path / "older", described)
     required(older, saved(tmp_path / "start"))
@@ -141,7 +142,7 @@ def test_a_dataset_that_says_nothing_of_its_vocabulary_is_warned_of(tmp_path, ca
 
 
 def test_another_kind_of_tokenizer_with_the_same_tokens_is_the_same_vocabulary(tmp_path):
-    described = student.describe(tokalign.SentencePieceTokenizer(STUDENT, 100))
+    described = vocabulary.describe(tokalign.SentencePieceTokenizer(STUDENT, 100))
     alike = with_dataset(tmp_path / "run", {**described, "type": "HuggingFaceTokenizer"})
     required(alike, saved(tmp_path / "start"))
 
@@ -202,7 +203,7 @@ def test_a_refused_training_leaves_no_record(run_dir, tmp_path):
 def test_saved_weights_refuse_a_vocabulary_that_took_the_place_of_theirs(tmp_path):
     start = saved(tmp_path / "start")
     other_vocabulary(start / "student.model", swapped)
-    match = r"of the weights in .*start .*, got that of .*student.model .*restore the vocabulary"
+    match = r"of the weights in .*start .*, got that of .*vocabulary.model .*restore the vocabulary"
     with pytest.raises(UserError, match=match):
         Shipped(str(start)).generator.model  # noqa: B018 - reads the directory
 
@@ -212,7 +213,7 @@ def test_weights_of_a_version_without_digests_load(tmp_path):
     config = json.loads((start / "config.json").read_text())
     del config["vocabulary"]["sha256"]
     (start / "config.json").write_text(json.dumps(config))
-    assert weights.read(start)[2].digest == student.load(STUDENT).digest
+    assert weights.read(start)[2].digest == vocabulary.load(STUDENT).digest
 
 
 @pytest.fixture
@@ -236,11 +237,11 @@ def test_an_export_is_served_and_imported_with_its_own_vocabulary_alone(exported
 def test_a_directory_whose_tokenizer_json_has_other_pieces_is_refused(exported, tmp_path):
     side = exported / "tokenizer_config.json"
     config = json.loads(side.read_text())
-    assert config.pop(weights.DIGEST) == student.load(STUDENT).digest
+    assert config.pop(weights.DIGEST) == vocabulary.load(STUDENT).digest
     side.write_text(json.dumps(config))
     convert(str(exported), tmp_path / "in")
     other_vocabulary(exported / "spiece.model", swapped)
-    piece = student.load(STUDENT)._model.id_to_piece(700)
+    piece = vocabulary.load(STUDENT)._model.id_to_piece(700)
     match = re.escape(f"token 700 {piece!r}, as ")
     with pytest.raises(UserError, match=match):
         convert(str(exported), tmp_path / "again")
@@ -249,4 +250,4 @@ def test_a_directory_whose_tokenizer_json_has_other_pieces_is_refused(exported, 
 def test_the_shipped_students_have_the_shipped_vocabulary():
     for name in ("student_raw", "student_instructed"):
         directory = paths.shipped(f"data/models/{name}")
-        assert weights.read(directory)[2].digest == student.load(STUDENT).digest
+        assert weights.read(directory)[2].digest == vocabulary.load(STUDENT).digest

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.corpus import arithmetic, prompts
+from distill.problems.builtin import arithmetic
+from distill.text import prompts
 from distill.training.pretraining import (
     Example,
     InstructionBatches,

@@ -89,7 +89,7 @@ import sys
 from pathlib import Path
 sys.modules.update(dict.fromkeys(["tensorflow", "seqio", "torch", "transformers", "t5x"]))
 run_dir, start = map(Path, sys.argv[1:])
-from distill.export import export
+from distill.interop.export import export
 from distill.models import weights
 from distill.training.train import run
 assert run(run_dir=run_dir, student=str(start), steps=1, save_every=1, batch_size=4)["steps"] == 1

@@ -1,0 +1,1 @@
+"""OpenAI-compatible endpoints: requests, responses, pace, budgets and prices."""

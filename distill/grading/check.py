@@ -1,0 +1,158 @@
+"""Decide for every trace whether its final answer is the gold one, with a reason; drops none."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from distill.core.errors import UserError
+from distill.core.progress import progress
+from distill.core.records import Problem, Trace, Verdict
+from distill.core.store import Shards, Stage
+from distill.grading.graders import (
+    GRADERS,
+    Grader,
+    Judge,
+    confinement,
+    judge,
+    opened,
+    require,
+)
+
+__all__ = ["GRADERS", "Grader", "Judge", "agreement", "check", "judge", "run", "summarise"]
+
+SHARD_VERDICTS = 4096
+
+
+def check(traces: Iterable[Trace], problems: Iterable[Problem], grader: Judge) -> Iterator[Verdict]:
+    """Yield one verdict for every trace, in the traces' order.
+
+    What a generator did not end by itself is not judged by its text: a trace that ran into its
+    length is `truncated`, one that was withheld is `filtered`, a failed one, or one that is longer
+    than the generator reads, `undecided`.
+
+    Args:
+        traces: what to judge.
+        problems: at least the traces' own.
+        grader: how to judge it.
+
+    Raises:
+        UserError: a trace's problem is not among the problems, or lacks what the grader needs.
+
+    Example:
+        >>> import numpy as np
+        >>> none, ends = np.empty(0, np.float32), np.empty(0, np.int32)
+        >>> text = "The answer is 8"
+        >>> trace = Trace("a", 0, "", text, (), none, (), none, ends, 0.0, "stop", "m", 0)
+        >>> problem = Problem("a", "s", "train", "What is 4 + 4?", "8")
+        >>> [verdict.outcome for verdict in check([trace], [problem], GRADERS["default"])]
+        ['right']
+    """
+    golds = {problem.problem_id: getattr(problem, grader.field) for problem in problems}
+    for trace in traces:
+        if trace.problem_id not in golds:
+            raise UserError(
+                "the problem of every trace",
+                f"a trace of {trace.problem_id}",
+                "check with the problems that were harvested",
+            )
+        gold = golds[trace.problem_id]
+        if gold is None:
+            raise UserError(
+                f"{grader.field} with {trace.problem_id}", "none", "name a grader of its answers"
+            )
+        outcome, answer, reason = _unfinished(trace) or grader(trace.text, gold)
+        yield Verdict(trace.problem_id, trace.sample, outcome, answer, reason)
+
+
+def _unfinished(trace: Trace) -> tuple[str, None, str] | None:
+    return {
+        "length": ("truncated", None, f"no end within {len(trace.tokens)} tokens"),
+        "content_filter": ("filtered", None, "withheld by the generator's content filter"),
+        "error": ("undecided", None, "the generator failed, or its tokens do not spell its text"),
+        "too_long": ("undecided", None, "prompt and chain are longer than the generator reads"),
+    }.get(trace.finish_reason)
+
+
+def summarise(verdicts: Iterable[Verdict]) -> dict[str, Any]:
+    """Count verdicts by outcome; `yield` is the pair of right ones and all.
+
+    Example:
+        >>> summarise([Verdict("a", 0, "right", "8", "equals 8")])["yield"]
+        {'correct': 1, 'n': 1}
+    """
+    outcomes = Counter(verdict.outcome for verdict in verdicts)
+    return {
+        "verdicts": outcomes.total(),
+        "outcomes": dict(sorted(outcomes.items())),
+        "yield": {"correct": outcomes["right"], "n": outcomes.total()},
+    }
+
+
+def agreement(
+    traces: Iterable[Trace], problems: Iterable[Problem], graders: tuple[Judge, Judge]
+) -> dict[str, dict[str, int]]:
+    """Count the traces by the first grader's outcome, then by the second's.
+
+    Args:
+        traces: can be read twice.
+        problems: at least the traces' own; can be read twice.
+        graders: the two to compare.
+
+    Raises:
+        UserError: as `check`.
+    """
+    pairs = zip(*(check(traces, problems, grader) for grader in graders), strict=True)
+    table: dict[str, Counter[str]] = {}
+    for first, second in pairs:
+        table.setdefault(first.outcome, Counter())[second.outcome] += 1
+    return {first: dict(sorted(row.items())) for first, row in sorted(table.items())}
+
+
+def _write(verdicts: Iterable[Verdict], shards: Shards[Verdict]) -> None:
+    waiting: list[Verdict] = []
+    for verdict in verdicts:
+        waiting.append(verdict)
+        if len(waiting) >= SHARD_VERDICTS:
+            shards.append(waiting)
+            waiting = []
+    shards.append(waiting)
+
+
+def run(*, run_dir: Path, grader: str = "default", beside: str | None = None) -> dict[str, Any]:
+    """Fill RUN_DIR/verdicts from RUN_DIR/traces; go on where an earlier start stopped.
+
+    Args:
+        run_dir: the run directory; its stages `problems` and `harvest` are complete.
+        grader: one of `graders.NAMES`: `default`, `math` where algebra should decide what keys
+            cannot, `mbpp` for programs, `fu2023` for parity with the paper.
+        beside: a second grader, whose outcomes are counted beside the first's.
+
+    Raises:
+        UserError: no such grader, what it needs is not there, or an input is not complete.
+    """
+    for name in filter(None, (grader, beside)):
+        require(name)
+    run_dir = Path(run_dir)
+    inputs = ["problems", "harvest"]
+    settings = {"grader": grader, "beside": beside}
+    with Stage.open(run_dir, "check", settings=settings, inputs=inputs) as stage:
+        if stage.complete:
+            return stage.summary
+        shards = Shards(run_dir / "verdicts", Verdict)
+        done = shards.keys("problem_id", "sample")
+        traces = Shards(run_dir / "traces", Trace)
+        left = (trace for trace in traces if (trace.problem_id, trace.sample) not in done)
+        problems = Shards(run_dir / "problems", Problem)
+        with opened(grader) as judging:
+            verdicts = check(left, problems, judging)
+            shown = progress(verdicts, name="check", total=len(traces), done=len(done))
+            _write(shown, shards)
+            confined = confinement(judging)
+        summary = {**summarise(shards), **confined}
+        if beside is not None:
+            with opened(grader) as one, opened(beside) as other:
+                table = agreement(traces, problems, (one, other))
+            summary[f"outcomes_by_{beside}"] = table
+        stage.finish(**summary)
+        return stage.summary

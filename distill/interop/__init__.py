@@ -1,0 +1,1 @@
+"""Weights in and out: Hugging Face directories and T5X."""

@@ -1,0 +1,1 @@
+"""Questions with answers: readers of benchmarks and of one's own files, and contamination."""

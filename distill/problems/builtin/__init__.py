@@ -1,0 +1,1 @@
+"""The built-in world: the questions, chains and vocabularies that ship."""

@@ -1,0 +1,1 @@
+"""A run as a whole: verify, watch, plan, launch."""

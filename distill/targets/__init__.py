@@ -1,0 +1,1 @@
+"""What the student learns from: traces aligned to its vocabulary, examples, packed datasets."""

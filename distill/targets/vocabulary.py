@@ -1,0 +1,114 @@
+"""The student's tokenizer as a stage is given it: a path or the loaded vocabulary."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import tokalign
+from distill.core import paths
+from distill.core.errors import UserError
+from distill.core.store import read_json
+from distill.core.vocabulary_digest import Recorded, require_same
+
+VOCABULARY = "vocabulary"
+_PROBE = "She sold 1,234.5 clips,\n  half (\u00bd) of them \ufb01ne: {x} = 48/2."
+
+
+class Student(tokalign.Tokenizer, Protocol):
+    """A tokalign tokenizer that encodes whole texts, as all three of them do."""
+
+    def encode(self, text: str) -> Sequence[int]:
+        """Return the ids of `text`, without an EOS."""
+        ...
+
+
+def load(student: Student | str | Path) -> Student:
+    """Return the student's tokenizer.
+
+    Args:
+        student: a tokalign tokenizer, or the path of a SentencePiece model, also of one that ships
+            as `data/...`.
+
+    Raises:
+        UserError: there is no such file, or it holds no SentencePiece model.
+    """
+    if not isinstance(student, str | Path):
+        return student
+    path = paths.find(student, "a SentencePiece model")
+    try:
+        return tokalign.SentencePieceTokenizer(path)  # pyright: ignore[reportReturnType]
+    except ValueError as error:
+        raise UserError(
+            f"a SentencePiece model at {path}", "another file", "give the student's vocabulary"
+        ) from error
+
+
+def describe(tokenizer: Student) -> dict[str, Any]:
+    """Return what makes the tokenizer this one, as JSON and without its place on disk.
+
+    So a run that has moved, or that names the file in another way, is still the same run.
+
+    Returns:
+        `type`, `vocab_size` with sentinels, `eos_id`; `sha256` of the bytes of every token and of
+        how a probe of digits, blanks and folded characters is cut; and, where the tokenizer has a
+        `digest` as those of tokalign have, `vocabulary`: the SHA-256 of the whole content, scores,
+        types and normaliser included.
+    """
+    digest = hashlib.sha256(repr(list(tokenizer.encode(_PROBE))).encode())
+    for token_id in range(tokenizer.vocab_size):
+        token = tokenizer.token_bytes(token_id)
+        digest.update(len(token).to_bytes(4, "little") + token)
+    content = getattr(tokenizer, "digest", None)
+    return {
+        "type": type(tokenizer).__name__,
+        "vocab_size": tokenizer.vocab_size,
+        "eos_id": tokenizer.eos_id,
+        "sha256": digest.hexdigest(),
+        **({} if content is None else {VOCABULARY: content}),
+    }
+
+
+def setting(run_dir: Path, stage: str, tokenizer: Student, name: str = "student") -> dict[str, Any]:
+    """Return the description as a stage's setting.
+
+    It lacks the content's digest where an earlier start of the stage recorded none, so that runs of
+    earlier versions resume.
+
+    Args:
+        run_dir: the run.
+        stage: whose setting it is.
+        tokenizer: what is described.
+        name: of the setting.
+    """
+    described = describe(tokenizer)
+    path = Path(run_dir) / "manifests" / f"{stage}.json"
+    earlier = read_json(path)["settings"].get(name) if path.is_file() else None
+    if isinstance(earlier, dict) and VOCABULARY not in earlier:
+        described.pop(VOCABULARY, None)
+    return described
+
+
+def require_described(
+    described: Mapping[str, Any], tokenizer: Student, *, expected: str, got: str, do: str
+) -> None:
+    """Refuse a tokenizer whose vocabulary is not the one that a manifest describes.
+
+    Content is compared where both are of one kind and have its digest, else the bytes of all
+    tokens and how the probe is cut, which manifests of every version have.
+
+    Args:
+        described: of a manifest; empty where it describes none, which a warning reports.
+        tokenizer: what is to be used.
+        expected: whose vocabulary `described` is, for the sentence.
+        got: whose the tokenizer is.
+        do: what the user can do.
+
+    Raises:
+        UserError: they differ.
+    """
+    mine = describe(tokenizer)
+    alike = described.get("type") == mine["type"] and VOCABULARY in described and VOCABULARY in mine
+    key = VOCABULARY if alike else "sha256"
+    one = Recorded(expected, described.get(key), described.get("vocab_size"))
+    require_same(one, Recorded(got, mine[key], mine["vocab_size"]), do)

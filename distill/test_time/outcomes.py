@@ -1,0 +1,164 @@
+"""A study's records as arrays: what each strategy earned and cost on each question."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from distill.core.records import Answered, Problem
+from distill.models.scoring import ScoringModel
+from distill.test_time import ledger, vote
+from distill.test_time.ledger import Config, Tokens
+from distill.text import answers
+
+# Names of records that are no strategy's.
+DIFFICULTY, SAMPLES, GREEDY = "difficulty", "samples", "greedy"
+BASELINE = "best_of-weighted"
+TOKENS = ("policy_read", "policy_drawn", "verifier_read")
+
+# Expected accuracy of k of the samples, and whether the verifier has a say in it.
+Measure = Callable[[vote.Samples, int], float]
+
+
+def _weighted(samples: vote.Samples, k: int) -> float:
+    return vote.weighted(samples, k, np.random.default_rng(k))[0]
+
+
+VOTES: dict[str, tuple[Measure, bool]] = {
+    BASELINE: (_weighted, True),
+    "best_of-best": (vote.best, True),
+    "best_of-majority": (vote.majority, False),
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shapes:
+    """The shapes of the models, by which FLOPs are counted; None where one is not known."""
+
+    policy: Config | None
+    verifier: ScoringModel | None
+    larger: Mapping[str, Config | None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Records:
+    """A study's records by name and budget, each list in the order of the problems."""
+
+    problems: tuple[Problem, ...]
+    by_task: Mapping[tuple[str, int], Sequence[Answered]]
+
+    @classmethod
+    def of(cls, records: Iterable[Answered], problems: Sequence[Problem]) -> "Records":
+        """Sort the records; there is one of each problem for each task."""
+        found: dict[tuple[str, int], dict[str, Answered]] = {}
+        for each in records:
+            found.setdefault((each.strategy, each.budget), {})[each.problem_id] = each
+        names = [problem.problem_id for problem in problems]
+        return cls(
+            tuple(problems), {task: [of[name] for name in names] for task, of in found.items()}
+        )
+
+    def single(self, name: str) -> tuple[int, Sequence[Answered]]:
+        """Return the one budget of a name, and its records."""
+        ((budget, found),) = [(b, rows) for (n, b), rows in self.by_task.items() if n == name]
+        return budget, found
+
+    @property
+    def ids(self) -> list[str]:
+        """The problems' ids."""
+        return [problem.problem_id for problem in self.problems]
+
+    @property
+    def strategies(self) -> list[str]:
+        """The names of strategies that were run, in their order."""
+        others = (DIFFICULTY, SAMPLES)
+        names = dict.fromkeys(name for name, _ in self.by_task)
+        return [name for name in names if name not in others and not name.startswith(GREEDY)]
+
+
+def samples_of(answered: Answered) -> vote.Samples:
+    """Return a record's candidates as samples; those without an answer score 0 and never count."""
+    texts = [answer.decode() for answer in answered.answers]
+    return vote.Samples(
+        tuple(answers.canonical(text) if text else None for text in texts),
+        tuple(bool(right) for right in answered.rights),
+        tuple(np.nan_to_num(answered.scores).tolist()),
+    )
+
+
+def sampled_eases(records: Records) -> tuple[np.ndarray, np.ndarray]:
+    """Return float [question] of pass@1 and of the mean final score, over the samples apart."""
+    _, rows = records.single(DIFFICULTY)
+    oracle = np.array([row.rights.mean() for row in rows])
+    return oracle, np.array([float(np.nan_to_num(row.scores).mean()) for row in rows])
+
+
+# --- Accuracy and cost -------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measured:
+    """What each strategy earned and cost at each budget on each question.
+
+    Attributes:
+        names: of the strategies.
+        right: expected accuracy; NaN where the budget is below the least that a strategy needs.
+        tokens: of TOKENS, NaN where they are not known.
+        flops: of policy and verifier, NaN where they are not known.
+    """
+
+    names: tuple[str, ...]
+    right: Float[np.ndarray, "strategy budget question"]
+    tokens: Float[np.ndarray, "strategy budget question 3"]
+    flops: Float[np.ndarray, "strategy budget question"]
+
+
+def measure(records: Records, shapes: Shapes, budgets: Sequence[int]) -> Measured:
+    """Return the votes over samples and all strategies that were run."""
+    names = (*VOTES, *records.strategies)
+    shape = (len(names), len(budgets), len(records.problems))
+    right, flops = np.full((2, *shape), np.nan)
+    tokens = np.full((*shape, len(TOKENS)), np.nan)
+    drawn, rows = records.single(SAMPLES)
+    for place, name in enumerate(names):
+        for column, budget in enumerate(budgets):
+            if name in VOTES:
+                measured, scored = VOTES[name]
+                share = budget / drawn
+                right[place, column] = [measured(samples_of(row), budget) for row in rows]
+                kept = rows if scored else [_unscored(row) for row in rows]
+            elif (name, budget) in records.by_task:
+                kept, share = records.by_task[name, budget], 1.0
+                right[place, column] = [row.right for row in kept]
+            else:
+                continue
+            tokens[place, column] = [_tokens(row) for row in kept]
+            tokens[place, column] *= share
+            flops[place, column] = share * flops_of(kept, shapes)
+    return Measured(names, right, tokens, flops)
+
+
+def _unscored(row: Answered) -> Answered:
+    return dataclasses.replace(row, verifier_requests=0, verifier_read=0)
+
+
+def _tokens(row: Answered) -> list[float]:
+    found = (row.policy_read, row.policy_drawn, row.verifier_read)
+    return [np.nan if count is None else count for count in found]
+
+
+def flops_of(rows: Sequence[Answered], shapes: Shapes) -> Float[np.ndarray, "question"]:
+    """Return the FLOPs of policy and verifier on each question, NaN where one is not known."""
+    return np.array([_flops(row, shapes) for row in rows])
+
+
+def _flops(row: Answered, shapes: Shapes) -> float:
+    verifier = Tokens(row.verifier_requests, row.verifier_read)
+    if row.source is None or shapes.policy is None or (verifier.requests and not shapes.verifier):
+        return np.nan
+    policy = Tokens(row.policy_requests, row.policy_read, row.policy_drawn)
+    found = [ledger.policy_flops(shapes.policy, policy, row.source)]
+    if shapes.verifier is not None:
+        found.append(ledger.verifier_flops(shapes.verifier, verifier, row.source))
+    return np.nan if None in found else float(sum(filter(None, found)))

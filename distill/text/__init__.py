@@ -1,0 +1,1 @@
+"""Prompts, completions, answers and steps as text."""

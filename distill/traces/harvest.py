@@ -1,0 +1,327 @@
+"""Ask a generator for traces: n samples a problem, or log-probabilities of its own chain."""
+
+import contextlib
+import hashlib
+import logging
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from distill.core.errors import UserError
+from distill.core.ports import Completion, Generator, Request, Sampling
+from distill.core.progress import progress
+from distill.core.records import Problem, Trace
+from distill.core.store import Shards, Stage
+from distill.endpoints import spending
+from distill.text.completions import cut_after_answer
+from distill.text.prompts import TeacherPrompt, cut
+
+logger = logging.getLogger(__name__)
+Key = tuple[str, int]
+
+# What a kill may lose: the traces since the last shard.
+SHARD_TRACES = 512
+SHARD_SECONDS = 10.0
+HARVESTED_SPLITS = ("train", "validation")
+
+
+def sample_seed(seed: int, problem_id: str, sample: int) -> int:
+    """Return the seed of one sample, 31 bits that depend on nothing but the arguments.
+
+    Example:
+        >>> sample_seed(0, "gsm8k/train/0", 0) == sample_seed(0, "gsm8k/train/0", 0)
+        True
+    """
+    digest = hashlib.sha256(f"{seed}\0{problem_id}\0{sample}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def harvest(
+    problems: Iterable[Problem],
+    generator: Generator,
+    *,
+    samples: int,
+    sampling: Sampling,
+    prompt: Callable[[str], str],
+    done: Collection[Key] = frozenset(),
+    seed: int = 0,
+) -> Iterator[Trace]:
+    """Yield `samples` traces of each problem in the order in which they finish.
+
+    Each text is cut after the first line that holds "answer is". A trace depends on its problem,
+    its sample number, the seed and the sampling alone, so what is skipped changes no other.
+
+    Args:
+        problems: what to ask.
+        generator: whom to ask.
+        samples: number of samples a problem.
+        sampling: how tokens are drawn.
+        prompt: a question's prompt.
+        done: (problem_id, sample) that need no trace.
+        seed: the run's seed, from which each sample's own is derived.
+
+    Raises:
+        UserError: the generator cannot serve.
+    """
+    keys: list[tuple[Problem, int]] = []
+    requests: list[Request] = []
+    for problem in problems:
+        text = prompt(problem.question)
+        for sample in range(samples):
+            if (problem.problem_id, sample) not in done:
+                keys.append((problem, sample))
+                seed_ = sample_seed(seed, problem.problem_id, sample)
+                requests.append(Request(text, seed_))
+    yield from _traces(keys, requests, generator.generate(requests, sampling), generator.model)
+
+
+def score(
+    problems: Iterable[Problem],
+    generator: Generator,
+    *,
+    top_logprobs: int,
+    prompt: Callable[[str], str],
+    done: Collection[Key] = frozenset(),
+) -> Iterator[Trace]:
+    """Yield the generator's log-probabilities for each problem's own chain, as sample 0.
+
+    Args:
+        problems: problems with a chain; it is cut as a sample is.
+        generator: whom to ask.
+        top_logprobs: candidates reported for each token.
+        prompt: a question's prompt.
+        done: (problem_id, 0) that need no trace.
+
+    Raises:
+        UserError: a problem has no chain, or the generator cannot score a given text.
+    """
+    keys = [(problem, 0) for problem in problems if (problem.problem_id, 0) not in done]
+    requests = [
+        Request(prompt(problem.question), completion=cut(_chain(problem))) for problem, _ in keys
+    ]
+    yield from _traces(keys, requests, generator.score(requests, top_logprobs), generator.model)
+
+
+def _chain(problem: Problem) -> str:
+    if problem.chain is None:
+        raise UserError(
+            "a chain in every problem to score",
+            f"{problem.problem_id} without one",
+            "add chains or harvest samples",
+        )
+    return problem.chain
+
+
+def _traces(
+    keys: Sequence[tuple[Problem, int]],
+    requests: Sequence[Request],
+    completions: Iterable[tuple[int, Completion]],
+    model: str,
+) -> Iterator[Trace]:
+    for index, whole in completions:
+        (problem, sample), request = keys[index], requests[index]
+        completion = cut_after_answer(whole)
+        if completion.finish_reason == "too_long":
+            name = problem.problem_id
+            logger.warning("%s sample %d is longer than the generator reads", name, sample)
+        yield Trace(
+            problem_id=problem.problem_id,
+            sample=sample,
+            prompt=request.prompt,
+            model=model,
+            seed=request.seed,
+            **completion.traced(),
+        )
+
+
+def summarise(traces: Iterable[Trace], top_logprobs: int) -> dict[str, Any]:
+    """Count traces, tokens, finish reasons, and tokens with fewer candidates than asked for.
+
+    Example:
+        >>> summarise([], 5)["traces"]
+        0
+    """
+    reasons: Counter[str] = Counter()
+    tokens = short = 0
+    for trace in traces:
+        reasons[trace.finish_reason] += 1
+        tokens += len(trace.tokens)
+        short += int(np.sum(np.diff(trace.top_ends, prepend=0) < top_logprobs))
+    return {
+        "traces": reasons.total(),
+        "tokens": tokens,
+        "tokens_with_fewer_candidates": short,
+        "finish_reasons": dict(sorted(reasons.items())),
+    }
+
+
+def _write(traces: Iterable[Trace], shards: Shards[Trace], ledger: spending.Ledger) -> None:
+    """Append the traces shard by shard, also those that are at hand when their source fails.
+
+    What they took is written down after them.
+    """
+    waiting: list[Trace] = []
+    last = time.monotonic()
+    try:
+        for trace in traces:
+            waiting.append(trace)
+            if len(waiting) >= SHARD_TRACES or time.monotonic() - last >= SHARD_SECONDS:
+                # Taken first: an interrupt while it is written must not write it a second time.
+                batch, waiting = waiting, []
+                shards.append(batch)
+                ledger.write()
+                last = time.monotonic()
+    finally:
+        shards.append(waiting)
+        ledger.write()
+
+
+@runtime_checkable
+class Probing(Protocol):
+    """A generator that can be asked what it does before it is used."""
+
+    def probe(self, sampling: Sampling, *, scored: bool) -> Mapping[str, Any]:
+        """Return what was found.
+
+        Raises:
+            UserError: it cannot serve.
+        """
+        ...
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that what is at hand is written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
+def _refuse_holes(shards: Shards[Trace], wanted: Collection[Key]) -> None:
+    missing = set(wanted) - shards.keys("problem_id", "sample")
+    if missing:
+        raise UserError(
+            f"a trace for each of {len(wanted)} samples",
+            f"{len(missing)} without one, {min(missing)} the first",
+            "run the same command again, it asks for those",
+        )
+
+
+def _chosen(run_dir: Path, split: str) -> list[Problem]:
+    if split not in HARVESTED_SPLITS:
+        raise UserError(
+            f"a split of {', '.join(HARVESTED_SPLITS)}", split, "leave the others to evaluate"
+        )
+    problems = [p for p in Shards(run_dir / "problems", Problem) if p.split == split]
+    if not problems:
+        raise UserError(f"problems of split {split} in {run_dir}", "none", "choose another split")
+    return problems
+
+
+def _stage_name(part: tuple[int, int] | None) -> str:
+    if part is None:
+        return "harvest"
+    first, step = part
+    if not 0 <= first < step:
+        raise UserError("a part (i, n) with 0 <= i < n", str(part), "count the parts from 0")
+    return f"harvest-{first}-of-{step}"
+
+
+def _digest(problems: Iterable[Problem], prompt: Callable[[str], str]) -> str:
+    """Return the SHA-256 of all prompts, in order."""
+    digest = hashlib.sha256()
+    for problem in problems:
+        digest.update(prompt(problem.question).encode() + b"\0")
+    return digest.hexdigest()
+
+
+def _probed(generator: Generator, sampling: Sampling, *, scored: bool) -> dict[str, Any]:
+    if not isinstance(generator, Probing):
+        return {}
+    return {"probe": dict(generator.probe(sampling, scored=scored))}
+
+
+def run(
+    *,
+    run_dir: Path,
+    generator: Generator,
+    samples: int = 4,
+    sampling: Sampling = Sampling(temperature=0.7),  # noqa: B008
+    split: str = "train",
+    score_chains: bool = False,
+    prompt: Callable[[str], str] = TeacherPrompt(),  # noqa: B008
+    seed: int = 0,
+    part: tuple[int, int] | None = None,
+) -> dict[str, Any]:
+    """Fill RUN_DIR/traces from RUN_DIR/problems; go on where an earlier start stopped.
+
+    Several processes that see one run directory can share a harvest: each runs one `part`, and one
+    run without a part, after them, finds nothing left to ask, counts and finishes the stage.
+
+    Args:
+        run_dir: the run directory; its stage `problems` is complete.
+        generator: whom to ask.
+        samples: number of samples a problem.
+        sampling: how tokens are drawn and how many candidates are kept.
+        split: train or validation.
+        score_chains: score each problem's own chain instead of sampling.
+        prompt: a question's prompt.
+        seed: the run's seed.
+        part: (i, n) to ask only every n-th problem, from the i-th, counted from 0.
+
+    Raises:
+        UserError: no such problems, or the generator cannot serve; what it gave is kept.
+    """
+    run_dir = Path(run_dir)
+    settings = {
+        "generator": generator,
+        "samples": 1 if score_chains else samples,
+        "sampling": sampling,
+        "split": split,
+        "score_chains": score_chains,
+        "prompt": prompt,
+        "seed": seed,
+    }
+    name = _stage_name(part)
+    with Stage.open(run_dir, name, settings=settings, inputs=["problems"]) as stage:
+        if stage.complete:
+            return stage.summary
+        first, step = part or (0, 1)
+        problems = _chosen(run_dir, split)[first::step]
+        wanted = {(p.problem_id, n) for p in problems for n in range(settings["samples"])}
+        shards = Shards(run_dir / "traces", Trace)
+        done = wanted & shards.keys("problem_id", "sample")
+        found = _probed(generator, sampling, scored=score_chains) if wanted - done else {}
+        asked, ledger = spending.counted(generator, run_dir, name)
+        if score_chains:
+            top = sampling.top_logprobs
+            traces = score(problems, asked, top_logprobs=top, prompt=prompt, done=done)
+        else:
+            traces = harvest(
+                problems,
+                asked,
+                samples=samples,
+                sampling=sampling,
+                prompt=prompt,
+                done=done,
+                seed=seed,
+            )
+        shown = progress(traces, name=name, total=len(wanted), done=len(done), unit="traces")
+        with _terminable():
+            _write(shown, shards, ledger)
+        _refuse_holes(shards, wanted)
+        kept = (trace for trace in shards if (trace.problem_id, trace.sample) in wanted)
+        told = {"prompts_sha256": _digest(problems, prompt), **spending.summary(run_dir)}
+        stage.finish(**summarise(kept, sampling.top_logprobs), **found, **told)
+        return stage.summary

@@ -1,0 +1,63 @@
+"""The shipped run files made small, and the commands that run them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+DISTILL = (sys.executable, "-m", "distill")
+
+# What makes the main job take seconds; given after the run's own file.
+SMALL_QUICKSTART = """\
+from __gin__ import dynamic_registration
+from distill.core import ports
+from distill.traces import harvest
+from distill.problems import problems
+from distill.models import sampling
+from distill.training import evaluate
+from distill.training import train
+
+STEPS = 4
+problems.BuiltIn.n = 4
+train/problems.BuiltIn.n = 24
+validation/problems.BuiltIn.n = 4
+multi_selection/problems.BuiltIn.n = 4
+asdiv_selection/problems.BuiltIn.n = 4
+svamp_selection/problems.BuiltIn.n = 4
+general_validation/problems.General.n = 1
+general_test/problems.General.n = 1
+sampling.Shipped.batch_size = 8
+harvest.run.samples = 1
+harvest/ports.Sampling.max_tokens = 128
+train.run.save_every = 2
+train.run.batch_size = 2
+evaluate.run.max_tokens = 24
+evaluate.run.batch_size = 16
+evaluate.final.max_tokens = 24
+evaluate.final.batch_size = 16
+"""
+
+
+def run_arguments(name, run_dir, small):
+    """Return `run` with its options; `small` is gin text, which lies beside the run directory."""
+    file = run_dir.with_name(f"{run_dir.name}.gin")
+    file.write_text(small)
+    return ["run", f"--gin_file=runs/{name}.gin", f"--gin_file={file}", f"--run_dir={run_dir}"]
+
+
+def started(command, cache):
+    """Run a command from the root to its end; compiled programs are kept in `cache`."""
+    # JAX, once imported, leaves this to its children; a user's shell has none.
+    inherited = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+    kept = {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
+    kept |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**inherited, "JAX_PLATFORMS": "cpu", **kept},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )

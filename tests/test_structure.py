@@ -43,4 +43,4 @@ def test_only_config_imports_gin_and_only_features_dataset_and_t5x_import_seqio(
 def test_training_models_and_core_never_reach_tensorflow_or_seqio():
     for folder in ("models", "training", "core"):
         for path in (ROOT / "distill" / folder).rglob("*.py"):
-            assert not re.search(r"distill\.corpus\.(features|dataset)", path.read_text()), path
+            assert not re.search(r"distill\.targets\.(features|dataset)", path.read_text()), path

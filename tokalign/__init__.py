@@ -1,6 +1,7 @@
 """Alignment of tokens and distributions between two tokenizers."""
 
-from tokalign.align import Alignment, align, align_batch
+from tokalign.align import align, align_batch
+from tokalign.alignment import Alignment
 from tokalign.apis import from_completions, from_openai_chat, from_pieces
 from tokalign.continuations import Continuations
 from tokalign.project import Kind, Projection, project, project_batch

@@ -1,39 +1,16 @@
 """Which tokens of two sides cover the same text; probabilities are project's."""
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from tokalign.alignment import Alignment, Tokens
+from tokalign.dtw import align_dp
 from tokalign.edit import differences
 from tokalign.segmentation import MARKER, Segmentation, spelled_mask, without_blanks
 
-Tokens = Sequence[str] | Sequence[bytes]
 METHODS = ("exact", "dp")
 _GROUP = 256  # traces walked at once
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Alignment:
-    r"""Two token sequences cut into chunks that cover the same text.
-
-        teacher   ' Nat' 'alia' '\n' 'She' ' sold'      chunks  0 2 0 1   Natalia
-        student   ▁Natalia ▁She ▁sold                           2 3 1 1   the blank, dropped
-                                                                3 4 1 2   She
-                                                                4 5 2 3   sold
-                                                         pairs   3 1, 4 2
-
-    Attributes:
-        chunks: int32 [C, 4] teacher start and end, student start and end; together they cover
-            both sides, and blanks between chunks are chunks of their own.
-        pairs: int32 [P, 2] teacher and student token of each one-to-one chunk that is no blank.
-        cost: by the exact walk, the bytes in which the sides differ; by `method="dp"`, the edit
-            distances along the path, in characters.
-    """
-
-    chunks: np.ndarray
-    pairs: np.ndarray
-    cost: float
 
 
 def align(teacher_tokens: Tokens, student_tokens: Tokens, *, method: str = "exact") -> Alignment:
@@ -83,8 +60,6 @@ def align_batch(
     """
     pairs = list(pairs)
     if method == "dp":
-        from tokalign.dtw import align_dp
-
         return align_dp(pairs)
     if method != "exact":
         raise ValueError(f"expected a method of {METHODS}, got {method!r}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from tokalign.align import Alignment, Tokens
+from tokalign.alignment import Alignment, Tokens
 
 _SLACK = 5  # characters over the bound's optimum that a cell may cost at first
 _BAND = 10  # tokens beside the diagonals at first

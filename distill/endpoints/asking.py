@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Fire, Request, Sampling
-from distill.endpoints import fire
+from distill.endpoints.fire import First, Way, way_of
 from distill.endpoints.formats import (
     PREFIX,
     Format,
@@ -42,7 +42,7 @@ class Means(NamedTuple):
     """
 
     apart: bool = False
-    way: fire.Way | None = None
+    way: Way | None = None
     scoring: str | None = None
 
 
@@ -74,12 +74,12 @@ class Asking:
         body = self.format.ask(request, sampling, self.apart)
         return await self._sent(body, lambda answer: read_whole(self.format, answer), request.seed)
 
-    async def first(self, request: Request, sampling: Sampling) -> fire.First:
+    async def first(self, request: Request, sampling: Sampling) -> First:
         """Return the first token of a request's completion."""
 
-        def read(answer: Mapping[str, Any]) -> fire.First:
+        def read(answer: Mapping[str, Any]) -> First:
             told = self.format.read_first(first_choice(answer))
-            return fire.First(told, *token_counts(answer))
+            return First(told, *token_counts(answer))
 
         body = self.format.ask(request, sampling, self.apart)
         return await self._sent(body, read, request.seed)
@@ -135,7 +135,7 @@ class Trials(Asking):
 
     async def way(
         self, sampling: Sampling, fire: Fire, hot_by: str | None, *, continues: bool
-    ) -> fire.Way:
+    ) -> Way:
         """Find out how hot tokens are drawn.
 
         Raises:
@@ -143,7 +143,7 @@ class Trials(Asking):
         """
         if not continues:
             raise _begins_anew()
-        return await fire.way_of(self.first, QUESTION, sampling, fire, hot_by)
+        return await way_of(self.first, QUESTION, sampling, fire, hot_by)
 
     async def scoring(self, top_logprobs: int) -> str:
         """Find out how given texts are scored.

@@ -37,7 +37,7 @@ class Probe:
         scores: how it gives the log-probabilities of a given text, one of SCORINGS; None where it
             does not.
         continues: whether it goes on from how a completion begins.
-        fire: how hot tokens are drawn, as of `hot.Way`; None where none are asked for.
+        fire: how hot tokens are drawn, as of `fire.Way`; None where none are asked for.
     """
 
     top_logprobs: int

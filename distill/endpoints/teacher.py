@@ -15,8 +15,8 @@ from distill.core.ports import Completion, Fire, Request, Sampling
 from distill.core.progress import SECONDS_PER_LINE
 from distill.core.records import Trace
 from distill.core.store import Shards
-from distill.endpoints import fire
 from distill.endpoints.asking import Asking, Clients, Means, Trials
+from distill.endpoints.fire import CLIENT, SERVER, generate_hot
 from distill.endpoints.formats import format_of, read_key, refuse_odd_address, refuse_odd_variable
 from distill.endpoints.inflight import in_flight
 from distill.endpoints.pace import Pace
@@ -50,7 +50,7 @@ class OpenAICompatible:
 
     A request's `prefix` is the end of a legacy prompt, a field of its own where the server is one
     of `distill serve`, and an assistant's last message in a chat, which vLLM and SGLang go on from.
-    With `fire` the first token is fire, in two requests a completion, as `hot` says.
+    With `fire` the first token is hot and a completion takes two requests (see `endpoints.fire`).
 
     Attributes:
         model: the model's name at the endpoint.
@@ -101,7 +101,7 @@ class OpenAICompatible:
             refuse_odd_address(address)
         refuse_odd_variable(self.api_key_variable)
         format_of(self.kind)
-        if self.hot_by not in (None, fire.SERVER, fire.CLIENT):
+        if self.hot_by not in (None, SERVER, CLIENT):
             raise UserError("hot_by server, client or None", self.hot_by, "name one of them")
         if self.fire is not None and self.fire.positions != (0,):
             raise UserError(
@@ -159,7 +159,7 @@ class OpenAICompatible:
             asking = Asking(self.model, self.kind, clients, lambda: session, means.apart)
             if self.fire is None or means.way is None:
                 return await asking.generate(request, sampling)
-            return await fire.generate_hot(
+            return await generate_hot(
                 asking.first, asking.generate, request, sampling, self.fire, means.way
             )
 

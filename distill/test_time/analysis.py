@@ -256,13 +256,13 @@ class _Allocated:
         cls, measured: Measured, ids: Sequence[str], bins: np.ndarray, cost: np.ndarray | None
     ) -> "_Allocated":
         fold_of = allocate.folds(ids, bins)
-        columns = range(outcomes.right.shape[1])
+        columns = range(measured.right.shape[1])
         pairs = [
-            allocate.cross_validated(outcomes.right[:, column], bins, fold_of) for column in columns
+            allocate.cross_validated(measured.right[:, column], bins, fold_of) for column in columns
         ]
         right, chosen = (np.stack(each) for each in zip(*pairs, strict=True))
         questions = np.arange(len(ids))
-        flops = np.stack([outcomes.flops[chosen[c], c, questions] for c in columns])
+        flops = np.stack([measured.flops[chosen[c], c, questions] for c in columns])
         return cls(right, flops + (np.nan if cost is None else cost), chosen)
 
     def named(self, names: Sequence[str], bins: np.ndarray) -> list[list[list[str]]]:

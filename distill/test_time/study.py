@@ -1,6 +1,6 @@
 """The whole study of compute at test time: ask every strategy at every budget, record, and report.
 
-What the records say is worked out in `findings`; here they are made, and a study that was killed
+What the records say is worked out in `analysis`; here they are made, and a study that was killed
 goes on with those that are missing.
 """
 

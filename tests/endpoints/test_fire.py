@@ -12,7 +12,19 @@ from hypothesis import strategies as st
 
 from distill.core.errors import UserError
 from distill.core.ports import Fire, Request, Sampling
-from distill.endpoints import fire
+from distill.endpoints.fire import (
+    CLIENT,
+    DRAWS,
+    SERVER,
+    First,
+    Hot,
+    Reported,
+    Way,
+    draw,
+    hot_token,
+    joined,
+    may_be_hot,
+)
 from distill.endpoints.teacher import OpenAICompatible
 from distill.text.completions import Token, assemble, cut_at_stop
 
@@ -47,12 +59,12 @@ def colder(path, body):
 )
 def test_a_draw_is_among_the_k_likeliest_that_may_be_hot(top, k, temperature, uniform):
     top = sorted(top, key=lambda pair: -pair[1])
-    allowed = [pair for pair in top if fire.may_be_hot(pair[0])][:k]
+    allowed = [pair for pair in top if may_be_hot(pair[0])][:k]
     if not allowed:
         with pytest.raises(ValueError, match="a candidate that is whole characters, got none"):
-            fire.draw(top, Fire(temperature, k), uniform)
+            draw(top, Fire(temperature, k), uniform)
         return
-    text, nats, behaviour = fire.draw(top, Fire(temperature, k), uniform)
+    text, nats, behaviour = draw(top, Fire(temperature, k), uniform)
     assert (text, nats) in allowed and text not in (b"", b" \xff", b"\xf0")
     weights = np.exp(np.array([logprob for _, logprob in allowed]) / temperature)
     place = allowed.index((text, nats))
@@ -63,7 +75,7 @@ def test_a_draw_is_among_the_k_likeliest_that_may_be_hot(top, k, temperature, un
 
 def test_a_draw_by_hand():
     top = [(b"", -0.01), (b" I", -5.0), (b" He", -20.0), (b" So", -50.0)]
-    found = [fire.draw(top, Fire(30.0, 2), uniform) for uniform in (0.0, 0.62, 0.63)]
+    found = [draw(top, Fire(30.0, 2), uniform) for uniform in (0.0, 0.62, 0.63)]
     assert [text for text, *_ in found] == [b" I", b" I", b" He"]
     weight = np.exp(-0.5)  # fifteen nats at temperature 30
     assert found[2][1:] == (-20.0, pytest.approx(np.log(weight / (1 + weight))))
@@ -125,16 +137,16 @@ def drawn(asked, tokens, way, fire=FIRE):
 
     async def ask(request, sampling):
         asked.append((request, sampling))
-        return fire.First(next(left), 1, 1)
+        return First(next(left), 1, 1)
 
-    return asyncio.run(fire.hot_token(ask, REQUESTS[0], SAMPLING, fire, way))
+    return asyncio.run(hot_token(ask, REQUESTS[0], SAMPLING, fire, way))
 
 
 def test_an_end_that_the_server_draws_is_drawn_again_with_another_seed():
     top = ((b"", -0.5), (b" I", -1.0), (b" He", -2.0), (b"\xf0", -3.0), (b"So", -4.0))
-    told = [fire.Reported(text, -1.0, top) for text in (b"", b"\xf0", b" He")]
+    told = [Reported(text, -1.0, top) for text in (b"", b"\xf0", b" He")]
     asked = []
-    found = drawn(asked, told, fire.Way(fire.SERVER, 5))
+    found = drawn(asked, told, Way(SERVER, 5))
     assert found.token.text == b" He"
     assert len({request.seed for request, _ in asked}) == 3
     assert {sampling.temperature for _, sampling in asked} == {30.0}
@@ -144,7 +156,7 @@ def test_an_end_that_the_server_draws_is_drawn_again_with_another_seed():
 
 def test_an_end_among_the_candidates_takes_no_place_where_the_draw_is_ours():
     top = ((b"", -0.5), (b" I", -1.0), (b" He", -2.0))
-    told = fire.Reported(b"", -0.5, top)
+    told = Reported(b"", -0.5, top)
     texts = set()
     for seed in range(20):
         asked = []
@@ -152,28 +164,28 @@ def test_an_end_among_the_candidates_takes_no_place_where_the_draw_is_ours():
 
         async def ask(_, sampling, asked=asked):
             asked.append(sampling)
-            return fire.First(told, 1, 1)
+            return First(told, 1, 1)
 
-        way, fire = fire.Way(fire.CLIENT, 9), Fire(top_k=2)
-        found = asyncio.run(fire.hot_token(ask, request, SAMPLING, fire, way))
+        way, fire = Way(CLIENT, 9), Fire(top_k=2)
+        found = asyncio.run(hot_token(ask, request, SAMPLING, fire, way))
         texts.add(found.token.text)
         assert (asked[0].temperature, asked[0].top_k, asked[0].max_tokens) == (1.0, 0, 1)
     assert texts == {b" I", b" He"}
 
 
 def test_an_endpoint_whose_first_tokens_all_end_gives_a_failed_completion():
-    told = [fire.Reported(b"", -0.5, ((b"", -0.5),))] * fire.DRAWS
-    assert drawn([], told, fire.Way(fire.CLIENT, 5)) is None
+    told = [Reported(b"", -0.5, ((b"", -0.5),))] * DRAWS
+    assert drawn([], told, Way(CLIENT, 5)) is None
 
 
 def hot_of(text):
-    return fire.Hot(Token(text, -1.0, ((text, -1.0),)), -1.4, 3, 1)
+    return Hot(Token(text, -1.0, ((text, -1.0),)), -1.4, 3, 1)
 
 
 def test_a_stop_text_across_the_border_is_found():
     sampling = dataclasses.replace(SAMPLING, stop=("\n\n",))
     rest = assemble([Token(b"\n", -0.5), Token(b"So", -0.25)])
-    whole = fire.joined(hot_of(b"\n"), dataclasses.replace(rest, prompt_tokens=4))
+    whole = joined(hot_of(b"\n"), dataclasses.replace(rest, prompt_tokens=4))
     assert whole.text == "\n\nSo" and whole.prompt_tokens == 7 and whole.completion_tokens is None
     cut = cut_at_stop(whole, sampling)
     assert (cut.text, cut.tokens, cut.finish_reason) == ("", (), "stop")

@@ -56,12 +56,12 @@ def teacher(url: str, **settings: object) -> OpenAICompatible:
 
 def worker(options: argparse.Namespace) -> None:
     """Harvest in this process; the other parts start and kill it."""
-    harvest.SHARD_TRACES = options.shard
     harvest.run(
         run_dir=options.run_dir,
         generator=teacher(options.url, concurrency=options.concurrency),
         samples=options.samples,
         sampling=SAMPLING,
+        shard_traces=options.shard,
     )
 
 

@@ -1,32 +1,32 @@
-"""A teacher's tokens with their log-probabilities, as values; where they come from is apis."""
+"""A teacher's tokens with their log-probabilities, as values; `apis` reads them from answers."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-UNSPELLABLE = b"\xff"  # never valid in UTF-8: a candidate whose bytes the API does not tell
+UNSPELLABLE = b"\xff"  # never valid in UTF-8: stands for bytes that the API does not report
 _ROUNDING = 1e-3  # nats above zero, or mass above one, that a source's rounding may leave
 
 
-@dataclasses.dataclass(frozen=True)
-class TeacherToken:
-    """One token of a teacher with its alternatives.
+class TeacherToken(NamedTuple):
+    """One token of a generator with its candidates.
 
     Attributes:
-        token: its bytes.
-        logprob: its nats.
+        text: its bytes; each 0xff among them stands for bytes that the source does not report.
+        logprob: its nats, NaN where unknown.
         top: (bytes, nats) of the candidates at its place, the token itself among them or not. The
             candidate b"" is the end of the text.
 
     Example:
-        >>> TeacherToken(b" she", -1.35, top=((b" Nat", -0.51), (b" she", -1.35))).token
+        >>> TeacherToken(b" she", -1.35, top=((b" Nat", -0.51), (b" she", -1.35))).text
         b' she'
     """
 
-    token: bytes
-    logprob: float
+    text: bytes
+    logprob: float = math.nan
     top: tuple[tuple[bytes, float], ...] = ()
 
 
@@ -74,7 +74,7 @@ class TeacherTrace:
         top_tokens: [C] bytes of all candidates; b"" is the end of the text.
         top_logprobs: [C] their nats.
         top_ends: [T] where each token's candidates end.
-        end_logprob: nats of ending after the last token, NaN where the source does not tell.
+        end_logprob: nats of ending after the last token, NaN where the source does not report it.
 
     Raises:
         ValueError: lengths that do not fit, an empty token, log-probabilities that are NaN or
@@ -130,7 +130,7 @@ class TeacherTrace:
     ) -> "TeacherTrace":
         """Flatten a list of TeacherToken."""
         return cls(
-            tokens=tuple(t.token for t in tokens),
+            tokens=tuple(t.text for t in tokens),
             logprobs=np.array([t.logprob for t in tokens], np.float64),
             top_tokens=tuple(c for t in tokens for c, _ in t.top),
             top_logprobs=np.array([p for t in tokens for _, p in t.top], np.float64),

@@ -81,6 +81,34 @@ class Request:
     prefix: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """Tokens that a request took; a count is None where the generator does not report it.
+
+    Attributes:
+        prompt_tokens: tokens read, prefix included.
+        completion_tokens: tokens drawn, with the one that ended the completion and those cut off
+            after a stop text.
+
+    Example:
+        >>> Usage(10, 20) + Usage(12, None)
+        Usage(prompt_tokens=22, completion_tokens=None)
+    """
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            _sum(self.prompt_tokens, other.prompt_tokens),
+            _sum(self.completion_tokens, other.completion_tokens),
+        )
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else one + other
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Completion:
     """What a generator wrote or scored; the fields are those of `records.Trace`.
@@ -89,9 +117,7 @@ class Completion:
     where the generator can tell; candidates are sorted from the likeliest.
 
     Attributes:
-        prompt_tokens: tokens that the generator read, prefix included; None where it does not tell.
-        completion_tokens: tokens that it drew, with the one that ended the completion and those cut
-            off after a stop text; None where it does not tell.
+        prompt_tokens, completion_tokens: as of `Usage`.
         behaviour_logprobs: float32 [tokens] nats under the distribution that each token was drawn
             from, NaN where the generator does not tell; empty where it tells none.
     """
@@ -109,6 +135,16 @@ class Completion:
     behaviour_logprobs: np.ndarray = dataclasses.field(
         default_factory=lambda: np.zeros(0, np.float32)
     )
+
+    @property
+    def usage(self) -> Usage:
+        """What the completion took."""
+        return Usage(self.prompt_tokens, self.completion_tokens)
+
+    def with_usage(self, usage: Usage) -> "Completion":
+        """Return the completion with other counts of tokens."""
+        counts = (usage.prompt_tokens, usage.completion_tokens)
+        return dataclasses.replace(self, prompt_tokens=counts[0], completion_tokens=counts[1])
 
     def traced(self) -> dict[str, Any]:
         """Return the fields that a `records.Trace` has too."""

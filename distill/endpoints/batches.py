@@ -1,4 +1,4 @@
-"""A generator that asks through OpenAI's Batch API: cheaper, within a day, nothing kept here."""
+"""A generator behind OpenAI's Batch API: cheaper, within a day, with no state on this disk."""
 
 import dataclasses
 import hashlib
@@ -12,25 +12,25 @@ from urllib.parse import urlsplit
 from distill.core import credentials, files
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Request, Sampling
-from distill.endpoints.formats import (
-    format_of,
+from distill.endpoints.session import (
+    PROMPT_AT_FAULT,
     read_key,
-    read_whole,
     refuse_odd_address,
     refuse_odd_variable,
 )
-from distill.endpoints.session import PROMPT_AT_FAULT
-from distill.endpoints.wire import WireError
+from distill.endpoints.shapes import SHAPES, shape_of
+from distill.endpoints.spending import usage_of
 from distill.text.completions import assemble
+from tokalign.apis import ReportError
 
 if TYPE_CHECKING:
     import openai
     from openai.types import Batch
 
 logger = logging.getLogger(__name__)
-Finished = tuple[int, Completion]
+Indexed = tuple[int, Completion]
 ENDED = ("completed", "failed", "expired", "cancelled")
-# A request that no round answers is one that the endpoint cannot answer.
+# A request without an answer after so many is one that the endpoint cannot answer.
 ROUNDS = 3
 # Marks this project's batches in the account, so that a later start finds them.
 LABEL = "distill"
@@ -40,13 +40,13 @@ LABEL = "distill"
 class OpenAIBatches:
     """A model behind OpenAI's Batch API.
 
-    Requests go up in files; what comes back is merged by each request's own name, a digest of its
-    body. A start first looks for batches of an earlier one that asked the same, so a kill loses no
-    request that was paid for: the account remembers, not the disk.
+    Requests are uploaded in files; the answers are merged by each request's own name, a digest of
+    its body. A start first looks for batches of an earlier start with the same requests, so a kill
+    loses no request that was paid for: the state is in the account, not on disk.
 
         requests -> file -> batch -> polled until it ends -> output file -> completions
                       ^                                          |
-                      +---- what has no answer, in a new round --+
+                      +---- those without an answer, next round -+
 
     Attributes:
         model: the model's name.
@@ -54,7 +54,7 @@ class OpenAIBatches:
         kind: `chat` or `completions`.
         api_key_variable: name of the environment variable that holds the key.
         requests_per_batch: at most 50,000 and 200 MB, by OpenAI's limits.
-        poll_seconds: between two looks at the batches.
+        poll_seconds: seconds between two polls of the batches.
     """
 
     model: str
@@ -67,22 +67,22 @@ class OpenAIBatches:
     def __post_init__(self) -> None:
         refuse_odd_address(self.base_url)
         refuse_odd_variable(self.api_key_variable)
-        format_of(self.kind)
+        shape_of(self.kind)
         if self.requests_per_batch < 1 or self.poll_seconds < 0:
             raise ValueError("expected requests_per_batch >= 1 and poll_seconds >= 0")
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Finished]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Indexed]:
         """Yield (index, completion) batch by batch as they end.
 
         Raises:
-            UserError: the endpoint refuses a batch, or leaves a request without an answer, or a
-                chat should go on from a prefix, which OpenAI's begin anew.
+            UserError: the endpoint refuses a batch or leaves a request without an answer, or a
+                chat has a prefix, from which OpenAI's chats would begin anew.
         """
         import openai
 
         if self.kind == "chat" and any(request.prefix for request in requests):
             raise UserError(
-                "batches of whole chats", "a prefix to go on from", "use kind completions"
+                "batches of whole chats", "a prefix to continue", "use kind completions"
             )
 
         key = read_key(self.api_key_variable)
@@ -90,7 +90,7 @@ class OpenAIBatches:
         lines = [self._line(request, sampling) for request in requests]
         try:
             with openai.OpenAI(api_key=key, base_url=self.base_url, max_retries=8) as client:
-                for index, completion in self._merged(client, lines):
+                for index, completion in self._merge(client, lines):
                     if self.api_key_variable and key in completion.text:
                         raise UserError(
                             f"completions of {place} without the API key",
@@ -104,7 +104,7 @@ class OpenAIBatches:
                 f"{place} to serve batches", message, "check the key and what the endpoint offers"
             ) from None
 
-    def score(self, requests: Sequence[Request], top_logprobs: int = 5) -> Iterator[Finished]:
+    def score(self, requests: Sequence[Request], top_logprobs: int = 5) -> Iterator[Indexed]:
         """Refuse: batches cannot score a given text.
 
         Raises:
@@ -115,16 +115,16 @@ class OpenAIBatches:
         )
 
     def _line(self, request: Request, sampling: Sampling) -> str:
-        format_ = format_of(self.kind)
-        asked = format_.ask(request, sampling, False)
-        body = {"model": self.model, **asked, **asked.pop("extra_body", {})}
-        body.pop("extra_body", None)
+        shape = SHAPES[self.kind]
+        fields = shape.request(request, sampling)
+        extra = fields.pop("extra_body", {})
+        body = {"model": self.model, **fields, **extra}
         name = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-        path = "/v1" + format_.path
+        path = "/v1" + shape.path
         line = {"custom_id": name, "method": "POST", "url": path, "body": body}
         return json.dumps(line) + "\n"
 
-    def _merged(self, client: "openai.OpenAI", lines: Sequence[str]) -> Iterator[Finished]:
+    def _merge(self, client: "openai.OpenAI", lines: Sequence[str]) -> Iterator[Indexed]:
         wanted: dict[str, list[int]] = {}
         for index, line in enumerate(lines):
             wanted.setdefault(_name(line), []).append(index)
@@ -139,7 +139,7 @@ class OpenAIBatches:
             raise UserError(
                 f"an answer to each of {len(lines)} requests",
                 f"{len(wanted)} without one after {ROUNDS} rounds of batches",
-                "run the same command again, it asks for those",
+                "run the same command again to request those",
             )
 
     def _answers(
@@ -149,7 +149,7 @@ class OpenAIBatches:
         waiting, covered = self._earlier(client, left) if reuse else ([], set())
         lines = [line for name, line in left.items() if name not in covered]
         for start in range(0, len(lines), self.requests_per_batch):
-            waiting.append(self._submitted(client, lines[start : start + self.requests_per_batch]))
+            waiting.append(self._submit(client, lines[start : start + self.requests_per_batch]))
         logger.info("%s: %d batches, %d new requests", self.model, len(waiting), len(lines))
         while waiting:
             batches = [client.batches.retrieve(batch_id) for batch_id in waiting]
@@ -160,11 +160,11 @@ class OpenAIBatches:
             if waiting:
                 time.sleep(self.poll_seconds)
 
-    def _submitted(self, client: "openai.OpenAI", lines: Sequence[str]) -> str:
+    def _submit(self, client: "openai.OpenAI", lines: Sequence[str]) -> str:
         file = client.files.create(
             file=("requests.jsonl", "".join(lines).encode()), purpose="batch"
         )
-        endpoint: Any = "/v1" + format_of(self.kind).path
+        endpoint: Any = "/v1" + SHAPES[self.kind].path
         return client.batches.create(
             input_file_id=file.id,
             endpoint=endpoint,
@@ -175,18 +175,18 @@ class OpenAIBatches:
     def _earlier(
         self, client: "openai.OpenAI", left: Mapping[str, str]
     ) -> tuple[list[str], set[str]]:
-        """Return the batches of earlier starts that asked some of this, and what they asked."""
-        found: list[str] = []
+        """Return the batches of earlier starts with some of these requests, and those requests."""
+        earlier: list[str] = []
         covered: set[str] = set()
         for batch in client.batches.list(limit=100):
             if (batch.metadata or {}).get(LABEL) != self.model or batch.status == "failed":
                 continue
-            asked = client.files.content(batch.input_file_id).text
-            names = {_name(line) for line in asked.splitlines()} & left.keys()
+            lines = client.files.content(batch.input_file_id).text.splitlines()
+            names = {_name(line) for line in lines} & left.keys()
             if names - covered:
-                found.append(batch.id)
+                earlier.append(batch.id)
                 covered |= names
-        return found, covered
+        return earlier, covered
 
     def _read(self, client: "openai.OpenAI", batch: "Batch") -> Iterator[tuple[str, Completion]]:
         if batch.status == "failed":
@@ -204,12 +204,12 @@ class OpenAIBatches:
                     yield str(answer.get("custom_id")), completion
 
     def _completion(self, response: Mapping[str, Any]) -> Completion | None:
-        """Return the completion of a response, None where another round may bring a better one."""
+        """Return the completion of a response, None where another round may bring one."""
         body, status = response.get("body") or {}, response.get("status_code")
         if status == 200:
             try:
-                return read_whole(format_of(self.kind), body)
-            except WireError:
+                return SHAPES[self.kind].completion(body).with_usage(usage_of(body))
+            except ReportError:
                 return None
         error = body.get("error") or {}
         reason = PROMPT_AT_FAULT.get(str(error.get("code")))

@@ -1,65 +1,109 @@
-"""FIRE at an endpoint: a hot first token, then a continuation from prompt and token.
+"""FIRE at an endpoint: a hot first token, then a continuation of the prompt and that token.
 
 An endpoint that draws at any temperature among the top k draws the hot token itself. One that caps
-the temperature tells its candidates, and the token is drawn here. Sends nothing of its own accord.
+the temperature reports its candidates, and the token is drawn here. A client sends the requests.
 """
 
 import dataclasses
 import hashlib
 import random
-from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from distill.core.errors import UserError
-from distill.core.ports import Completion, Fire, Request, Sampling
-from distill.endpoints.wire import Reported
-from distill.text.completions import Token, assemble, cut_at_stop, summed, tokens_of
+from distill.core.ports import Completion, Fire, Request, Sampling, Usage
+from distill.text.completions import Token, assemble, cut_at_stop, tokens_of
 from tokalign.teacher import UNSPELLABLE
 
 SERVER, CLIENT = "server", "client"
-# A first token that may not be hot is drawn again; of so many none is an ordinary accident.
+# A first token that may not be hot is drawn again; so many in a row are no accident.
 DRAWS = 32
-# No endpoint known gives more candidates without being told so at its start.
+# No known endpoint reports more candidates unless its server was started to do so.
 MOST_CANDIDATES = 20
 # Half-precision servers repeat a log-probability to about this many nats.
 SAME_NATS = 0.05
-# So many hot tokens that are all the same come from an endpoint that is not hot.
-TRIED = 6
+# An endpoint that draws so many equal tokens does not apply the temperature.
+TRIAL_DRAWS = 6
 
 
-class First(NamedTuple):
-    """What an endpoint tells of a first token, and what the request cost."""
+@dataclasses.dataclass(frozen=True)
+class FirstToken:
+    """The first token of a completion, None where the endpoint reports none, and its cost."""
 
-    token: Reported | None
-    prompt_tokens: int | None
-    completion_tokens: int | None
-
-
-class Hot(NamedTuple):
-    """A hot token, its nats under the distribution that it was drawn from, and the cost."""
-
-    token: Token
-    behaviour: float
-    prompt_tokens: int | None
-    completion_tokens: int | None
+    token: Token | None
+    usage: Usage
 
 
-class Way(NamedTuple):
-    """How an endpoint is asked for hot tokens.
+@dataclasses.dataclass(frozen=True)
+class HotToken:
+    """A hot first token.
 
     Attributes:
-        drawn_by: SERVER or CLIENT.
-        candidates: most that it tells of a token.
+        token: with the log-probability and candidates of temperature 1.
+        behaviour_logprob: nats under the distribution that it was drawn from, NaN where unknown.
+        usage: of the request that brought it, None for a draw without one.
     """
 
+    token: Token
+    behaviour_logprob: float
+    usage: Usage | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class FireMethod:
+    """How hot tokens are drawn at an endpoint.
+
+    Attributes:
+        fire: temperature and top_k of the hot tokens.
+        drawn_by: SERVER or CLIENT.
+        candidates: most candidates that the endpoint reports for a token.
+    """
+
+    fire: Fire
     drawn_by: str
     candidates: int
 
+    def recorded(self) -> Mapping[str, Any]:
+        """Return the fields that a probe records; the rest are settings of the run."""
+        return {"drawn_by": self.drawn_by, "candidates": self.candidates}
 
-AskFirst = Callable[[Request, Sampling], Awaitable[First]]
-Ask = Callable[[Request, Sampling], Awaitable[Completion]]
+    def first_token_sampling(self, sampling: Sampling) -> Sampling:
+        """Return the sampling that asks for a first token alone.
+
+        One candidate more than k makes up for an end among them, where the draw is ours.
+        """
+        hot = self.drawn_by == SERVER
+        top_k = self.fire.top_k
+        candidates = max(top_k if hot else top_k + 1, sampling.top_logprobs)
+        return dataclasses.replace(
+            sampling,
+            temperature=self.fire.temperature if hot else 1.0,
+            top_k=top_k if hot else 0,
+            top_p=1.0,
+            min_p=0.0,
+            max_tokens=1,
+            stop=(),
+            include_stop=False,
+            top_logprobs=min(candidates, self.candidates),
+        )
+
+
+class TokenClient(Protocol):
+    """A client that can ask for a first token alone."""
+
+    async def first(self, request: Request, sampling: Sampling) -> FirstToken:
+        """Return the first token of a request's completion, with its candidates."""
+        ...
+
+
+class FireClient(TokenClient, Protocol):
+    """A client that can also ask for a whole completion."""
+
+    async def generate(self, request: Request, sampling: Sampling) -> Completion:
+        """Return a request's completion, without a hot token."""
+        ...
 
 
 def hot_seed(seed: int, attempt: int) -> int:
@@ -76,9 +120,7 @@ def hot_seed(seed: int, attempt: int) -> int:
 # --- The draw ----------------------------------------------------------------------------------
 
 
-def draw(
-    candidates: Sequence[tuple[bytes, float]], fire: Fire, uniform: float
-) -> tuple[bytes, float, float]:
+def draw(candidates: Sequence[tuple[bytes, float]], fire: Fire, uniform: float) -> HotToken:
     """Draw a hot token among the likeliest candidates that may be hot.
 
     Args:
@@ -87,13 +129,13 @@ def draw(
         uniform: in [0, 1), the only randomness.
 
     Returns:
-        The token, its own nats, and its nats under the distribution that was drawn from.
+        The token without candidates.
 
     Raises:
         ValueError: no candidate may be hot.
 
     Example:
-        >>> draw([(b"", -0.1), (b" I", -3.0), (b" He", -3.0)], Fire(), 0.75)[0]
+        >>> draw([(b"", -0.1), (b" I", -3.0), (b" He", -3.0)], Fire(), 0.75).token.text
         b' He'
 
     Source:
@@ -105,13 +147,13 @@ def draw(
     nats = np.array([logprob for _, logprob in allowed]) / fire.temperature
     nats -= np.logaddexp.reduce(nats)
     place = min(int(np.searchsorted(np.cumsum(np.exp(nats)), uniform, "right")), len(nats) - 1)
-    return *allowed[place], float(nats[place])
+    return HotToken(Token(*allowed[place]), float(nats[place]))
 
 
 def may_be_hot(text: bytes) -> bool:
     r"""Return whether a token can begin a completion and be sent back as text.
 
-    An end cannot; what is no whole characters could not be sent.
+    An end cannot; a part of a character could not be sent.
 
     Example:
         >>> may_be_hot(b" She"), may_be_hot(b""), may_be_hot(b"\xf0\x9f")
@@ -125,60 +167,46 @@ def may_be_hot(text: bytes) -> bool:
         return False
 
 
-async def hot_token(
-    ask: AskFirst, request: Request, sampling: Sampling, fire: Fire, way: Way
-) -> Hot | None:
+async def draw_hot_token(
+    client: TokenClient, request: Request, sampling: Sampling, method: FireMethod
+) -> HotToken | None:
     """Return a hot first token, None where DRAWS requests brought none that may be hot.
 
-    Where the endpoint draws, an end and what is no whole characters are drawn again, which leaves
-    the others' shares as they are; its top k counts them, ours does not.
+    Where the endpoint draws, an end or a part of a character is drawn again, which leaves the
+    others' shares as they are; its top k includes such tokens, ours does not.
 
     Args:
-        ask: returns the first token that the endpoint wrote, with its candidates.
-        request: whose first token.
+        client: sends the requests.
+        request: what is completed.
         sampling: of the regular tokens; only its number of candidates matters here.
-        fire: temperature and top_k.
-        way: how the endpoint is asked.
+        method: how the endpoint draws.
     """
-    one = first_alone(sampling, fire, way)
-    kept = sampling.top_logprobs
     for attempt in range(DRAWS):
-        seed = hot_seed(request.seed, attempt)
-        told, *counts = await ask(dataclasses.replace(request, seed=seed), one)
-        if told is None:
-            continue
-        top = told.top[: one.top_logprobs]
-        if way.drawn_by == SERVER and may_be_hot(told.text):
-            behaviour = _behaviour(told.text, top, fire)
-            return Hot(Token(told.text, told.logprob, top[:kept]), behaviour, *counts)
-        if way.drawn_by == CLIENT and any(may_be_hot(text) for text, _ in top):
-            text, nats, behaviour = draw(top, fire, random.Random(seed).random())
-            return Hot(Token(text, nats, top[:kept]), behaviour, *counts)
+        seeded = dataclasses.replace(request, seed=hot_seed(request.seed, attempt))
+        first = await client.first(seeded, method.first_token_sampling(sampling))
+        if hot := _hot(first, seeded.seed, sampling, method):
+            return hot
     return None
 
 
-def first_alone(sampling: Sampling, fire: Fire, way: Way) -> Sampling:
-    """Return how the first token alone is asked for.
-
-    One candidate more than k makes up for an end among them, where the draw is ours.
-    """
-    hot = way.drawn_by == SERVER
-    candidates = max(fire.top_k if hot else fire.top_k + 1, sampling.top_logprobs)
-    return dataclasses.replace(
-        sampling,
-        temperature=fire.temperature if hot else 1.0,
-        top_k=fire.top_k if hot else 0,
-        top_p=1.0,
-        min_p=0.0,
-        max_tokens=1,
-        stop=(),
-        include_stop=False,
-        top_logprobs=min(candidates, way.candidates),
-    )
+def _hot(first: FirstToken, seed: int, sampling: Sampling, method: FireMethod) -> HotToken | None:
+    """Return the hot token that an endpoint drew or reported candidates for, if it may be hot."""
+    token, fire = first.token, method.fire
+    if token is None:
+        return None
+    top = token.top[: method.first_token_sampling(sampling).top_logprobs]
+    kept = top[: sampling.top_logprobs]
+    if method.drawn_by == SERVER and may_be_hot(token.text):
+        behaviour = _behaviour_logprob(token.text, top, fire)
+        return HotToken(token._replace(top=kept), behaviour, first.usage)
+    if method.drawn_by == CLIENT and any(may_be_hot(text) for text, _ in top):
+        hot = draw(top, fire, random.Random(seed).random())
+        return HotToken(hot.token._replace(top=kept), hot.behaviour_logprob, first.usage)
+    return None
 
 
-def _behaviour(text: bytes, top: Sequence[tuple[bytes, float]], fire: Fire) -> float:
-    """Return the nats of a token that the endpoint drew, NaN where it told too few candidates."""
+def _behaviour_logprob(text: bytes, top: Sequence[tuple[bytes, float]], fire: Fire) -> float:
+    """Return the nats of a token that the endpoint drew, NaN with fewer candidates than k."""
     ranked = top[: fire.top_k]
     allowed = {name: nats / fire.temperature for name, nats in ranked if may_be_hot(name)}
     if len(ranked) < fire.top_k or text not in allowed:
@@ -189,134 +217,138 @@ def _behaviour(text: bytes, top: Sequence[tuple[bytes, float]], fire: Fire) -> f
 # --- The completion ----------------------------------------------------------------------------
 
 
-async def generate_hot(
-    ask_first: AskFirst, ask: Ask, request: Request, sampling: Sampling, fire: Fire, way: Way
+async def generate_with_fire(
+    client: FireClient, request: Request, sampling: Sampling, method: FireMethod
 ) -> Completion:
-    """Return a completion whose first token is hot, asked for in two requests.
+    """Return a completion whose first token is hot, by two requests.
 
-    The endpoint reads the hot token as text, so it may cut it anew; a stop text across the border
-    is found here.
+    The endpoint reads the hot token as text, so it may cut it into other tokens; a stop text that
+    straddles the hot token and its continuation is found here.
 
     Args:
-        ask_first: as of `hot_token`.
-        ask: returns a completion.
+        client: sends the requests.
         request: what is completed.
         sampling: of the regular tokens.
-        fire: temperature and top_k.
-        way: how the endpoint is asked.
+        method: how the endpoint draws.
     """
-    hot = await hot_token(ask_first, request, sampling, fire, way)
+    hot = await draw_hot_token(client, request, sampling, method)
     if hot is None:
         return assemble([], finish_reason="error")
     text = hot.token.text.decode()
     if sampling.max_tokens == 1 or any(stop in text for stop in sampling.stop):
-        rest = assemble([], finish_reason="length")
-        rest = dataclasses.replace(rest, prompt_tokens=0, completion_tokens=0)
+        rest = assemble([], finish_reason="length").with_usage(Usage(0, 0))
     else:
-        going_on = dataclasses.replace(request, prefix=request.prefix + text)
+        continued = dataclasses.replace(request, prefix=request.prefix + text)
         shorter = dataclasses.replace(sampling, max_tokens=sampling.max_tokens - 1)
-        rest = await ask(going_on, shorter)
-    return cut_at_stop(joined(hot, rest), sampling)
+        rest = await client.generate(continued, shorter)
+    return cut_at_stop(join(hot, rest), sampling)
 
 
-def joined(hot: Hot, rest: Completion) -> Completion:
-    """Return the completion that a hot token and its continuation make, with the cost of both."""
-    counts = {
-        "prompt_tokens": summed((hot.prompt_tokens, rest.prompt_tokens)),
-        "completion_tokens": summed((hot.completion_tokens, rest.completion_tokens)),
-    }
+def join(hot: HotToken, rest: Completion) -> Completion:
+    """Return the completion of a hot token and its continuation, with the usage of both."""
+    usage = (hot.usage or Usage()) + rest.usage
     if rest.text and not rest.tokens:
-        return dataclasses.replace(rest, text=hot.token.text.decode() + rest.text, **counts)
+        text = hot.token.text.decode() + rest.text
+        return dataclasses.replace(rest, text=text).with_usage(usage)
     tokens = [hot.token, *tokens_of(rest)]
     behaviour = np.full(len(tokens), np.nan, np.float32)
-    behaviour[0] = hot.behaviour
+    behaviour[0] = hot.behaviour_logprob
     reason, end = rest.finish_reason, rest.end_logprob
     whole = assemble(tokens, finish_reason=reason, end_logprob=end)
-    return dataclasses.replace(whole, behaviour_logprobs=behaviour, **counts)
+    return dataclasses.replace(whole, behaviour_logprobs=behaviour).with_usage(usage)
 
 
-# --- The way -----------------------------------------------------------------------------------
+# --- The method --------------------------------------------------------------------------------
 
 
-async def way_of(
-    ask: AskFirst, request: Request, sampling: Sampling, fire: Fire, drawn_by: str | None = None
-) -> Way:
-    """Find out how an endpoint is asked for hot tokens, by some ten requests of one token.
+async def find_method(
+    client: TokenClient,
+    request: Request,
+    sampling: Sampling,
+    fire: Fire,
+    *,
+    drawn_by: str | None = None,
+) -> FireMethod:
+    """Find out how an endpoint draws hot tokens, by some ten requests of one token.
 
-    It draws itself where it takes the temperature and `top_k`, where its tokens then differ and
-    stay among its k likeliest as far as it tells them, and where its log-probabilities stay those
-    of temperature 1. Otherwise it is asked for candidates.
+    It draws itself if it accepts the temperature and `top_k`, if its tokens then differ and stay
+    among its k likeliest as far as it reports them, and if its log-probabilities stay those of
+    temperature 1. Otherwise it is asked for candidates.
 
     Args:
-        ask: as of `hot_token`.
-        request: what to try it with.
+        client: sends the requests.
+        request: any prompt.
         sampling: of the regular tokens.
         fire: temperature and top_k.
-        drawn_by: SERVER or CLIENT where the user decides; None decides by what is found.
+        drawn_by: SERVER or CLIENT where the user decides; None takes the server's draw if it works.
 
     Raises:
-        UserError: it can do neither, or not what the user wants.
+        UserError: neither works, or the user's choice does not.
     """
-    told = await _most_candidates(ask, request, sampling, fire)
-    if told is None or len(told.top) < 2:
+    cool = await _with_most_candidates(client, request, sampling, fire)
+    if cool is None or len(cool.top) < 2:
         raise UserError(
-            "an endpoint that draws hot tokens or tells candidates to draw them from",
+            "an endpoint that draws hot tokens or reports candidates to draw them from",
             "one that does neither",
             "harvest without fire, or use another endpoint",
         )
+    by_server = FireMethod(fire, SERVER, len(cool.top))
+    by_client = FireMethod(fire, CLIENT, len(cool.top))
     if drawn_by == CLIENT:
-        return Way(CLIENT, len(told.top))
-    hot = await _draws_hot(ask, request, sampling, fire, told)
-    if drawn_by == SERVER and not hot:
+        return by_client
+    draws = await _server_draws(client, request, sampling, by_server, cool)
+    if drawn_by == SERVER and not draws:
         raise UserError(
             f"an endpoint that draws at temperature {fire.temperature:g} among {fire.top_k}",
             "one that does not",
             "leave hot_by to the probe",
         )
-    return Way(SERVER if hot else CLIENT, len(told.top))
+    return by_server if draws else by_client
 
 
-async def _most_candidates(
-    ask: AskFirst, request: Request, sampling: Sampling, fire: Fire
-) -> Reported | None:
+async def _with_most_candidates(
+    client: TokenClient, request: Request, sampling: Sampling, fire: Fire
+) -> Token | None:
     """Return the first token with as many candidates as can be had, up to one more than k."""
-    wanted = (min(fire.top_k + 1, MOST_CANDIDATES), 5, sampling.top_logprobs)
-    for count in sorted({*wanted}, reverse=True):
-        one = first_alone(sampling, fire, Way(CLIENT, count))
-        told = await _tried(ask, request, one)
-        if told is not None and told.top:
-            return told._replace(top=told.top[:count])
+    counts = {min(fire.top_k + 1, MOST_CANDIDATES), 5, sampling.top_logprobs}
+    for count in sorted(counts, reverse=True):
+        one = FireMethod(fire, CLIENT, count).first_token_sampling(sampling)
+        token = await _first_or_none(client, request, one)
+        if token is not None and token.top:
+            return token._replace(top=token.top[:count])
     return None
 
 
-async def _draws_hot(
-    ask: AskFirst, request: Request, sampling: Sampling, fire: Fire, cool: Reported
+async def _server_draws(
+    client: TokenClient, request: Request, sampling: Sampling, method: FireMethod, cool: Token
 ) -> bool:
-    one = first_alone(sampling, fire, Way(SERVER, len(cool.top)))
-    drawn: set[bytes] = set()
-    for attempt in range(TRIED):
+    """Return whether the endpoint's own draws are hot and its log-probabilities are not."""
+    one = method.first_token_sampling(sampling)
+    texts: set[bytes] = set()
+    for attempt in range(TRIAL_DRAWS):
         seeded = dataclasses.replace(request, seed=hot_seed(request.seed, attempt))
-        told = await _tried(ask, seeded, one)
-        if told is not None and not told.text:
-            continue  # An end tells no more.
-        if told is None or not same_nats(cool.top, told.top):
+        token = await _first_or_none(client, seeded, one)
+        if token is not None and not token.text:
+            continue  # An end shows nothing about the draw.
+        if token is None or not same_logprobs(cool.top, token.top):
             return False
-        drawn.add(told.text)
-    known = {text for text, _ in cool.top[: fire.top_k]}
-    return len(drawn) > 1 and (len(cool.top) < fire.top_k or drawn <= known)
+        texts.add(token.text)
+    top_k = method.fire.top_k
+    likeliest = {text for text, _ in cool.top[:top_k]}
+    return len(texts) > 1 and (len(cool.top) < top_k or texts <= likeliest)
 
 
-async def _tried(ask: AskFirst, request: Request, sampling: Sampling) -> Reported | None:
+async def _first_or_none(client: TokenClient, request: Request, sampling: Sampling) -> Token | None:
     try:
-        return (await ask(request, sampling)).token
+        return (await client.first(request, sampling)).token
     except UserError:
         return None
 
 
-def same_nats(
+def same_logprobs(
     one: Sequence[tuple[bytes, float]], other: Sequence[tuple[bytes, float]]
 ) -> bool | None:
-    """Tell whether two lists of candidates agree where they share some; None where under two."""
+    """Return whether the candidates that two lists share agree; None if they share under two."""
     before, after = dict(one), dict(other)
     shared = before.keys() & after.keys()
     if len(shared) < 2:

@@ -1,6 +1,5 @@
-"""What models cost: a table that ships, and the user's own before it."""
+"""The prices of models: a table that ships, and before it a table of the user's own."""
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,37 +8,11 @@ from typing import Any
 from distill.core import paths
 from distill.core.errors import UserError
 from distill.core.store import read_json
+from distill.endpoints.spending import Price
 
 SHIPPED = "data/prices.json"
-# A model's snapshot costs what the model does where the table does not say otherwise.
+# A snapshot has its model's price unless the table has one for it.
 _SNAPSHOT = re.compile(r"-\d{4}-\d{2}-\d{2}$")
-
-
-@dataclasses.dataclass(frozen=True)
-class Price:
-    """What a model's tokens cost.
-
-    Attributes:
-        model: its name.
-        prompt: dollars per million tokens that it reads.
-        completion: dollars per million tokens that it writes.
-        source: who says so.
-        date: when it was so.
-
-    Example:
-        >>> Price("m", 2.0, 8.0).cost(1_000_000, 500_000)
-        6.0
-    """
-
-    model: str
-    prompt: float
-    completion: float
-    source: str = "the user"
-    date: str | None = None
-
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Return dollars."""
-        return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
 
 
 def price_of(model: str, path: str | None = None) -> Price | None:

@@ -1,18 +1,17 @@
-"""Find out what an OpenAI-compatible endpoint does before a harvest spends money on it."""
+"""Find out what an OpenAI-compatible endpoint can do before a harvest spends money on it.
+
+The probe checks behaviour, not just acceptance: some servers accept a field and ignore it.
+"""
 
 import dataclasses
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, Protocol
 
 from distill.core.errors import UserError
-from distill.core.ports import Completion, Request, Sampling
-from distill.endpoints.fire import may_be_hot, same_nats
+from distill.core.ports import Completion, Fire, Request, Sampling
+from distill.endpoints.fire import FireClient, FireMethod, find_method, may_be_hot, same_logprobs
+from distill.endpoints.shapes import Shape
 from distill.text.completions import tokens_of
-
-Generate = Callable[[Request, Sampling], Awaitable[Completion]]
-Score = Callable[[Request, str], Awaitable[Completion]]
-# How a text can be scored: the legacy API's echo, or vLLM's log-probabilities of a prompt.
-SCORINGS = ("echo", "prompt_logprobs")
 
 QUESTION = Request("Q: What is 12 + 30?\nLet's think step by step\n", seed=12)
 SCORED = dataclasses.replace(QUESTION, completion="12 + 30 = 42.\nThe answer is 42")
@@ -21,23 +20,56 @@ TOKENS = 16
 TEMPERATURES = (1.5, 2.0, 30.0)
 
 
+class ProbeClient(FireClient, Protocol):
+    """A client whose requests each have a session of their own, so that one may be refused."""
+
+    @property
+    def shape(self) -> Shape:
+        """Of the endpoint's API."""
+        ...
+
+    async def score(
+        self, request: Request, top_logprobs: int, *, scoring: str | None = None
+    ) -> Completion:
+        """Return a request's own completion with its log-probabilities."""
+        ...
+
+    async def takes_prefix_field(self) -> bool:
+        """Return whether the model's card announces the shape's `prefix_field`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Capabilities:
+    """What a client must know of its endpoint before it sends requests.
+
+    Attributes:
+        prefix_field: whether the endpoint takes a prefix in a field of its own.
+        fire: how hot tokens are drawn, None where none are.
+        scoring: how a given text is scored, one of the shape's `scorings`; None where none is.
+    """
+
+    prefix_field: bool = False
+    fire: FireMethod | None = None
+    scoring: str | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """What an endpoint was found to do.
+    """What an endpoint can do, as a harvest's manifest records it.
 
     Attributes:
         top_logprobs: most candidates that a token got of those asked for.
         tells_bytes: whether every token and candidate could be spelled.
-        keeps_seeds: whether the same request gave the same text twice; False at temperature 0 too
-            where it did not.
+        keeps_seeds: whether the same request gave the same text twice.
         before_temperature: whether log-probabilities are the model's own at any temperature; None
-            where that could not be told.
-        hottest: highest temperature of TEMPERATURES that it takes, 1 where none.
-        takes_top_k: whether it takes `top_k`, which OpenAI's own endpoints do not.
-        scores: how it gives the log-probabilities of a given text, one of SCORINGS; None where it
-            does not.
-        continues: whether it goes on from how a completion begins.
-        fire: how hot tokens are drawn, as of `fire.Way`; None where none are asked for.
+            where two requests shared too few candidates to compare.
+        hottest: highest temperature of TEMPERATURES that it accepts, 1 where none.
+        takes_top_k: whether it accepts `top_k`, which OpenAI's own endpoints do not.
+        scores: how it scores a given text, one of the shape's `scorings`; None where it does not.
+        continues: whether it continues a prefix of the completion.
+        fire: how hot tokens are drawn, as `fire.FireMethod` records it; None where none are.
+        served: the models that answered, with their fingerprints.
     """
 
     top_logprobs: int
@@ -49,6 +81,7 @@ class Probe:
     scores: str | None
     continues: bool
     fire: Mapping[str, Any] | None = None
+    served: Sequence[str] = ()
 
     def refuse_unfit(self, sampling: Sampling, *, scored: bool) -> None:
         """Refuse an endpoint that cannot serve a harvest.
@@ -68,90 +101,141 @@ class Probe:
             )
 
 
-async def probe(generate: Generate, score: Score, sampling: Sampling, *, chat: bool) -> Probe:
-    """Send some ten short requests and return what they tell, but for hot tokens.
+async def probe(client: ProbeClient, sampling: Sampling) -> Probe:
+    """Send some ten short requests and return what they show, hot tokens aside.
 
     Args:
-        generate: asks for a completion.
-        score: asks for the log-probabilities of a given one in one of SCORINGS.
+        client: sends the requests.
         sampling: the harvest's own; the first request is made with it.
-        chat: whether the API may begin a completion anew where it should go on; a prompt of the
-            legacy API ends in the prefix, so there is no doubt.
 
     Raises:
         UserError: the first request is refused or its answer has no log-probabilities.
     """
     short = dataclasses.replace(sampling, max_tokens=min(TOKENS, sampling.max_tokens))
-    first, second = await generate(QUESTION, short), await generate(QUESTION, short)
+    first, second = await client.generate(QUESTION, short), await client.generate(QUESTION, short)
     one = dataclasses.replace(short, max_tokens=1, temperature=1.0, stop=())
     hot = {
-        temperature: await _tried(
-            generate(QUESTION, dataclasses.replace(one, temperature=temperature))
+        temperature: await _or_none(
+            client.generate(QUESTION, dataclasses.replace(one, temperature=temperature))
         )
         for temperature in TEMPERATURES
     }
-    ranked = await _tried(generate(QUESTION, dataclasses.replace(one, top_k=5)))
+    ranked = await _or_none(client.generate(QUESTION, dataclasses.replace(one, top_k=5)))
+    cool = await _or_none(client.generate(QUESTION, one))
     tokens = tokens_of(first)
     spelled = b"".join([*first.tokens, *first.top_tokens])
     return Probe(
         top_logprobs=max((len(token.top) for token in tokens), default=0),
         tells_bytes=bool(tokens) and b"\xff" not in spelled,
         keeps_seeds=first.text == second.text,
-        before_temperature=_same(await _tried(generate(QUESTION, one)), hot[TEMPERATURES[0]]),
-        hottest=max((t for t, found in hot.items() if found is not None), default=1.0),
+        before_temperature=_same_first_logprobs(cool, hot[TEMPERATURES[0]]),
+        hottest=max((t for t, completion in hot.items() if completion is not None), default=1.0),
         takes_top_k=ranked is not None,
-        scores=await scoring(score),
-        continues=not chat or await continues(generate, sampling),
+        scores=await first_scoring(client, sampling.top_logprobs),
+        continues=await continues(client, sampling),
     )
 
 
-async def scoring(score: Score) -> str | None:
-    """Return the first of SCORINGS by which an endpoint scores a given text, if any."""
-    for way in SCORINGS:
-        scored = await _tried(score(SCORED, way))
+# --- Capabilities ------------------------------------------------------------------------------
+
+
+async def find_capabilities(
+    client: ProbeClient, sampling: Sampling, fire: Fire | None, *, hot_by: str | None
+) -> Capabilities:
+    """Find out what completions with a prefix, and with a hot token where `fire` is given, need.
+
+    Raises:
+        UserError: the endpoint cannot do it.
+    """
+    refuse_restarts(await continues(client, sampling))
+    prefix_field = await client.takes_prefix_field()
+    if fire is None:
+        return Capabilities(prefix_field)
+    method = await find_method(client, QUESTION, sampling, fire, drawn_by=hot_by)
+    return Capabilities(prefix_field, method)
+
+
+async def find_scoring(client: ProbeClient, top_logprobs: int) -> Capabilities:
+    """Find out how given texts are scored.
+
+    Raises:
+        UserError: they cannot be.
+    """
+    scoring = await first_scoring(client, top_logprobs)
+    if scoring is None:
+        raise UserError(
+            f"an endpoint that scores a given text, by {' or '.join(client.shape.scorings)}",
+            "one that does not",
+            "sample instead, or use kind completions or another endpoint",
+        )
+    return Capabilities(scoring=scoring)
+
+
+async def first_scoring(client: ProbeClient, top_logprobs: int) -> str | None:
+    """Return the first of the shape's ways by which the endpoint scores a text, if any."""
+    for scoring in client.shape.scorings:
+        scored = await _or_none(client.score(SCORED, top_logprobs, scoring=scoring))
         if scored is not None and scored.finish_reason != "error":
-            return way
+            return scoring
     return None
 
 
-async def _tried(asked: Awaitable[Completion]) -> Completion | None:
+def refuse_restarts(continued: bool) -> None:
+    """Refuse an endpoint that does not continue a prefix.
+
+    Raises:
+        UserError: it refuses to, or begins the completion anew.
+    """
+    if not continued:
+        raise UserError(
+            "an endpoint that continues the prefix of a completion",
+            "one that refuses to, or begins anew",
+            "use kind completions, or a server that knows continue_final_message",
+        )
+
+
+async def continues(client: ProbeClient, sampling: Sampling) -> bool:
+    """Return whether an endpoint continues a prefix of its own greedy text with the same text.
+
+    A server that ignores the wish begins anew; one that knows it but cannot refuses. Where the
+    shape puts the prefix at the end of the prompt, nothing is sent.
+
+    Args:
+        client: sends the requests.
+        sampling: the harvest's own.
+    """
+    if not client.shape.may_restart:
+        return True
+    greedy = dataclasses.replace(
+        sampling, temperature=0.0, max_tokens=TOKENS, stop=(), include_stop=False
+    )
+    whole = await _or_none(client.generate(QUESTION, greedy))
+    if whole is None:
+        return False
+    for count in range(len(whole.tokens) // 2, 0, -1):
+        prefix = b"".join(whole.tokens[:count])
+        if may_be_hot(prefix):
+            text = prefix.decode()
+            rest = await _or_none(
+                client.generate(dataclasses.replace(QUESTION, prefix=text), greedy)
+            )
+            expected = whole.text[len(text) :]
+            return rest is not None and bool(rest.text) and _begin_alike(rest.text, expected)
+    return False
+
+
+async def _or_none(completion: Awaitable[Completion]) -> Completion | None:
     try:
-        return await asked
+        return await completion
     except UserError:
         return None
 
 
-def _same(cool: Completion | None, hot: Completion | None) -> bool | None:
-    """Tell whether the first token's candidates have the same log-probabilities in both."""
+def _same_first_logprobs(cool: Completion | None, hot: Completion | None) -> bool | None:
+    """Return whether the first token's candidates have the same log-probabilities in both."""
     if cool is None or hot is None or not cool.tokens or not hot.tokens:
         return None
-    return same_nats(tokens_of(cool)[0].top, tokens_of(hot)[0].top)
-
-
-async def continues(generate: Generate, sampling: Sampling) -> bool:
-    """Return whether an endpoint goes on from how a completion begins, by its own greedy text.
-
-    One that begins anew, as those do that do not know the wish and overlook it, repeats the
-    beginning; one that says so refuses.
-
-    Args:
-        generate: asks for a completion.
-        sampling: the harvest's own.
-    """
-    greedy = dataclasses.replace(
-        sampling, temperature=0.0, max_tokens=TOKENS, stop=(), include_stop=False
-    )
-    whole = await _tried(generate(QUESTION, greedy))
-    if whole is None:
-        return False
-    for count in range(len(whole.tokens) // 2, 0, -1):
-        begun = b"".join(whole.tokens[:count])
-        if may_be_hot(begun):
-            text = begun.decode()
-            rest = await _tried(generate(dataclasses.replace(QUESTION, prefix=text), greedy))
-            left = whole.text[len(text) :]
-            return rest is not None and bool(rest.text) and _begin_alike(rest.text, left)
-    return False
+    return same_logprobs(tokens_of(cool)[0].top, tokens_of(hot)[0].top)
 
 
 def _begin_alike(one: str, other: str) -> bool:

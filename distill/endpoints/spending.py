@@ -1,32 +1,78 @@
-"""What the starts of a harvest spend, in tokens and dollars; each writes a file of its own."""
+"""Prices and counts of tokens, and the files in which each start of a harvest logs them."""
 
 import dataclasses
 import json
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from distill.core import files
 from distill.core.errors import UserError
-from distill.core.ports import Completion, Generator, Request, Sampling
+from distill.core.ports import Completion, Generator, Request, Sampling, Usage
 from distill.core.store import write_json
-from distill.endpoints.prices import Price
 
-# Where the files lie in a run directory.
+# The folder of a run directory.
 SPENT = "spent"
 
 
 @dataclasses.dataclass(frozen=True)
+class Price:
+    """The price of a model's tokens.
+
+    Attributes:
+        model: its name.
+        prompt: dollars per million tokens read.
+        completion: dollars per million tokens drawn.
+        source: where it was published.
+        date: when it held.
+
+    Example:
+        >>> Price("m", 2.0, 8.0).cost(1_000_000, 500_000)
+        6.0
+    """
+
+    model: str
+    prompt: float
+    completion: float
+    source: str = "the user"
+    date: str | None = None
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Return dollars."""
+        return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
+
+
+def usage_of(answer: Mapping[str, Any]) -> Usage:
+    """Return the counts in an answer's `usage`, None for each that it does not report.
+
+    Example:
+        >>> usage_of({"usage": {"prompt_tokens": 10}})
+        Usage(prompt_tokens=10, completion_tokens=None)
+    """
+    usage = answer.get("usage")
+    counts = usage if isinstance(usage, Mapping) else {}
+    prompt, completion = (counts.get(f"{what}_tokens") for what in ("prompt", "completion"))
+    return Usage(
+        prompt if isinstance(prompt, int) else None,
+        completion if isinstance(completion, int) else None,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Spent:
-    """What some completions took.
+    """The tokens and dollars of some completions; the one place where they are summed.
 
     Attributes:
         completions: number of them.
-        untold: how many of them came without counts of tokens.
-        prompt_tokens: tokens that were read.
-        completion_tokens: tokens that were written.
+        untold: number of those without a count of prompt or completion tokens.
+        prompt_tokens: tokens read.
+        completion_tokens: tokens drawn.
         dollars: None where a price is not known.
+
+    Example:
+        >>> Spent().plus(Usage(10, 20), Price("m", 1.0, 2.0))
+        Spent(completions=1, untold=0, prompt_tokens=10, completion_tokens=20, dollars=5e-05)
     """
 
     completions: int = 0
@@ -45,17 +91,24 @@ class Spent:
             (self.dollars or 0.0) + (other.dollars or 0.0) if known else None,
         )
 
+    def plus(self, usage: Usage, price: Price | None) -> "Spent":
+        """Return the sum with one completion more; an absent count adds nothing but to `untold`."""
+        absent = None in (usage.prompt_tokens, usage.completion_tokens)
+        prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
+        dollars = price.cost(prompt, completion) if price else None
+        return self + Spent(1, int(absent), prompt, completion, dollars)
+
     @property
     def tokens(self) -> int:
-        """Tokens that were read or written."""
+        """Tokens read or drawn."""
         return self.prompt_tokens + self.completion_tokens
 
 
-class Ledger:
-    """What one start of a harvest spends, in a file of its own in `RUN_DIR/spent`.
+class SpendingLog:
+    """A file in `RUN_DIR/spent` with what one start of a harvest spends.
 
-    It is written after the traces that it counts, so a kill loses as much of it as of them. Those
-    of other parts and machines lie beside it.
+    It is written after the traces that it counts, so a kill loses as much of it as of them. The
+    files of other parts and machines lie beside it.
 
     Args:
         directory: the run directory's `spent`.
@@ -68,31 +121,28 @@ class Ledger:
         self._price = price
         self.spent = Spent(dollars=0.0 if price else None)
 
-    def add(self, prompt_tokens: int | None, completion_tokens: int | None) -> None:
+    def add(self, usage: Usage) -> None:
         """Count a completion."""
-        untold = prompt_tokens is None or completion_tokens is None
-        prompt, written = prompt_tokens or 0, completion_tokens or 0
-        dollars = self._price.cost(prompt, written) if self._price else None
-        self.spent += Spent(1, int(untold), prompt, written, dollars)
+        self.spent = self.spent.plus(usage, self._price)
 
     def write(self) -> None:
-        """Put it on disk, unless nothing is counted."""
+        """Write the file, unless nothing is counted."""
         if self.spent.completions:
             price = dataclasses.asdict(self._price) if self._price else None
             write_json(self._path, {**dataclasses.asdict(self.spent), "price": price})
 
 
-def ledgers(directory: Path) -> list[dict[str, Any]]:
-    """Return what every start wrote down, of all parts and merged machines.
+def read_logs(directory: Path) -> list[dict[str, Any]]:
+    """Return the files of all starts, of all parts and merged machines.
 
     Raises:
         UserError: a file is damaged.
     """
-    return [ledger(path) for path in sorted(Path(directory).glob("*.json"))]
+    return [read_log(path) for path in sorted(Path(directory).glob("*.json"))]
 
 
-def ledger(path: Path) -> dict[str, Any]:
-    """Return what a start wrote down, with counts that can be summed; raises as `ledgers`."""
+def read_log(path: Path) -> dict[str, Any]:
+    """Return what a start wrote down, with counts that can be summed; raises as `read_logs`."""
     found = files.read_object(path, follow=False)
     counts = ("completions", "untold", "prompt_tokens", "completion_tokens")
     right = all(_is_count(found.get(name)) for name in counts)
@@ -109,74 +159,71 @@ def _is_count(value: object) -> bool:
 
 
 def spent_in(directory: Path) -> Spent:
-    """Return what all starts of a harvest have spent together; raises as `ledgers`."""
+    """Return what all starts of a harvest have spent together; raises as `read_logs`."""
     names = [field.name for field in dataclasses.fields(Spent)]
-    starts = [Spent(**{name: row[name] for name in names}) for row in ledgers(directory)]
+    starts = [Spent(**{name: row[name] for name in names}) for row in read_logs(directory)]
     return sum(starts, Spent())
 
 
 @runtime_checkable
-class Priced(Protocol):
+class PricedGenerator(Protocol):
     """A generator whose tokens cost money, and that may have a budget."""
 
     @property
     def price(self) -> Price | None:
-        """What a token costs, None where it is not known."""
+        """The price of a token, None where it is not known."""
         ...
 
     def after(self, spent: Spent) -> Generator:
-        """Return the generator, told what earlier starts have spent."""
+        """Return the generator with a budget from which earlier starts have spent."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Counted:
-    """A generator whose completions are counted in a ledger."""
+class MeteredGenerator:
+    """A generator whose completions are counted in a log."""
 
     generator: Generator
-    ledger: Ledger
+    log: SpendingLog
 
     @property
     def model(self) -> str:
-        """What the generator calls itself."""
+        """The generator's own."""
         return self.generator.model
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling
     ) -> Iterator[tuple[int, Completion]]:
-        """Yield what the generator writes."""
-        return self._counted(self.generator.generate(requests, sampling))
+        """Yield the generator's completions."""
+        return self._metered(self.generator.generate(requests, sampling))
 
     def score(
         self, requests: Sequence[Request], top_logprobs: int = 5
     ) -> Iterator[tuple[int, Completion]]:
-        """Yield what the generator measures."""
-        return self._counted(self.generator.score(requests, top_logprobs))
+        """Yield the generator's log-probabilities."""
+        return self._metered(self.generator.score(requests, top_logprobs))
 
-    def _counted(
-        self, finished: Iterator[tuple[int, Completion]]
+    def _metered(
+        self, completions: Iterator[tuple[int, Completion]]
     ) -> Iterator[tuple[int, Completion]]:
-        for index, completion in finished:
-            self.ledger.add(completion.prompt_tokens, completion.completion_tokens)
+        for index, completion in completions:
+            self.log.add(completion.usage)
             yield index, completion
 
 
-def counted(generator: Generator, run_dir: Path, name: str) -> tuple[Generator, Ledger]:
-    """Return the generator with its budget told and its completions counted, and the ledger."""
+def with_log(generator: Generator, run_dir: Path, stage: str) -> MeteredGenerator:
+    """Return the generator with a log of this start, its budget less what others have spent."""
     directory = run_dir / SPENT
-    price = generator.price if isinstance(generator, Priced) else None
-    ledger = Ledger(directory, name, price)
-    if isinstance(generator, Priced):
-        generator = generator.after(spent_in(directory))
-    return Counted(generator, ledger), ledger
+    priced = isinstance(generator, PricedGenerator)
+    log = SpendingLog(directory, stage, generator.price if priced else None)
+    return MeteredGenerator(generator.after(spent_in(directory)) if priced else generator, log)
 
 
 def summary(run_dir: Path) -> dict[str, Any]:
-    """Return what all starts spent and at which prices; nothing where no completion told."""
-    starts = ledgers(run_dir / SPENT)
-    spent = spent_in(run_dir / SPENT)
+    """Return what all starts spent and at which prices; nothing where no tokens were counted."""
+    logs, spent = read_logs(run_dir / SPENT), spent_in(run_dir / SPENT)
     if spent.untold == spent.completions:
         return {}
-    prices = {json.dumps(start["price"], sort_keys=True) for start in starts if start["price"]}
-    found = {"starts": len(starts), **dataclasses.asdict(spent)}
-    return {"spent": {**found, "prices": [json.loads(price) for price in sorted(prices)]}}
+    prices = {json.dumps(log["price"], sort_keys=True) for log in logs if log["price"]}
+    total = {"starts": len(logs), **dataclasses.asdict(spent)}
+    return {"spent": {**total, "prices": [json.loads(price) for price in sorted(prices)]}}

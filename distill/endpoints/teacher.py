@@ -1,72 +1,85 @@
-"""Generators that are not models of ours: an OpenAI-compatible endpoint, and a replay from disk."""
+"""A teacher behind an OpenAI-compatible API: settings that gin binds, and the client they open."""
 
 import contextlib
 import dataclasses
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from distill.core.errors import UserError
+from distill.core.in_flight import in_flight
 from distill.core.ports import Completion, Fire, Request, Sampling
 from distill.core.progress import SECONDS_PER_LINE
-from distill.core.records import Trace
-from distill.core.store import Shards
-from distill.endpoints.asking import Asking, Clients, Means, Trials
-from distill.endpoints.fire import CLIENT, SERVER, generate_hot
-from distill.endpoints.formats import format_of, read_key, refuse_odd_address, refuse_odd_variable
-from distill.endpoints.inflight import in_flight
-from distill.endpoints.pace import Pace
-from distill.endpoints.prices import Price, price_of
-from distill.endpoints.probe import Probe, probe
-from distill.endpoints.session import Budget, PromptRefused, Session
-from distill.endpoints.spending import Spent
+from distill.endpoints.fire import CLIENT, SERVER, FirstToken, find_method, generate_with_fire
+from distill.endpoints.prices import price_of
+from distill.endpoints.probe import (
+    QUESTION,
+    Capabilities,
+    Probe,
+    find_capabilities,
+    find_scoring,
+    probe,
+    refuse_restarts,
+)
+from distill.endpoints.session import (
+    Budget,
+    Pace,
+    PromptRefused,
+    Reply,
+    Session,
+    read_key,
+    refuse_odd_address,
+    refuse_odd_variable,
+)
+from distill.endpoints.shapes import SHAPES, Shape, shape_of
+from distill.endpoints.spending import Price, Spent
 from distill.text.completions import assemble
 
+if TYPE_CHECKING:
+    import openai
+
 logger = logging.getLogger(__name__)
-Finished = tuple[int, Completion]
+Result = TypeVar("Result")
+Indexed = tuple[int, Completion]
 # Some servers answer what they do not know with a fault, for ever.
 TRIES_OF_A_PROBE = 4
 CONNECTIONS_OF_A_CLIENT = 8
 
 
-# --- An endpoint -------------------------------------------------------------------------------
-
-Find = Callable[[Clients], Awaitable[Means]]
-Ask = Callable[[Clients, Means, Session, Request], Awaitable[Completion]]
+# --- The settings ------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class OpenAICompatible:
     """A model behind an endpoint that speaks OpenAI's Completions or Chat Completions API.
 
-    Where the endpoint knows seeds, a completion depends on its request and sampling alone. What
-    goes wrong on the way is tried again, as `session.Session` says; requests in flight adapt to
-    rate limits, as `pace.Pace` says. A prompt that the endpoint withholds an answer to gives an
-    empty completion that finished for "content_filter", one that is too long for "error".
+    Where the endpoint respects seeds, a completion depends on its request and sampling alone.
+    Faults are retried, as described in `session.Session`; the number of requests in flight adapts
+    to rate limits, as described in `session.Pace`. A prompt whose answer the endpoint withholds
+    gives an empty completion with the finish reason "content_filter", one that is too long "error".
 
-    A request's `prefix` is the end of a legacy prompt, a field of its own where the server is one
-    of `distill serve`, and an assistant's last message in a chat, which vLLM and SGLang go on from.
-    With `fire` the first token is hot and a completion takes two requests (see `endpoints.fire`).
+    A request's `prefix` is the end of a legacy prompt, a field of its own at a `distill serve`,
+    and the assistant's last message in a chat, which vLLM and SGLang continue. With `fire` the
+    first token is hot and a completion takes two requests (see `endpoints.fire`).
 
     Attributes:
         model: the model's name at the endpoint.
-        base_url: the endpoint's address up to and with `/v1`; several share the requests, and what
-            fails at one is tried at the next.
+        base_url: the endpoint's address up to and with `/v1`; several share the requests, and a
+            request that fails at one is sent to the next.
         kind: `completions` (prompts as they are) or `chat` (the prompt is the user's one message).
         fire: how the first token is drawn hot; None for a regular one.
-        hot_by: who draws it, `server` or `client`; None leaves that to what the probe finds.
+        hot_by: who draws it, `server` or `client`; None takes the server's draw if it works.
         api_key_variable: name of the environment variable that holds the key; None where the
             endpoint needs none. The key is read when requests are sent and kept nowhere.
         concurrency: requests in flight at most.
         requests_per_minute: None for no limit.
         tokens_per_minute: of prompts and completions, None for no limit.
-        budget: what may be spent; a harvest then ends with what is there on disk.
-        prices: a JSON file of prices in the form of `data/prices.json`, which is asked after it.
-        timeout: seconds until a request is given up.
+        budget: what may be spent; a harvest that reaches it keeps its traces on disk.
+        prices: a JSON file of prices in the form of `data/prices.json`, which it precedes.
+        timeout: seconds until a request is abandoned.
         max_retries: further tries of a request.
         backoff: seconds before the second try.
 
@@ -91,8 +104,8 @@ class OpenAICompatible:
     timeout: float = dataclasses.field(default=120.0, repr=False)
     max_retries: int = dataclasses.field(default=8, repr=False)
     backoff: float = dataclasses.field(default=0.5, repr=False)
-    # Asked once: whoever searches goes on from prefixes again and again.
-    _found: dict[tuple[bool, int], Means] = dataclasses.field(
+    # Cached: searches call `generate` repeatedly.
+    _capabilities: dict[tuple[bool, int], Capabilities] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -100,7 +113,7 @@ class OpenAICompatible:
         for address in self._addresses:
             refuse_odd_address(address)
         refuse_odd_variable(self.api_key_variable)
-        format_of(self.kind)
+        shape_of(self.kind)
         if self.hot_by not in (None, SERVER, CLIENT):
             raise UserError("hot_by server, client or None", self.hot_by, "name one of them")
         if self.fire is not None and self.fire.positions != (0,):
@@ -124,134 +137,102 @@ class OpenAICompatible:
 
     @property
     def price(self) -> Price | None:
-        """What a token costs, None where it is not known."""
+        """The price of a token, None where it is not known."""
         given = self.budget.dollars_per_million
         return Price(self.model, *given) if given else price_of(self.model, self.prices)
 
     def after(self, spent: Spent) -> "OpenAICompatible":
-        """Return the same endpoint, whose budget knows what earlier starts have spent."""
+        """Return the same endpoint with a budget from which earlier starts have spent."""
         return dataclasses.replace(self, budget=dataclasses.replace(self.budget, already=spent))
 
     @property
     def _addresses(self) -> tuple[str, ...]:
         return (self.base_url,) if isinstance(self.base_url, str) else tuple(self.base_url)
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Finished]:
-        """Yield (index, completion) as answers come in.
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Indexed]:
+        """Yield (index, completion) as answers arrive.
 
         Raises:
-            UserError: the endpoint refuses, stays away, reports no log-probabilities, or cannot go
-                on from a prefix or draw hot tokens where it should; or the budget is spent.
+            UserError: the endpoint refuses, does not answer, reports no log-probabilities, or
+                cannot continue a prefix or draw hot tokens as requested; or the budget is spent.
         """
+        prefixed = any(request.prefix for request in requests)
+        prepare = functools.partial(self._to_generate, sampling=sampling, prefixed=prefixed)
+        ask = functools.partial(Client.generate, sampling=sampling)
+        return self._completions(requests, prepare, ask)
 
-        async def find(clients: Clients) -> Means:
-            begun = any(request.prefix for request in requests)
-            key = (begun, sampling.top_logprobs)
-            if key not in self._found:
-                trials = self._trials(clients)
-                found = await trials.means(sampling, self.fire, self.hot_by, begun=begun)
-                self._found[key] = found
-            return self._found[key]
-
-        async def ask(
-            clients: Clients, means: Means, session: Session, request: Request
-        ) -> Completion:
-            asking = Asking(self.model, self.kind, clients, lambda: session, means.apart)
-            if self.fire is None or means.way is None:
-                return await asking.generate(request, sampling)
-            return await generate_hot(
-                asking.first, asking.generate, request, sampling, self.fire, means.way
-            )
-
-        return self._all(requests, find, ask)
-
-    def score(self, requests: Sequence[Request], top_logprobs: int = 5) -> Iterator[Finished]:
+    def score(self, requests: Sequence[Request], top_logprobs: int = 5) -> Iterator[Indexed]:
         """Yield the log-probabilities of given completions, by echo or by `prompt_logprobs`.
 
-        The legacy API's `echo` is tried first, then vLLM's field, which chats have too. One token
-        more is asked for: some servers cannot do without, and its candidates may tell the
-        log-probability of stopping after the completion. A token across the border of prompt and
+        The legacy API's `echo` is tried first, then vLLM's field, which chats have too. Each
+        request asks for one token more: some servers insist on it, and its candidates may hold the
+        log-probability of stopping after the completion. A token that straddles prompt and
         completion keeps its bytes within the completion, without a log-probability.
 
         Raises:
             UserError: the endpoint cannot score a given text, or as `generate`.
         """
-
-        async def find(clients: Clients) -> Means:
-            return Means(scoring=await self._trials(clients).scoring(top_logprobs))
-
-        async def ask(
-            clients: Clients, means: Means, session: Session, request: Request
-        ) -> Completion:
-            asking = Asking(self.model, self.kind, clients, lambda: session, means.apart)
-            return await asking.score(request, means.scoring or "", top_logprobs)
-
-        return self._all(requests, find, ask)
+        prepare = functools.partial(find_scoring, top_logprobs=top_logprobs)
+        ask = functools.partial(Client.score, top_logprobs=top_logprobs)
+        return self._completions(requests, prepare, ask)
 
     def probe(self, sampling: Sampling, *, scored: bool) -> dict[str, Any]:
-        """Return what the endpoint was found to do, asked some twenty short requests.
+        """Return what the endpoint can do, found out by some twenty short requests.
 
         Args:
-            sampling: as the harvest will ask.
+            sampling: the harvest's own.
             scored: whether the harvest will score given texts.
 
         Raises:
             UserError: the endpoint cannot serve such a harvest.
         """
-        sessions: list[Session] = []
 
-        async def one(clients: Clients, _: int) -> Probe:
-            trials = self._trials(clients, sessions)
-            score = functools.partial(trials.score, top_logprobs=sampling.top_logprobs)
-            found = await probe(trials.generate, score, sampling, chat=self.kind == "chat")
-            if scored or self.fire is None:
-                return found
-            way = await trials.way(sampling, self.fire, self.hot_by, continues=found.continues)
-            return dataclasses.replace(found, fire=way._asdict())
+        async def one(client: Client, _: int) -> Probe:
+            return await client.probe(sampling, scored=scored)
 
-        (found,) = in_flight(one, 1, limit=lambda: 1, resource=lambda: self._clients())
-        logger.info("%s is %s", self.model, found)
-        found.refuse_unfit(sampling, scored=scored)
-        served = sorted(set().union(*(session.served for session in sessions)))
-        return {**dataclasses.asdict(found), "served": served}
+        opened = functools.partial(self._open, self._session())
+        (result,) = in_flight(one, 1, limit=lambda: 1, resource=opened)
+        logger.info("%s is %s", self.model, result)
+        result.refuse_unfit(sampling, scored=scored)
+        return dataclasses.asdict(result)
 
-    def _trials(self, clients: Clients, sessions: list[Session] | None = None) -> Trials:
-        patient = dataclasses.replace(self, max_retries=min(self.max_retries, TRIES_OF_A_PROBE))
-        kept = [] if sessions is None else sessions
-
-        def session() -> Session:
-            """Give each request its own: that one is refused says nothing of the others."""
-            kept.append(patient._session())
-            return kept[-1]
-
-        return Trials(self.model, self.kind, clients, session)
-
-    def _all(self, requests: Sequence[Request], find: Find, ask: Ask) -> Iterator[Finished]:
+    def _completions(
+        self, requests: Sequence[Request], prepare: "Prepare", ask: "Ask"
+    ) -> Iterator[Indexed]:
+        """Yield the completions of requests that share a session and what `prepare` returns."""
         if not requests:
             return
         session = self._session()
-
-        @contextlib.asynccontextmanager
-        async def found_out() -> AsyncIterator[tuple[Clients, Means]]:
-            async with self._clients() as clients:
-                yield clients, await find(clients)
-
-        async def one(opened: tuple[Clients, Means], index: int) -> Finished:
-            clients, means = opened
-            turn = index % len(clients)
-            try:
-                turned = (*clients[turn:], *clients[:turn])
-                return index, await ask(turned, means, session, requests[index])
-            except PromptRefused as error:
-                return index, assemble([], finish_reason=error.finish_reason)
-
-        found = in_flight(one, len(requests), limit=lambda: session.pace.limit, resource=found_out)
+        completions = in_flight(
+            functools.partial(_completion, requests=requests, ask=ask),
+            len(requests),
+            limit=lambda: session.pace.limit,
+            resource=functools.partial(self._prepared, session, prepare),
+        )
         try:
-            yield from _reported(found, session, len(requests))
+            yield from _with_cost_logged(completions, session, len(requests))
         finally:
             logger.info("%s", session.line())
 
-    def _session(self) -> Session:
+    async def _to_generate(
+        self, trial: "Client", *, sampling: Sampling, prefixed: bool
+    ) -> Capabilities:
+        """Return what the requests of a call need, found out once."""
+        if not prefixed and self.fire is None:
+            return Capabilities()
+        key = (prefixed, sampling.top_logprobs)
+        if key not in self._capabilities:
+            self._capabilities[key] = await find_capabilities(
+                trial, sampling, self.fire, hot_by=self.hot_by
+            )
+        return self._capabilities[key]
+
+    def trial_session(self, served: set[str]) -> Session:
+        """Return a session for one request of a probe; `served` collects who answers it."""
+        retries = min(self.max_retries, TRIES_OF_A_PROBE)
+        return dataclasses.replace(self, max_retries=retries)._session(served)
+
+    def _session(self, served: set[str] | None = None) -> Session:
         return Session(
             f"{self.model} at {', '.join(urlsplit(url).netloc for url in self._addresses)}",
             Pace(self.concurrency, self.requests_per_minute, self.tokens_per_minute),
@@ -260,11 +241,17 @@ class OpenAICompatible:
             secret=read_key(self.api_key_variable) if self.api_key_variable else "",
             budget=self.budget,
             price=self.price,
+            served=served,
         )
 
     @contextlib.asynccontextmanager
-    async def _clients(self) -> AsyncIterator[Clients]:
-        """Open clients that share the connections: a pool looks at all of its own at each request.
+    async def _prepared(self, session: Session, prepare: "Prepare") -> "AsyncIterator[Client]":
+        async with self._open(session) as client:
+            yield dataclasses.replace(client, capabilities=await prepare(client.trial()))
+
+    @contextlib.asynccontextmanager
+    async def _open(self, session: Session) -> "AsyncIterator[Client]":
+        """Open connections in small pools: a pool walks over all of its own at each request.
 
         Those of different addresses alternate, so that the next one stands in for a failed one.
         """
@@ -274,77 +261,148 @@ class OpenAICompatible:
             key = read_key(self.api_key_variable)
             settings = {"api_key": key, "timeout": self.timeout, "max_retries": 0}
             rounds = -(-self.concurrency // (CONNECTIONS_OF_A_CLIENT * len(self._addresses)))
-            urls = self._addresses * rounds
-            opened = (openai.AsyncOpenAI(base_url=url, **settings) for url in urls)
-            yield [await stack.enter_async_context(client) for client in opened]
+            pools = (
+                openai.AsyncOpenAI(base_url=url, **settings) for url in self._addresses * rounds
+            )
+            connections = [await stack.enter_async_context(pool) for pool in pools]
+            shape = SHAPES[self.kind]
+            yield Client(self, shape, connections, lambda: session, Capabilities())
 
 
-def _reported(found: Iterator[Finished], session: Session, count: int) -> Iterator[Finished]:
-    """Pass the completions on; each half minute log what they cost and what all will cost."""
-    last = time.monotonic()
-    for done, item in enumerate(found, 1):
-        yield item
-        if time.monotonic() - last >= SECONDS_PER_LINE and session.dollars:
-            last = time.monotonic()
-            projected = session.dollars * count / done
-            logger.info("%.2f dollars so far, about %.2f in all", session.dollars, projected)
-
-
-# --- A replay ----------------------------------------------------------------------------------
+# --- The client --------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
-class Replay:
-    """A generator that plays back the traces of an earlier harvest.
+class Client:
+    """An open endpoint; a shape writes its requests and reads its answers, a session sends them.
 
     Attributes:
-        directory: a run's `traces`.
+        settings: of the endpoint.
+        shape: of its API.
+        connections: tried in turn.
+        session: returns the session of a request: the same for all, or one each in a probe.
+        capabilities: of the endpoint, as far as the requests need them.
     """
 
-    directory: str
+    settings: OpenAICompatible
+    shape: Shape
+    connections: "Sequence[openai.AsyncOpenAI]"
+    session: Callable[[], Session]
+    capabilities: Capabilities
 
-    def input_files(self) -> tuple[Path, ...]:
-        """Return the directory, whose files a run is known by."""
-        return (Path(self.directory),)
+    async def generate(self, request: Request, sampling: Sampling) -> Completion:
+        """Return a request's completion, with a hot first token where the capabilities say how."""
+        if self.capabilities.fire is not None:
+            regular = dataclasses.replace(self.capabilities, fire=None)
+            client = dataclasses.replace(self, capabilities=regular)
+            return await generate_with_fire(client, request, sampling, self.capabilities.fire)
+        body = self._body(request, sampling)
+        reply = await self._send(body, self.shape.completion, request.seed)
+        return reply.value.with_usage(reply.usage)
 
-    @property
-    def model(self) -> str:
-        """The model of the first trace."""
-        for trace in self._traces():
-            return trace.model
-        raise UserError(f"traces in {self.directory}", "none", "harvest some first")
+    async def first(self, request: Request, sampling: Sampling) -> FirstToken:
+        """Return the first token of a request's completion."""
+        body = self._body(request, sampling)
+        reply = await self._send(body, self.shape.first_token, request.seed)
+        return FirstToken(reply.value, reply.usage)
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Finished]:
-        """Yield the traces with the requests' prompts and seeds; the sampling is the trace's own.
+    async def score(
+        self, request: Request, top_logprobs: int, *, scoring: str | None = None
+    ) -> Completion:
+        """Return a request's own completion with its log-probabilities.
 
-        Raises:
-            UserError: a request has no trace.
+        Args:
+            request: with a completion.
+            top_logprobs: candidates of each token.
+            scoring: one of the shape's `scorings`; None for that of the capabilities.
         """
-        del sampling
-        keys = [(request.prompt, request.seed) for request in requests]
-        return self._found(keys, lambda trace: (trace.prompt, trace.seed))
+        way = self.shape.scorings[scoring or self.capabilities.scoring or ""]
+        read = functools.partial(way.completion, request=request, top_logprobs=top_logprobs)
+        reply = await self._send(way.request(request, top_logprobs), read, request.seed)
+        return reply.value.with_usage(reply.usage)
 
-    def score(self, requests: Sequence[Request], top_logprobs: int = 5) -> Iterator[Finished]:
-        """Yield the traces with the requests' prompts and completions; raises as `generate`."""
-        del top_logprobs
-        keys = [(request.prompt, request.completion) for request in requests]
-        return self._found(keys, lambda trace: (trace.prompt, trace.text))
+    async def probe(self, sampling: Sampling, *, scored: bool) -> Probe:
+        """Return what the endpoint can do; raises as `OpenAICompatible.probe`."""
+        served: set[str] = set()
+        trial = self.trial(served)
+        result = await probe(trial, sampling)
+        fire = self.settings.fire
+        if fire is not None and not scored:
+            refuse_restarts(result.continues)
+            hot_by = self.settings.hot_by
+            method = await find_method(trial, QUESTION, sampling, fire, drawn_by=hot_by)
+            result = dataclasses.replace(result, fire=method.recorded())
+        return dataclasses.replace(result, served=sorted(served))
 
-    def _traces(self) -> Shards[Trace]:
-        return Shards(Path(self.directory), Trace)
+    async def takes_prefix_field(self) -> bool:
+        """Return whether the model's card announces the shape's `prefix_field` at every address."""
+        if self.shape.prefix_field is None:
+            return False
+        servers = {str(connection.base_url): connection for connection in self.connections}
+        cards = [server.models.with_raw_response.retrieve for server in servers.values()]
+        read = functools.partial(_is_set, field=self.shape.prefix_field)
+        body = {"model": self.settings.model}
+        try:
+            replies = [await self.session().answer([card], body, read, 0) for card in cards]
+        except UserError:
+            return False
+        return all(reply.value for reply in replies)
 
-    def _found(self, keys: Sequence[Any], key_of: Callable[[Trace], Any]) -> Iterator[Finished]:
-        wanted: dict[Any, list[int]] = {}
-        for index, key in enumerate(keys):
-            wanted.setdefault(key, []).append(index)
-        fields = {field.name for field in dataclasses.fields(Trace)}
-        names = [field.name for field in dataclasses.fields(Completion) if field.name in fields]
-        for trace in self._traces():
-            for index in wanted.pop(key_of(trace), []):
-                yield index, Completion(**{name: getattr(trace, name) for name in names})
-        if wanted:
-            raise UserError(
-                f"a trace for each of {len(keys)} requests in {self.directory}",
-                f"{sum(map(len, wanted.values()))} without one",
-                "replay with the problems, prompt and seed of that harvest",
-            )
+    def trial(self, served: set[str] | None = None) -> "Client":
+        """Return a client whose requests have sessions of their own: a refusal ends no other.
+
+        Args:
+            served: collects the models that answer.
+        """
+        session = functools.partial(
+            self.settings.trial_session, set() if served is None else served
+        )
+        return dataclasses.replace(self, session=session)
+
+    def starting_at(self, index: int) -> "Client":
+        """Return a client that tries the connections in turn from one of them on."""
+        turn = index % len(self.connections)
+        turned = (*self.connections[turn:], *self.connections[:turn])
+        return dataclasses.replace(self, connections=turned)
+
+    def _body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
+        prefix_field = self.capabilities.prefix_field
+        return self.shape.request(request, sampling, prefix_field=prefix_field)
+
+    async def _send(
+        self, body: Mapping[str, Any], read: Callable[[Mapping[str, Any]], Result], seed: int
+    ) -> Reply[Result]:
+        creates = [self.shape.create(connection) for connection in self.connections]
+        whole = {"model": self.settings.model, **body}
+        return await self.session().answer(creates, whole, read, seed)
+
+
+Prepare = Callable[[Client], Awaitable[Capabilities]]
+Ask = Callable[[Client, Request], Awaitable[Completion]]
+
+
+def _is_set(card: Mapping[str, Any], field: str) -> bool:
+    return card.get(field) is True
+
+
+async def _completion(
+    client: Client, index: int, *, requests: Sequence[Request], ask: Ask
+) -> Indexed:
+    """Return a request's completion with its index; an empty one if the prompt is refused."""
+    try:
+        return index, await ask(client.starting_at(index), requests[index])
+    except PromptRefused as error:
+        return index, assemble([], finish_reason=error.finish_reason)
+
+
+def _with_cost_logged(
+    completions: Iterator[Indexed], session: Session, count: int
+) -> Iterator[Indexed]:
+    """Yield the completions; each half minute log their cost and a projection for all."""
+    last = time.monotonic()
+    for number, completion in enumerate(completions, 1):
+        yield completion
+        if time.monotonic() - last >= SECONDS_PER_LINE and session.dollars:
+            last = time.monotonic()
+            projected = session.dollars * count / number
+            logger.info("%.2f dollars so far, about %.2f in all", session.dollars, projected)

@@ -2,7 +2,7 @@ r"""Completions as OpenAI's text APIs tell them, whole and in pieces; sends noth
 
 A token that is no UTF-8 by itself is `bytes:\xf0\x9f` in the legacy API, whose candidates are a map
 keyed by text. Where a completion ended of itself, its tokens are followed by END, which has the
-log-probability of stopping and no bytes; `distill.endpoints.wire` reads all of this back.
+log-probability of stopping and no bytes; `distill.endpoints.shapes` reads all of this back.
 """
 
 import codecs

@@ -234,11 +234,11 @@ def read_key(variable: str | None, host: str) -> str | None:
     Raises:
         UserError: the variable is not set, or no header can carry what it holds.
     """
-    from distill.endpoints import formats
+    from distill.endpoints import session
 
     if variable is None and not os.environ.get(KEY_VARIABLE, "").strip() and _is_loopback(host):
         return None
-    return formats.read_key(variable or KEY_VARIABLE)
+    return session.read_key(variable or KEY_VARIABLE)
 
 
 def _is_loopback(host: str) -> bool:

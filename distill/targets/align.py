@@ -82,14 +82,7 @@ def align(
 
 def _taught(trace: Trace) -> tokalign.TeacherTrace | None:
     try:
-        return tokalign.TeacherTrace(
-            trace.tokens,
-            trace.logprobs,
-            trace.top_tokens,
-            trace.top_logprobs,
-            trace.top_ends,
-            trace.end_logprob,
-        )
+        return tokalign.TeacherTrace.of(trace)
     except ValueError as error:
         logger.warning("%s sample %d is refused: %s", trace.problem_id, trace.sample, error)
         return None

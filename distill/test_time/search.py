@@ -26,8 +26,7 @@ from distill.core.ports import Completion, Request
 from distill.test_time import ledger, strategy
 from distill.test_time.strategy import Accounts, Candidate, Election, Models, Question, Solved
 from distill.text import steps
-from distill.text.completions import cut_after_answer
-from distill.text.prompts import ANSWER
+from distill.text.completions import ANSWER, cut_after_answer
 
 MAX_ROUNDS = 40
 

@@ -1,22 +1,33 @@
-"""Build and shorten completions; their text, tokens and candidates stay of one piece."""
+"""Completions: fit tokens to a text, assemble, cut and shorten, with candidates in step."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
-from typing import NamedTuple
+import functools
+import re
+from collections.abc import Sequence
+from itertools import groupby, pairwise
 
 import numpy as np
 
+from distill.core.errors import UserError
 from distill.core.ports import Completion, Sampling
-from distill.text.prompts import cut
+from tokalign.apis import token_bytes
+from tokalign.teacher import UNSPELLABLE, TeacherToken
 
-
-class Token(NamedTuple):
-    """A token's bytes, its nats (NaN where unknown), and its candidates, the likeliest first."""
-
-    text: bytes
-    logprob: float = np.nan
-    top: tuple[tuple[bytes, float], ...] = ()
+# The token of any generator; candidates are sorted from the likeliest.
+Token = TeacherToken
+ANSWER = "answer is"
+# How servers name the reasons; any other is an error.
+_FINISH_REASONS = {
+    "stop": "stop",
+    "eos": "stop",
+    "eos_token": "stop",
+    "stop_sequence": "stop",
+    "length": "length",
+    "max_tokens": "length",
+    "content_filter": "content_filter",
+}
+# Runs of bytes that are reported, and runs of marks for those that are not.
+_PIECES = re.compile(UNSPELLABLE + b"+|[^" + UNSPELLABLE + b"]+")
 
 
 def assemble(
@@ -44,12 +55,25 @@ def assemble(
     )
 
 
+def cut(text: str) -> str:
+    r"""Return the text up to the end of the first line that holds "answer is".
+
+    After it a generator often begins another question.
+
+    Example:
+        >>> cut("4 + 4 = 8.\nThe answer is 8.\n\nQ: How")
+        '4 + 4 = 8.\nThe answer is 8.'
+    """
+    place = text.find(ANSWER)
+    end = text.find("\n", place)
+    return text if place < 0 or end < 0 else text[:end]
+
+
 def cut_after_answer(completion: Completion) -> Completion:
     r"""Cut the text after the first line that holds "answer is", where the paper cuts it.
 
-    What follows is the generator going on to another question. The newline goes too, and so the
-    log-probability of stopping becomes absent; a completion that ran into its length after its
-    answer counts as stopped.
+    The newline is cut too, so the log-probability of stopping becomes absent. A completion that
+    reached its length after its answer counts as stopped.
 
     Example:
         >>> tokens = [Token(b"The answer is 8"), Token(b".\n\n"), Token(b"Q:")]
@@ -81,18 +105,12 @@ def cut_at_stop(completion: Completion, sampling: Sampling) -> Completion:
     return dataclasses.replace(short, finish_reason="stop", end_logprob=np.nan)
 
 
-def summed(counts: Iterable[int | None]) -> int | None:
-    """Return the tokens of several requests together, None where one of them is not known."""
-    known = list(counts)
-    return None if None in known else sum(count or 0 for count in known)
-
-
 def shorten(completion: Completion, end: int) -> Completion:
     r"""Keep the first `end` bytes of a completion.
 
-    A token across the cut keeps its bytes before it. The candidates that go on past the cut as the
-    token did are then the same outcome as the kept bytes, so their probabilities add up; the other
-    candidates stay as they are:
+    A token across the cut keeps its bytes before it. A candidate that begins with the
+    kept bytes and continues as the token did is then the same outcome, so their probabilities add
+    up; the other candidates stay as they are:
 
         text     ... 8 . | \n \n            cut before the newlines
         token        ".\n\n" -0.11   ->     "." -0.01
@@ -132,8 +150,7 @@ def first_bytes(tokens: Sequence[Token], end: int) -> list[Token]:
 def after_bytes(tokens: Sequence[Token], start: int) -> list[Token]:
     """Return the tokens from byte `start` on.
 
-    What a token across it says is about both sides at once, so its rest keeps neither a
-    log-probability nor candidates.
+    A token straddling `start` keeps its tail but loses its log-probability and candidates.
     """
     kept: list[Token] = []
     size = 0
@@ -172,3 +189,192 @@ def _merged(token: Token, size: int) -> Token:
     logprob = min(float(np.logaddexp.reduce(known)), 0.0) if known else np.nan
     joined = rest + ([(kept, logprob)] if same else [])
     return Token(kept, logprob, tuple(sorted(joined, key=lambda pair: -pair[1])))
+
+
+# --- Tokens that an API reports ----------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1 << 15)  # A vocabulary's names recur.
+def name_bytes(name: str) -> bytes:
+    r"""Return the bytes that a token's name stands for, 0xff for each run that is not reported.
+
+    Raises:
+        UserError: the name is a token's id.
+
+    Example:
+        >>> name_bytes(" she"), name_bytes(r"bytes: \xf0\x9f"), name_bytes(" \ufffd")
+        (b' she', b' \xf0\x9f', b' \xff')
+    """
+    if name.startswith("token_id:") and name[9:].isdigit():
+        raise UserError(
+            "tokens by their text", name, "start the server without return_tokens_as_token_ids"
+        )
+    if name.startswith("bytes:") and "\\x" in name:
+        return token_bytes(name)
+    return UNSPELLABLE.join(part.encode() for part in whole_characters(name).split("\ufffd"))
+
+
+def whole_characters(text: str) -> str:
+    """Join surrogate pairs and replace single surrogates, which UTF-8 cannot spell."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def reported(text: str, tokens: Sequence[Token] | None) -> Sequence[Token]:
+    """Return the tokens that were reported with a text, none for an empty text without a report.
+
+    Raises:
+        UserError: the text came without tokens.
+    """
+    if tokens is None and text:
+        raise UserError(
+            "log-probabilities with every completion",
+            "a text without them",
+            "use an endpoint or a model that reports them",
+        )
+    return tokens or ()
+
+
+def fit(text: str, tokens: Sequence[Token], finish_reason: object) -> Completion:
+    r"""Return the completion in which the tokens spell the text, or a failed one.
+
+    Tokens beyond the text are the stop: an end-of-sequence token or a stop string. The first of
+    them, if the text ends where it begins, gives the log-probability of stopping. A text that ends
+    within a character ends before it. Where the two differ only in whitespace around the text,
+    which some servers strip, the tokens are right. Any other completion has failed: it keeps its
+    text, has no tokens, and its reason to finish is "error".
+
+    Args:
+        text: the server's.
+        tokens: as reported; 0xff stands for bytes that are not.
+        finish_reason: the server's word for it.
+
+    Example:
+        >>> tokens = [Token(b"8", -0.5), Token(b"</s>", -0.1)]
+        >>> whole = fit("8", tokens, "eos")
+        >>> whole.tokens, whole.end_logprob, whole.finish_reason
+        ((b'8',), -0.1, 'stop')
+        >>> fit("nine", tokens, "stop").finish_reason
+        'error'
+    """
+    reason = _FINISH_REASONS.get(str(finish_reason), "error")
+    placed = place_tokens(text, tokens)
+    if placed is None:
+        return failed(text)
+    spelled = b"".join(token.text for token in placed)
+    for wanted in (text.encode(), text.rstrip("\ufffd").encode(), spelled):
+        if not spelled.startswith(wanted):
+            continue
+        if wanted is spelled and spelled.strip() != text.encode().strip():
+            continue
+        kept = first_bytes(placed, len(wanted))
+        following = next_token(placed, kept)
+        return assemble(
+            _without_empty(kept),
+            finish_reason=reason,
+            end_logprob=following.logprob if following and reason == "stop" else np.nan,
+        )
+    return failed(text)
+
+
+def fit_scored(
+    text: str, tokens: Sequence[Token] | None, following: Token | None = None
+) -> Completion:
+    """Return a given text as a completion of its scored tokens, or a failed one.
+
+    Args:
+        text: what was scored.
+        tokens: of the text alone; None where they could not be found.
+        following: the token after the text; the log-probability of stopping is among its
+            candidates.
+    """
+    if tokens is None or b"".join(token.text for token in tokens) != text.encode():
+        return failed(text)
+    end_logprob = dict(following.top).get(b"", np.nan) if following else np.nan
+    return assemble(_without_empty(tokens), end_logprob=end_logprob)
+
+
+def failed(text: str) -> Completion:
+    """Return a completion whose tokens do not spell its text: it has none."""
+    return dataclasses.replace(assemble([], finish_reason="error"), text=text)
+
+
+def next_token(placed: Sequence[Token], kept: Sequence[Token]) -> Token | None:
+    """Return the token that follows those kept, None where the last of them is cut."""
+    whole = not kept or kept[-1] == placed[len(kept) - 1]
+    return placed[len(kept)] if whole and len(placed) > len(kept) else None
+
+
+def _without_empty(tokens: Sequence[Token]) -> list[Token]:
+    """Join tokens that spell nothing to the next one, as one of their joint probability."""
+    kept: list[Token] = []
+    unspelled = 0.0
+    for token in tokens:
+        if not token.text:
+            unspelled += token.logprob
+        elif unspelled:
+            kept.append(Token(token.text, unspelled + token.logprob))
+            unspelled = 0.0
+        else:
+            kept.append(token)
+    return kept
+
+
+def place_tokens(text: str, tokens: Sequence[Token]) -> list[Token] | None:
+    """Give tokens without reported bytes those that the text has between their neighbours.
+
+    Several in a row become one token of their joint probability without candidates: together they
+    spell a character, as the halves of an emoji do.
+
+    Returns:
+        The tokens, which may extend beyond the text; None where they cannot spell it.
+    """
+    groups = [list(group) for _, group in groupby(tokens, lambda t: UNSPELLABLE in t.text)]
+    if not any(UNSPELLABLE in group[0].text for group in groups):
+        return list(tokens)
+    spelled = text.encode()
+    pieces = [_PIECES.findall(b"".join(token.text for token in group)) for group in groups]
+    ends = _piece_ends([piece for of_group in pieces for piece in of_group], spelled)
+    if ends is None:
+        return None
+    placed: list[Token] = []
+    at = count = 0
+    for group, of_group in zip(groups, pieces, strict=True):
+        start, count = at, count + len(of_group)
+        at = ends[min(count, len(ends)) - 1] if of_group and ends else at
+        if UNSPELLABLE not in group[0].text:
+            placed += group
+        elif at > start:
+            top = group[0].top if len(group) == 1 else ()
+            nats = sum(token.logprob for token in group)
+            placed.append(Token(spelled[start:at], nats, top))
+    return placed
+
+
+def _piece_ends(pieces: Sequence[bytes], spelled: bytes) -> list[int] | None:
+    """Return where pieces end that together spell a text, None where they cannot.
+
+    Depth first, the shortest reading of unreported bytes first; no place is tried twice, so the
+    work is bounded by pieces times places. Pieces beyond the text get no end.
+    """
+    tried: set[tuple[int, int]] = set()
+    paths: list[list[int]] = [[]]
+    while paths:
+        ends = paths.pop()
+        n, at = len(ends), ends[-1] if ends else 0
+        if at >= len(spelled):
+            return ends
+        if n < len(pieces) and (n, at) not in tried:
+            tried.add((n, at))
+            paths += [[*ends, end] for end in reversed(_readings(pieces[n], spelled, at))]
+    return None
+
+
+def _readings(piece: bytes, spelled: bytes, at: int) -> list[int]:
+    """Return where a piece may end; an unreported byte is one to three bytes, none ASCII."""
+    if not piece.startswith(UNSPELLABLE):
+        rest = spelled[at : at + len(piece)]
+        return [at + len(piece)] if piece.startswith(rest) else []
+    most = min(3 * len(piece), len(spelled) - at)
+    stretch = spelled[at : at + most]
+    most = next((n for n, byte in enumerate(stretch) if byte < 0x80), most)
+    return list(range(at + len(piece), at + most + 1))

@@ -24,7 +24,6 @@ from distill.core.records import Problem
 
 DEMONSTRATIONS = 4
 STEP_BY_STEP = "Let's think step by step"
-ANSWER = "answer is"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,20 +167,6 @@ def demonstrations(name: str = "grade_school") -> tuple[Problem, ...]:
 def answer_sentence(answer: str) -> str:
     """Return the sentence that every chain ends in; no mark follows the answer."""
     return f"The answer is {answer}"
-
-
-def cut(text: str) -> str:
-    r"""Return the text up to the end of the first line that holds "answer is".
-
-    What follows is a generator going on to another question.
-
-    Example:
-        >>> cut("4 + 4 = 8.\nThe answer is 8.\n\nQ: How")
-        '4 + 4 = 8.\nThe answer is 8.'
-    """
-    place = text.find(ANSWER)
-    end = text.find("\n", place)
-    return text if place < 0 or end < 0 else text[:end]
 
 
 def _chain(problem: Problem) -> str:

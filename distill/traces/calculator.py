@@ -20,8 +20,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from distill.core.ports import Completion, Generator, Request, Sampling
-from distill.text.completions import Token, assemble, cut_at_stop, summed, tokens_of
+from distill.core.ports import Completion, Generator, Request, Sampling, Usage
+from distill.text.completions import Token, assemble, cut_at_stop, tokens_of
 
 SIGN = "="
 _LOOK_BACK = 200  # characters before the sign
@@ -189,13 +189,10 @@ class _Text:
     def whole(self, reason: str, end_logprob: float) -> Completion:
         """Return the completion, with the cost of all its parts."""
         made = assemble(self.tokens, finish_reason=reason, end_logprob=end_logprob)
-        told = any(len(part.behaviour_logprobs) for part in self.parts)
-        return dataclasses.replace(
-            made,
-            prompt_tokens=summed(part.prompt_tokens for part in self.parts),
-            completion_tokens=summed(part.completion_tokens for part in self.parts),
-            behaviour_logprobs=np.array(self.behaviour if told else [], np.float32),
-        )
+        known = any(len(part.behaviour_logprobs) for part in self.parts)
+        behaviour = np.array(self.behaviour if known else [], np.float32)
+        usage = sum((part.usage for part in self.parts), Usage(0, 0))
+        return dataclasses.replace(made, behaviour_logprobs=behaviour).with_usage(usage)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Ask a generator for traces: n samples a problem, or log-probabilities of its own chain."""
+"""Harvest traces from a generator: n samples a problem, or log-probabilities of given chains."""
 
 import contextlib
 import hashlib
@@ -19,15 +19,12 @@ from distill.core.progress import progress
 from distill.core.records import Problem, Trace
 from distill.core.store import Shards, Stage
 from distill.endpoints import spending
-from distill.text.completions import cut_after_answer
-from distill.text.prompts import TeacherPrompt, cut
+from distill.text.completions import cut, cut_after_answer
+from distill.text.prompts import TeacherPrompt
 
 logger = logging.getLogger(__name__)
 Key = tuple[str, int]
 
-# What a kill may lose: the traces since the last shard.
-SHARD_TRACES = 512
-SHARD_SECONDS = 10.0
 HARVESTED_SPLITS = ("train", "validation")
 
 
@@ -55,14 +52,14 @@ def harvest(
     """Yield `samples` traces of each problem in the order in which they finish.
 
     Each text is cut after the first line that holds "answer is". A trace depends on its problem,
-    its sample number, the seed and the sampling alone, so what is skipped changes no other.
+    its sample number, the seed and the sampling alone, so skipping some changes no other.
 
     Args:
-        problems: what to ask.
-        generator: whom to ask.
+        problems: with the questions.
+        generator: writes the texts.
         samples: number of samples a problem.
         sampling: how tokens are drawn.
-        prompt: a question's prompt.
+        prompt: returns a question's prompt.
         done: (problem_id, sample) that need no trace.
         seed: the run's seed, from which each sample's own is derived.
 
@@ -93,9 +90,9 @@ def score(
 
     Args:
         problems: problems with a chain; it is cut as a sample is.
-        generator: whom to ask.
+        generator: scores the chains.
         top_logprobs: candidates reported for each token.
-        prompt: a question's prompt.
+        prompt: returns a question's prompt.
         done: (problem_id, 0) that need no trace.
 
     Raises:
@@ -161,33 +158,40 @@ def summarise(traces: Iterable[Trace], top_logprobs: int) -> dict[str, Any]:
     }
 
 
-def _write(traces: Iterable[Trace], shards: Shards[Trace], ledger: spending.Ledger) -> None:
-    """Append the traces shard by shard, also those that are at hand when their source fails.
+def _write(
+    traces: Iterable[Trace],
+    shards: Shards[Trace],
+    log: spending.SpendingLog,
+    *,
+    shard_traces: int,
+    shard_seconds: float,
+) -> None:
+    """Append the traces shard by shard, also those in memory when their source fails.
 
-    What they took is written down after them.
+    The log is written after the traces that it counts.
     """
     waiting: list[Trace] = []
     last = time.monotonic()
     try:
         for trace in traces:
             waiting.append(trace)
-            if len(waiting) >= SHARD_TRACES or time.monotonic() - last >= SHARD_SECONDS:
+            if len(waiting) >= shard_traces or time.monotonic() - last >= shard_seconds:
                 # Taken first: an interrupt while it is written must not write it a second time.
                 batch, waiting = waiting, []
                 shards.append(batch)
-                ledger.write()
+                log.write()
                 last = time.monotonic()
     finally:
         shards.append(waiting)
-        ledger.write()
+        log.write()
 
 
 @runtime_checkable
-class Probing(Protocol):
-    """A generator that can be asked what it does before it is used."""
+class ProbedGenerator(Protocol):
+    """A generator whose capabilities can be probed before it is used."""
 
     def probe(self, sampling: Sampling, *, scored: bool) -> Mapping[str, Any]:
-        """Return what was found.
+        """Return the capabilities.
 
         Raises:
             UserError: it cannot serve.
@@ -197,7 +201,7 @@ class Probing(Protocol):
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, so that what is at hand is written."""
+    """Let SIGTERM end the block as Ctrl-C does, so that traces in memory are written."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -214,7 +218,7 @@ def _refuse_holes(shards: Shards[Trace], wanted: Collection[Key]) -> None:
         raise UserError(
             f"a trace for each of {len(wanted)} samples",
             f"{len(missing)} without one, {min(missing)} the first",
-            "run the same command again, it asks for those",
+            "run the same command again to request those",
         )
 
 
@@ -246,8 +250,8 @@ def _digest(problems: Iterable[Problem], prompt: Callable[[str], str]) -> str:
     return digest.hexdigest()
 
 
-def _probed(generator: Generator, sampling: Sampling, *, scored: bool) -> dict[str, Any]:
-    if not isinstance(generator, Probing):
+def _probe(generator: Generator, sampling: Sampling, *, scored: bool) -> dict[str, Any]:
+    if not isinstance(generator, ProbedGenerator):
         return {}
     return {"probe": dict(generator.probe(sampling, scored=scored))}
 
@@ -263,25 +267,29 @@ def run(
     prompt: Callable[[str], str] = TeacherPrompt(),  # noqa: B008
     seed: int = 0,
     part: tuple[int, int] | None = None,
+    shard_traces: int = 512,
+    shard_seconds: float = 10.0,
 ) -> dict[str, Any]:
-    """Fill RUN_DIR/traces from RUN_DIR/problems; go on where an earlier start stopped.
+    """Fill RUN_DIR/traces from RUN_DIR/problems; resume an earlier start.
 
-    Several processes that see one run directory can share a harvest: each runs one `part`, and one
-    run without a part, after them, finds nothing left to ask, counts and finishes the stage.
+    Several processes that share a run directory can share a harvest: each runs one `part`, and one
+    run without a part, after them, has no requests left, counts and finishes the stage.
 
     Args:
         run_dir: the run directory; its stage `problems` is complete.
-        generator: whom to ask.
+        generator: writes or scores the texts.
         samples: number of samples a problem.
         sampling: how tokens are drawn and how many candidates are kept.
         split: train or validation.
         score_chains: score each problem's own chain instead of sampling.
-        prompt: a question's prompt.
+        prompt: returns a question's prompt.
         seed: the run's seed.
-        part: (i, n) to ask only every n-th problem, from the i-th, counted from 0.
+        part: (i, n) to harvest only every n-th problem, from the i-th, counted from 0.
+        shard_traces: traces after which a shard is written; a kill loses those since the last one.
+        shard_seconds: seconds after which a shard with fewer is written.
 
     Raises:
-        UserError: no such problems, or the generator cannot serve; what it gave is kept.
+        UserError: no such problems, or the generator cannot serve; its traces so far are kept.
     """
     run_dir = Path(run_dir)
     settings = {
@@ -302,15 +310,15 @@ def run(
         wanted = {(p.problem_id, n) for p in problems for n in range(settings["samples"])}
         shards = Shards(run_dir / "traces", Trace)
         done = wanted & shards.keys("problem_id", "sample")
-        found = _probed(generator, sampling, scored=score_chains) if wanted - done else {}
-        asked, ledger = spending.counted(generator, run_dir, name)
+        capabilities = _probe(generator, sampling, scored=score_chains) if wanted - done else {}
+        logged = spending.with_log(generator, run_dir, name)
         if score_chains:
             top = sampling.top_logprobs
-            traces = score(problems, asked, top_logprobs=top, prompt=prompt, done=done)
+            traces = score(problems, logged, top_logprobs=top, prompt=prompt, done=done)
         else:
             traces = harvest(
                 problems,
-                asked,
+                logged,
                 samples=samples,
                 sampling=sampling,
                 prompt=prompt,
@@ -319,9 +327,16 @@ def run(
             )
         shown = progress(traces, name=name, total=len(wanted), done=len(done), unit="traces")
         with _terminable():
-            _write(shown, shards, ledger)
+            _write(
+                shown,
+                shards,
+                logged.log,
+                shard_traces=shard_traces,
+                shard_seconds=shard_seconds,
+            )
         _refuse_holes(shards, wanted)
         kept = (trace for trace in shards if (trace.problem_id, trace.sample) in wanted)
-        told = {"prompts_sha256": _digest(problems, prompt), **spending.summary(run_dir)}
-        stage.finish(**summarise(kept, sampling.top_logprobs), **found, **told)
+        prompts = {"prompts_sha256": _digest(problems, prompt)}
+        counts = summarise(kept, sampling.top_logprobs)
+        stage.finish(**counts, **capabilities, **prompts, **spending.summary(run_dir))
         return stage.summary

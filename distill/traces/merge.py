@@ -1,8 +1,8 @@
 """Merge harvests of the same problems, made on separate file systems, into one run directory.
 
 Each machine runs `distill problems` with the same file and then its own part of the harvest. Their
-run directories are brought to one machine in any way, such as rsync, and merged; `distill harvest`
-there, without a part, asks for what is still missing and finishes the stage.
+run directories are copied to one machine, for example with rsync, and merged; `distill harvest`
+there, without a part, requests the traces that are still missing and finishes the stage.
 """
 
 import argparse
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from distill.core.store import Shards
 
 Key = tuple[str, int]
-LEDGER = re.compile(r"harvest(-\d+-of-\d+)?-[0-9a-f]{16}\.json")
+LOG_NAME = re.compile(r"harvest(-\d+-of-\d+)?-[0-9a-f]{16}\.json")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,7 +29,8 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     from distill.core import terminal
 
-    terminal.show(json.dumps(merge(options.into, options.sources)))
+    counts = merge(options.into, options.sources)
+    terminal.show(json.dumps(counts))
     return 0
 
 
@@ -46,10 +47,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def merge(into: Path, sources: Sequence[Path]) -> dict[str, int]:
-    """Add what is missing of other harvests' traces to one; the same again adds nothing.
+    """Add other harvests' traces to one. Skips traces already merged; idempotent.
 
-    A trace that several have is taken once, from the first. What the starts spent comes along. All
-    of the sources is read and checked before anything is added.
+    A trace in several of them is taken once, from the first. The logs of spending are copied too.
+    All sources are read and checked before anything is added.
 
     Args:
         into: a run directory whose problems are complete, with or without traces.
@@ -68,7 +69,7 @@ def merge(into: Path, sources: Sequence[Path]) -> dict[str, int]:
     from distill.core.store import Shards, Stage
     from distill.traces.belonging import Belonging
 
-    harvests = [_harvested(Path(source), into) for source in sources]
+    harvests = [_harvest_manifest(Path(source), into) for source in sources]
     settings = harvests[0]["settings"]
     for source, found in zip(sources, harvests, strict=True):
         _refuse_other(source, found, harvests[0])
@@ -86,7 +87,7 @@ def merge(into: Path, sources: Sequence[Path]) -> dict[str, int]:
     return counts
 
 
-def _harvested(source: Path, into: Path) -> dict[str, Any]:
+def _harvest_manifest(source: Path, into: Path) -> dict[str, Any]:
     """Return the manifest of a directory's harvest, or of a part of it; all parts are alike."""
     from distill.core import files
     from distill.core.errors import UserError
@@ -98,8 +99,8 @@ def _harvested(source: Path, into: Path) -> dict[str, Any]:
     paths = sorted((source / "manifests").glob("harvest*.json"))
     if not paths:
         raise UserError(f"a harvest in {source}", "none", "name a run directory that was harvested")
-    asked, wanted = (list(Shards(path / "problems", Problem)) for path in (source, into))
-    if asked != wanted:
+    given, wanted = (list(Shards(path / "problems", Problem)) for path in (source, into))
+    if given != wanted:
         raise UserError(
             f"the problems of {into} in {source}",
             "others",
@@ -146,25 +147,25 @@ def _add(
 
 def _missing(traces: Iterable["Trace"], keys: set[Key]) -> list["Trace"]:
     """Return the traces whose keys are new, each once, and add the keys."""
-    found: list[Trace] = []
+    missing: list[Trace] = []
     for trace in traces:
         key = (trace.problem_id, trace.sample)
         if key not in keys:
             keys.add(key)
-            found.append(trace)
-    return found
+            missing.append(trace)
+    return missing
 
 
 def _copy_spending(source: Path, into: Path) -> None:
-    """Bring each start's file along; its name is the start's own, so twice is as once."""
+    """Copy each start's log; its name is the start's own, so copying again changes nothing."""
     from distill.core.errors import UserError
     from distill.core.store import write_json
-    from distill.endpoints.spending import SPENT, ledger
+    from distill.endpoints.spending import SPENT, read_log
 
     for path in sorted((source / SPENT).glob("*.json")):
-        if not LEDGER.fullmatch(path.name):
+        if not LOG_NAME.fullmatch(path.name):
             raise UserError(f"a start's file at {path}", "one of another name", "take it away")
-        target, found = into / SPENT / path.name, ledger(path)
+        target, found = into / SPENT / path.name, read_log(path)
         # The one that counts more was copied later.
-        if not target.exists() or ledger(target)["completions"] < found["completions"]:
+        if not target.exists() or read_log(target)["completions"] < found["completions"]:
             write_json(target, found)

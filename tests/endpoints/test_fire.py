@@ -11,18 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.core.errors import UserError
-from distill.core.ports import Fire, Request, Sampling
+from distill.core.ports import Fire, Request, Sampling, Usage
 from distill.endpoints.fire import (
     CLIENT,
     DRAWS,
     SERVER,
-    First,
-    Hot,
-    Reported,
-    Way,
+    FireMethod,
+    FirstToken,
+    HotToken,
     draw,
-    hot_token,
-    joined,
+    draw_hot_token,
+    join,
     may_be_hot,
 )
 from distill.endpoints.teacher import OpenAICompatible
@@ -64,7 +63,8 @@ def test_a_draw_is_among_the_k_likeliest_that_may_be_hot(top, k, temperature, un
         with pytest.raises(ValueError, match="a candidate that is whole characters, got none"):
             draw(top, Fire(temperature, k), uniform)
         return
-    text, nats, behaviour = draw(top, Fire(temperature, k), uniform)
+    hot = draw(top, Fire(temperature, k), uniform)
+    text, nats, behaviour = hot.token.text, hot.token.logprob, hot.behaviour_logprob
     assert (text, nats) in allowed and text not in (b"", b" \xff", b"\xf0")
     weights = np.exp(np.array([logprob for _, logprob in allowed]) / temperature)
     place = allowed.index((text, nats))
@@ -75,10 +75,11 @@ def test_a_draw_is_among_the_k_likeliest_that_may_be_hot(top, k, temperature, un
 
 def test_a_draw_by_hand():
     top = [(b"", -0.01), (b" I", -5.0), (b" He", -20.0), (b" So", -50.0)]
-    found = [draw(top, Fire(30.0, 2), uniform) for uniform in (0.0, 0.62, 0.63)]
-    assert [text for text, *_ in found] == [b" I", b" I", b" He"]
+    hot = [draw(top, Fire(30.0, 2), uniform) for uniform in (0.0, 0.62, 0.63)]
+    assert [one.token.text for one in hot] == [b" I", b" I", b" He"]
     weight = np.exp(-0.5)  # fifteen nats at temperature 30
-    assert found[2][1:] == (-20.0, pytest.approx(np.log(weight / (1 + weight))))
+    assert hot[2].token.logprob == -20.0
+    assert hot[2].behaviour_logprob == pytest.approx(np.log(weight / (1 + weight)))
 
 
 @pytest.mark.parametrize("kind", ["completions", "chat"])
@@ -131,61 +132,58 @@ def test_too_few_candidates_leave_the_behaviour_of_a_servers_draw_absent():
     assert all(np.isnan(c.behaviour_logprobs).all() for c in found.values())
 
 
-def drawn(asked, tokens, way, fire=FIRE):
-    """Run `hot_token` on an endpoint that answers with these tokens in turn."""
-    left = iter(tokens)
+class Scripted:
+    """A client whose endpoint answers with these first tokens in turn."""
 
-    async def ask(request, sampling):
-        asked.append((request, sampling))
-        return First(next(left), 1, 1)
+    def __init__(self, tokens):
+        self.left, self.sent = iter(tokens), []
 
-    return asyncio.run(hot_token(ask, REQUESTS[0], SAMPLING, fire, way))
+    async def first(self, request, sampling):
+        self.sent.append((request, sampling))
+        return FirstToken(next(self.left), Usage(1, 1))
+
+
+def hot_token(client, method, request=REQUESTS[0]):
+    return asyncio.run(draw_hot_token(client, request, SAMPLING, method))
 
 
 def test_an_end_that_the_server_draws_is_drawn_again_with_another_seed():
     top = ((b"", -0.5), (b" I", -1.0), (b" He", -2.0), (b"\xf0", -3.0), (b"So", -4.0))
-    told = [Reported(text, -1.0, top) for text in (b"", b"\xf0", b" He")]
-    asked = []
-    found = drawn(asked, told, Way(SERVER, 5))
-    assert found.token.text == b" He"
-    assert len({request.seed for request, _ in asked}) == 3
-    assert {sampling.temperature for _, sampling in asked} == {30.0}
+    client = Scripted([Token(text, -1.0, top) for text in (b"", b"\xf0", b" He")])
+    hot = hot_token(client, FireMethod(FIRE, SERVER, 5))
+    assert hot.token.text == b" He"
+    assert len({request.seed for request, _ in client.sent}) == 3
+    assert {sampling.temperature for _, sampling in client.sent} == {30.0}
     both = np.array([-1.0, -2.0]) / 30
-    assert found.behaviour == pytest.approx(both[1] - np.logaddexp.reduce(both))
+    assert hot.behaviour_logprob == pytest.approx(both[1] - np.logaddexp.reduce(both))
 
 
 def test_an_end_among_the_candidates_takes_no_place_where_the_draw_is_ours():
     top = ((b"", -0.5), (b" I", -1.0), (b" He", -2.0))
-    told = Reported(b"", -0.5, top)
     texts = set()
     for seed in range(20):
-        asked = []
+        client = Scripted([Token(b"", -0.5, top)])
         request = dataclasses.replace(REQUESTS[0], seed=seed)
-
-        async def ask(_, sampling, asked=asked):
-            asked.append(sampling)
-            return First(told, 1, 1)
-
-        way, fire = Way(CLIENT, 9), Fire(top_k=2)
-        found = asyncio.run(hot_token(ask, request, SAMPLING, fire, way))
-        texts.add(found.token.text)
-        assert (asked[0].temperature, asked[0].top_k, asked[0].max_tokens) == (1.0, 0, 1)
+        hot = hot_token(client, FireMethod(Fire(top_k=2), CLIENT, 9), request)
+        texts.add(hot.token.text)
+        ((_, sampling),) = client.sent
+        assert (sampling.temperature, sampling.top_k, sampling.max_tokens) == (1.0, 0, 1)
     assert texts == {b" I", b" He"}
 
 
-def test_an_endpoint_whose_first_tokens_all_end_gives_a_failed_completion():
-    told = [Reported(b"", -0.5, ((b"", -0.5),))] * DRAWS
-    assert drawn([], told, Way(CLIENT, 5)) is None
+def test_an_endpoint_whose_first_tokens_all_end_gives_no_hot_token():
+    client = Scripted([Token(b"", -0.5, ((b"", -0.5),))] * DRAWS)
+    assert hot_token(client, FireMethod(FIRE, CLIENT, 5)) is None
 
 
 def hot_of(text):
-    return Hot(Token(text, -1.0, ((text, -1.0),)), -1.4, 3, 1)
+    return HotToken(Token(text, -1.0, ((text, -1.0),)), -1.4, Usage(3, 1))
 
 
 def test_a_stop_text_across_the_border_is_found():
     sampling = dataclasses.replace(SAMPLING, stop=("\n\n",))
     rest = assemble([Token(b"\n", -0.5), Token(b"So", -0.25)])
-    whole = joined(hot_of(b"\n"), dataclasses.replace(rest, prompt_tokens=4))
+    whole = join(hot_of(b"\n"), dataclasses.replace(rest, prompt_tokens=4))
     assert whole.text == "\n\nSo" and whole.prompt_tokens == 7 and whole.completion_tokens is None
     cut = cut_at_stop(whole, sampling)
     assert (cut.text, cut.tokens, cut.finish_reason) == ("", (), "stop")

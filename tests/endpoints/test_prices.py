@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from distill.core import paths
 from distill.core.errors import UserError
-from distill.endpoints.prices import SHIPPED, Price, price_of
-from distill.endpoints.spending import Ledger, Spent, spent_in
+from distill.core.ports import Usage
+from distill.endpoints.prices import SHIPPED, price_of
+from distill.endpoints.spending import Price, SpendingLog, Spent, spent_in, usage_of
 
 COUNTS = st.integers(0, 10**9)
 SPENT = st.builds(Spent, COUNTS, COUNTS, COUNTS, COUNTS, st.none() | st.integers(0, 10**6))
@@ -57,14 +58,29 @@ def test_a_table_of_another_form_is_refused(tmp_path, row):
 def test_starts_write_files_of_their_own_and_none_for_nothing(tmp_path):
     price = Price("m", 1.0, 2.0)
     for prompt, written in ((10, 20), (None, None)):
-        ledger = Ledger(tmp_path, "harvest", price)
-        ledger.write()
-        ledger.add(prompt, written)
-        ledger.write()
-        ledger.write()
+        log = SpendingLog(tmp_path, "harvest", price)
+        log.write()
+        log.add(Usage(prompt, written))
+        log.write()
+        log.write()
     assert len(list(tmp_path.iterdir())) == 2
     assert spent_in(tmp_path) == Spent(2, 1, 10, 20, pytest.approx(5e-5))
-    unpriced = Ledger(tmp_path, "harvest", None)
-    unpriced.add(1, 1)
+    unpriced = SpendingLog(tmp_path, "harvest", None)
+    unpriced.add(Usage(1, 1))
     unpriced.write()
     assert spent_in(tmp_path).dollars is None
+
+
+@given(st.dictionaries(st.sampled_from(["prompt_tokens", "completion_tokens"]), st.none() | COUNTS))
+def test_usage_is_read_where_it_is_reported(counts):
+    usage = usage_of({"usage": counts})
+    assert usage == Usage(counts.get("prompt_tokens"), counts.get("completion_tokens"))
+    absent = None in (usage.prompt_tokens, usage.completion_tokens)
+    spent = Spent().plus(usage, Price("m", 1.0, 2.0))
+    assert (spent.completions, spent.untold) == (1, int(absent))
+    assert spent.tokens == sum(count or 0 for count in counts.values())
+
+
+@pytest.mark.parametrize("answer", [{}, {"usage": None}, {"usage": 3}, {"usage": {"total": 4}}])
+def test_usage_that_is_not_reported_is_absent(answer):
+    assert usage_of(answer) == Usage(None, None)

@@ -57,14 +57,14 @@ def test_what_a_strict_endpoint_refuses_is_found():
             teacher(server).probe(SAMPLING, scored=True)
 
 
-def test_a_chat_scores_by_prompt_logprobs_and_goes_on_from_a_prefix_where_the_server_knows_how():
+def test_a_chat_scores_by_prompt_logprobs_and_continues_a_prefix_where_the_server_can():
     with endpoint() as server:
         found = teacher(server, kind="chat").probe(SAMPLING, scored=True)
         assert (found["scores"], found["continues"]) == ("prompt_logprobs", True)
         assert all("chat" in path for path, *_ in server.seen)
 
 
-def test_a_chat_that_begins_anew_is_told_from_one_that_goes_on():
+def test_a_chat_that_begins_anew_is_distinguished_from_one_that_continues():
     def forgets(path, body):
         body.pop("continue_final_message", None)
 
@@ -75,13 +75,13 @@ def test_a_chat_that_begins_anew_is_told_from_one_that_goes_on():
             assert found["continues"] is False
 
 
-def test_the_way_of_fire_is_found_and_an_endpoint_without_one_is_refused():
+def test_the_method_of_fire_is_found_and_an_endpoint_without_one_is_refused():
     fire = Fire(top_k=4)
-    for override, way in ((None, "server"), (limited, "client")):
+    for override, drawn_by in ((None, "server"), (limited, "client")):
         with endpoint() as server:
             server.override = override
             found = teacher(server, fire=fire).probe(SAMPLING, scored=False)
-            assert found["fire"] == {"drawn_by": way, "candidates": 5}
+            assert found["fire"] == {"drawn_by": drawn_by, "candidates": 5}
     with endpoint() as server, pytest.raises(UserError, match="one that refuses to, or begins"):
         server.override = limited
         teacher(server, fire=fire, kind="chat").probe(SAMPLING, scored=False)
@@ -97,7 +97,7 @@ def test_an_endpoint_that_only_seems_hot_is_not_taken_for_it():
         assert found["fire"]["drawn_by"] == "client" and found["hottest"] == 30.0
 
 
-def test_logprobs_that_are_heated_are_told_from_the_model_s_own():
+def test_logprobs_that_are_heated_are_distinguished_from_the_model_s_own():
     with endpoint() as server:
         server.tempered = True
         assert teacher(server).probe(SAMPLING, scored=False)["before_temperature"] is False

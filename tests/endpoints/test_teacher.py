@@ -156,7 +156,7 @@ def test_a_withheld_answer_is_filtered_and_a_prompt_too_long_an_error():
         (refusing(404, {"message": "no model m"}), "HTTP 404: .*no model m"),
         (refusing(401, {"message": f"bad key {KEY}"}), r"HTTP 401: .*bad key \*\*\*"),
         (refusing(429, {"message": "pay", "code": "insufficient_quota"}), "HTTP 429: .*pay"),
-        (refusing(503, {"message": "busy"}), "got HTTP 503 3 times; .* goes on from here"),
+        (refusing(503, {"message": "busy"}), "got HTTP 503 3 times; .* to resume"),
         (lambda *_: (200, {"choices": []}), r"malformed answer \(no choice\) 3 times"),
         (
             lambda *_: (200, {"choices": [{"text": "8", "finish_reason": "stop"}]}),
@@ -319,7 +319,7 @@ def test_what_a_prefix_needs_is_found_out_once():
         assert len(server.seen) == asked + 1 < 5
 
 
-def test_a_chat_goes_on_from_its_last_message_or_is_refused():
+def test_a_chat_continues_its_last_message_or_is_refused():
     request = dataclasses.replace(REQUESTS[0], prefix="I add")
     with endpoint() as server:
         ((_, found),) = teacher(server, kind="chat").generate([request], SAMPLING)
@@ -330,7 +330,7 @@ def test_a_chat_goes_on_from_its_last_message_or_is_refused():
             piece for piece, *_ in sample(request.prompt, request.seed)
         )
         server.override = refusing_field("continue_final_message")
-        with pytest.raises(UserError, match="that goes on from how a completion begins, got one"):
+        with pytest.raises(UserError, match="that continues the prefix of a completion, got one"):
             list(teacher(server, kind="chat").generate([request], SAMPLING))
 
 

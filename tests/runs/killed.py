@@ -16,7 +16,6 @@ import sys
 
 SHARDS = {
     "distill.problems.problems": "SHARD_PROBLEMS",
-    "distill.traces.harvest": "SHARD_TRACES",
     "distill.grading.check": "SHARD_VERDICTS",
     "distill.targets.align": "SHARD_TRACES",
     "distill.targets.dataset": "SHARD_ROWS",

@@ -29,6 +29,7 @@ general_validation/problems.General.n = 1
 general_test/problems.General.n = 1
 sampling.Shipped.batch_size = 8
 harvest.run.samples = 1
+harvest.run.shard_traces = 5
 harvest/ports.Sampling.max_tokens = 128
 train.run.save_every = 2
 train.run.batch_size = 2

@@ -33,7 +33,8 @@ from distill.core.errors import UserError
 from distill.core.ports import Fire, Request, Sampling
 from distill.core.records import Problem
 from distill.core.store import Stage, write_json
-from distill.endpoints import wire
+from distill.endpoints.shapes import SHAPES
+from distill.endpoints.shapes.completions import Echo
 from distill.endpoints.teacher import OpenAICompatible
 from distill.interop import export
 from distill.models import weights
@@ -116,6 +117,16 @@ def same(one, other, *, ending=True):
         assert one.end_logprob == pytest.approx(other.end_logprob, abs=1e-3, nan_ok=True)
 
 
+def read(kind, choice):
+    """Read a choice as a client of the endpoint does."""
+    return SHAPES[kind].completion({"choices": [choice]})
+
+
+def read_echo(choice, completion):
+    request = Request(PROMPT, completion=completion)
+    return Echo().completion({"choices": [choice]}, request, 5)
+
+
 def test_completions_and_chats_are_the_generators_own(teacher, server):
     (mine,) = own(teacher, [Request(PROMPT, 5)])
     legacy = client(server).completions.create(prompt=PROMPT, seed=5, logprobs=5, **ASKED)
@@ -126,8 +137,8 @@ def test_completions_and_chats_are_the_generators_own(teacher, server):
         top_logprobs=5,
         **ASKED,
     )
-    same(wire.read_completion(legacy.choices[0].model_dump()), mine)
-    same(wire.read_chat(chat.choices[0].model_dump()), mine)
+    same(read("completions", legacy.choices[0].model_dump()), mine)
+    same(read("chat", chat.choices[0].model_dump()), mine)
     assert legacy.choices[0].finish_reason == mine.finish_reason
     for usage in (legacy.usage, chat.usage):
         assert usage.prompt_tokens == mine.prompt_tokens
@@ -175,7 +186,7 @@ def test_a_stop_text_ends_the_completion_and_is_not_part_of_it(teacher, server):
     found = client(server).completions.create(prompt=PROMPT, seed=3, stop=stop, logprobs=5, **ASKED)
     sampling = dataclasses.replace(SAMPLING, stop=tuple(stop))
     (mine,) = own(teacher, [Request(PROMPT, 3)], sampling)
-    same(wire.read_completion(found.choices[0].model_dump()), mine)
+    same(read("completions", found.choices[0].model_dump()), mine)
     assert found.choices[0].finish_reason == "stop" and "\n" not in mine.text
 
 
@@ -250,8 +261,8 @@ def test_an_echo_scores_the_prompt(teacher, server):
     one = client(server).completions.create(max_tokens=1, temperature=0, **wanted).choices[0]
     assert none.text == PROMPT + solution and none.finish_reason == "length"
     assert len(one.logprobs.tokens) == len(none.logprobs.tokens) + 1
-    same(wire.read_scored(none.model_dump(), PROMPT, solution), mine, ending=False)
-    same(wire.read_scored(one.model_dump(), PROMPT, solution), mine)
+    same(read_echo(none.model_dump(), solution), mine, ending=False)
+    same(read_echo(one.model_dump(), solution), mine)
 
 
 PROBLEMS = [
@@ -578,11 +589,11 @@ def test_pieces_join_to_the_text_wherever_tokens_end(text, data):
     found = list(responses.pieces(choice))
     assert "".join(piece for piece, _, _ in found) == text
     assert [at for _, first, last in found for at in range(first, last)] == [*range(len(parts) + 1)]
-    for said, read in (
-        (responses.LEGACY.whole(choice), wire.read_completion),
-        (responses.CHAT.whole(choice), wire.read_chat),
+    for written, kind in (
+        (responses.LEGACY.whole(choice), "completions"),
+        (responses.CHAT.whole(choice), "chat"),
     ):
-        back = read(json.loads(json.dumps(said)))
+        back = read(kind, json.loads(json.dumps(written)))
         assert (back.text, back.tokens, back.end_logprob) == (text, completion.tokens, -0.5)
 
 

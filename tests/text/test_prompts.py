@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from distill.core.records import Problem
 from distill.problems.builtin import arithmetic
-from distill.text import answers, prompts
+from distill.text import answers, completions, prompts
 
 POOL = [Problem(f"t/{i}", "t", "train", f"What is {i} + 1?", str(i + 1), "c") for i in range(9)]
 ASKED = Problem("a/1", "a", "train", "What is 4 + 4?", "8", "4 + 4 = 8.\nThe answer is 8")
@@ -98,14 +98,14 @@ def test_a_chain_format_refuses_a_problem_without_chain():
     ],
 )
 def test_the_text_is_cut_after_the_first_line_with_the_answer(text: str, kept: str):
-    assert prompts.cut(text) == kept
+    assert completions.cut(text) == kept
 
 
 @given(st.integers(0, 10**6))
 def test_gold_chains_pass_the_cut_whole_and_end_in_their_answer(seed: int):
     drawn = arithmetic.problem("gsm", "train", seed)
     chain = prompts.FORMATS["zero_shot_cot"].target(drawn)
-    assert prompts.cut(chain + "\n\nQ: next") == chain
+    assert completions.cut(chain + "\n\nQ: next") == chain
     assert chain.splitlines()[-1] == prompts.answer_sentence(drawn.answer)
     assert answers.extract(chain) == drawn.answer
 

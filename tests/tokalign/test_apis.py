@@ -79,7 +79,7 @@ def test_hugging_face_pieces_are_read():
     assert trace.tokens == (b" she", b"\n")
 
 
-def test_untold_bytes_are_filled_in_from_the_text():
+def test_unreported_bytes_are_filled_in_from_the_text():
     content = [
         {"token": t, "logprob": -1.0, "bytes": list(t.encode()) if t != "\ufffd" else None}
         for t in ("a", "\ufffd", "\ufffd", "!")
@@ -88,7 +88,7 @@ def test_untold_bytes_are_filled_in_from_the_text():
     assert b"".join(trace.tokens).decode() == "a🎉!"
     with pytest.raises(ValueError, match=r"expected b'a' at byte 0 of the text"):
         whole_text(tokalign.from_openai_chat(content), "b🎉!")
-    with pytest.raises(ValueError, match=r"expected bytes for 2 untold tokens at byte 1"):
+    with pytest.raises(ValueError, match=r"expected bytes for 2 unreported tokens at byte 1"):
         whole_text(tokalign.from_openai_chat(content), "a!")
 
 

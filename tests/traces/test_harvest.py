@@ -23,13 +23,14 @@ from distill.core.ports import Fire, Sampling
 from distill.core.records import Problem, Trace
 from distill.core.store import Shards, Stage, manifest
 from distill.endpoints.session import Budget
-from distill.endpoints.spending import SPENT, Spent, ledgers, spent_in
-from distill.endpoints.teacher import OpenAICompatible, Replay
+from distill.endpoints.spending import SPENT, Spent, read_logs, spent_in
+from distill.endpoints.teacher import OpenAICompatible
 from distill.runs.soundness import check
 from distill.text.completions import Token, assemble
 from distill.text.prompts import TeacherPrompt
 from distill.traces.harvest import harvest, run, sample_seed, score
 from distill.traces.merge import merge
+from distill.traces.replay import Replay
 
 SAMPLING = Sampling(temperature=0.7, max_tokens=64)
 
@@ -272,11 +273,11 @@ import sys
 from pathlib import Path
 from distill.traces import harvest
 from distill.endpoints.teacher import OpenAICompatible
-harvest.SHARD_TRACES = 7
 harvest.run(
     run_dir=Path(sys.argv[1]),
     generator=OpenAICompatible(model="m", base_url=sys.argv[2], backoff=0.01, concurrency=4),
     sampling=harvest.Sampling(temperature=0.7, max_tokens=64),
+    shard_traces=7,
 )
 """
 
@@ -292,7 +293,7 @@ def killed_at(run_dir, url, least):
     return process.returncode
 
 
-def test_a_killed_harvest_goes_on_without_hole_or_duplicate(tmp_path):
+def test_a_killed_harvest_resumes_without_hole_or_duplicate(tmp_path):
     for name in ("killed", "whole"):
         ready(tmp_path / name, problems(100))
     with endpoint(faults=FAULTS, quirks=True) as server:
@@ -308,7 +309,7 @@ def test_a_killed_harvest_goes_on_without_hole_or_duplicate(tmp_path):
 
 def test_a_terminated_harvest_writes_what_it_has(tmp_path):
     ready(tmp_path, problems(100))
-    code = RUN.replace("SHARD_TRACES = 7", "SHARD_TRACES = 10**6")
+    code = RUN.replace("shard_traces=7", "shard_traces=10**6")
     with endpoint() as server:
         command = [sys.executable, "-c", code, tmp_path, server.url]
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
@@ -397,7 +398,7 @@ def test_a_budget_is_of_one_start_or_of_all(tmp_path):
             assert len(harvested(tmp_path / "all")) == count
     kept = [
         Spent(**{f.name: row[f.name] for f in dataclasses.fields(Spent)})
-        for row in ledgers(tmp_path / "all" / SPENT)
+        for row in read_logs(tmp_path / "all" / SPENT)
     ]
     assert sum(kept, Spent()) == spent_in(tmp_path / "all" / SPENT)
     assert spent_in(tmp_path / "all" / SPENT).tokens == 120

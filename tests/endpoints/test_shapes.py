@@ -4,19 +4,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.core.errors import UserError
-from distill.endpoints.wire import (
-    Reported,
-    WireError,
-    fit,
-    name_bytes,
-    read_chat,
-    read_completion,
-    read_prompt,
-    read_scored,
-)
-from distill.text.completions import tokens_of
+from distill.core.ports import Request, Sampling
+from distill.endpoints.shapes import SHAPES, shape_of
+from distill.endpoints.shapes.completions import Echo
+from distill.text.completions import Token, fit, name_bytes, tokens_of
+from tokalign.apis import ReportError
 
 TEXTS = st.text(st.sampled_from("ab \n.é🙂한"), max_size=12)
+
+
+def read_legacy(choice):
+    return SHAPES["completions"].completion({"choices": [choice]})
+
+
+def read_chat(choice):
+    return SHAPES["chat"].completion({"choices": [choice]})
+
+
+def read_scored(choice, prompt, completion):
+    request = Request(prompt, completion=completion)
+    return Echo().completion({"choices": [choice]}, request, 5)
+
+
+def read_prompt(answer, completion, top_logprobs, following=None):
+    """Read the log-probabilities of a prompt; `following` is the one token drawn after it."""
+    choice = {**answer["choices"][0], **(following or {"text": ""})}
+    scoring = SHAPES["completions"].scorings["prompt_logprobs"]
+    whole = {**answer, "choices": [choice]}
+    return scoring.completion(whole, Request("", completion=completion), top_logprobs)
 
 
 @st.composite
@@ -30,7 +45,7 @@ def cuts(draw, text):
 
 def reported(piece, logprob=-0.5):
     name = name_bytes(piece.decode(errors="replace"))
-    return Reported(name, logprob, ((name, logprob),))
+    return Token(name, logprob, ((name, logprob),))
 
 
 def legacy(text, tokens, nats=None, tops=None, reason="stop"):
@@ -53,7 +68,7 @@ def chat(text, content, reason="stop"):
 @given(TEXTS, st.data())
 def test_tokens_of_known_bytes_come_back_as_they_are(text, data):
     pieces = data.draw(cuts(text))
-    found = fit(text, [Reported(piece, -1.0, ((piece, -1.0),)) for piece in pieces], "stop")
+    found = fit(text, [Token(piece, -1.0, ((piece, -1.0),)) for piece in pieces], "stop")
     assert found.text == text and found.tokens == tuple(pieces) and found.finish_reason == "stop"
 
 
@@ -69,7 +84,7 @@ def test_halves_of_characters_are_repaired_from_the_text(text, data):
 @given(TEXTS, st.lists(st.tuples(st.binary(max_size=3), st.floats(-9, 0))), st.data())
 def test_any_tokens_with_any_text_spell_it_or_fail(text, tokens, data):
     reason = data.draw(st.sampled_from(["stop", "length"]))
-    found = fit(text, [Reported(raw, nats, ()) for raw, nats in tokens], reason)
+    found = fit(text, [Token(raw, nats, ()) for raw, nats in tokens], reason)
     if found.finish_reason == "error":
         assert found.text == text and not found.tokens
     else:
@@ -95,10 +110,10 @@ JSON = st.recursive(
 
 @given(st.dictionaries(st.sampled_from(["text", "message", "logprobs", "finish_reason"]), JSON))
 def test_an_answer_of_any_form_is_read_or_refused(choice):
-    for read in (read_completion, read_chat, lambda c: read_scored(c, "a", "b")):
+    for read in (read_legacy, read_chat, lambda c: read_scored(c, "a", "b")):
         try:
             found = read(choice)
-        except (WireError, UserError):
+        except (ReportError, UserError):
             continue
         assert not found.tokens or b"".join(found.tokens).decode() == found.text
 
@@ -127,7 +142,7 @@ def test_a_legacy_answer_by_hand():
         [-0.25, -9999.0, None, -0.125],
         [{"4": -0.25, "5": -1.5}, {" w": -1.0, "x": -9999.0}, None, {"<|endoftext|>": -0.125}],
     )
-    found = read_completion(choice)
+    found = read_legacy(choice)
     assert found.tokens == (b"4", b"\xf0\x9f", b"\x99\x82") and found.end_logprob == -0.125
     np.testing.assert_array_equal(found.logprobs, np.array([-0.25, -9999.0, np.nan], "f4"))
     assert found.top_tokens == (b"4", b"5", b" w") and found.top_ends.tolist() == [2, 3, 3]
@@ -157,39 +172,39 @@ def test_candidates_of_equal_bytes_join():
     assert token.top[0][1] == pytest.approx(np.logaddexp(-1, -2))
 
 
-def test_a_stop_within_a_token_cuts_it_and_tells_no_end():
-    found = read_completion(legacy("8", ["8.\n", "Q"]))
+def test_a_stop_within_a_token_cuts_it_and_hides_the_end():
+    found = read_legacy(legacy("8", ["8.\n", "Q"]))
     assert found.tokens == (b"8",) and np.isnan(found.end_logprob)
 
 
 def test_a_text_that_ends_within_a_character_ends_before_it():
     for text in ("ok", "ok\ufffd"):
-        found = read_completion(legacy(text, ["ok", "bytes:\\xf0\\x9f"], reason="length"))
+        found = read_legacy(legacy(text, ["ok", "bytes:\\xf0\\x9f"], reason="length"))
         assert (found.text, found.tokens, found.finish_reason) == ("ok", (b"ok",), "length")
 
 
 def test_an_empty_token_after_half_a_character_is_no_border():
-    found = read_completion(legacy("🙂", ["\ufffd", "\ufffd", ""], [-1.0, -2.0, -0.5]))
+    found = read_legacy(legacy("🙂", ["\ufffd", "\ufffd", ""], [-1.0, -2.0, -0.5]))
     assert found.tokens == ("🙂".encode(),) and found.logprobs.tolist() == [-3.0]
     assert found.end_logprob == -0.5
 
 
-def test_a_text_that_was_stripped_gets_its_blanks_back():
-    assert read_completion(legacy("8.", [" 8", ".", "\n"])).text == " 8.\n"
+def test_a_text_that_was_stripped_gets_its_whitespace_back():
+    assert read_legacy(legacy("8.", [" 8", ".", "\n"])).text == " 8.\n"
 
 
 def test_a_token_that_spells_nothing_joins_the_next():
-    found = read_completion(legacy("ab", ["a", "", "b"], [-1.0, -2.0, -3.0]))
+    found = read_legacy(legacy("ab", ["a", "", "b"], [-1.0, -2.0, -3.0]))
     assert found.tokens == (b"a", b"b") and found.logprobs.tolist() == [-1.0, -5.0]
 
 
 def test_tokens_that_do_not_spell_the_text_fail_and_keep_the_text():
-    found = read_completion(legacy("eight", ["n", "ine"]))
+    found = read_legacy(legacy("eight", ["n", "ine"]))
     assert (found.text, found.tokens, found.finish_reason) == ("eight", (), "error")
 
 
 def test_an_unknown_reason_to_finish_is_an_error():
-    assert read_completion(legacy("8", ["8"], reason="abort")).finish_reason == "error"
+    assert read_legacy(legacy("8", ["8"], reason="abort")).finish_reason == "error"
 
 
 def entry(text, nats, **others):
@@ -202,28 +217,28 @@ def prompt_of(*entries):
 
 
 def test_a_prompts_logprobs_by_hand():
-    beyond = Reported(b".", -0.1, ((b".", -0.1), (b"", -2.0)))
+    following = legacy(".", ["."], tops=[{".": -0.1, "</s>": -2.0}])
     answer = prompt_of(
         entry("Q", -3.0), entry("?\n", -1.0), entry("8", -0.5, a=("9", -1.5)), entry("!", -0.2)
     )
-    found = read_prompt(answer, "8!", 5, beyond)
+    found = read_prompt(answer, "8!", 5, following)
     assert (found.tokens, found.end_logprob) == ((b"8", b"!"), -2.0)
     np.testing.assert_allclose(found.logprobs, [-0.5, -0.2])
     assert found.top_tokens == (b"8", b"9", b"!") and found.top_ends.tolist() == [2, 3]
-    across = read_prompt(answer, "\n8!", 1, None)
+    across = read_prompt(answer, "\n8!", 1)
     assert across.tokens == (b"\n", b"8", b"!") and np.isnan(across.logprobs[0])
     assert np.isnan(across.end_logprob) and across.top_tokens == (b"8", b"!")
 
 
 def test_halves_of_characters_in_a_prompt_are_repaired_from_the_completion():
     halves = [entry("\ufffd", -1.0), entry("\ufffd", -0.5)]
-    found = read_prompt(prompt_of(entry("Q", -1.0), *halves, entry("!", -0.2)), "🙂!", 5, None)
+    found = read_prompt(prompt_of(entry("Q", -1.0), *halves, entry("!", -0.2)), "🙂!", 5)
     assert found.tokens == ("🙂".encode(), b"!") and found.logprobs[0] == -1.5
 
 
 @given(st.lists(st.sampled_from(["a", "b", " é", "\ufffd", "", "<s>"]), max_size=8), TEXTS)
 def test_any_prompt_spells_the_completion_or_fails(pieces, completion):
-    found = read_prompt(prompt_of(*(entry(p, -1.0) for p in pieces)), completion, 5, None)
+    found = read_prompt(prompt_of(*(entry(p, -1.0) for p in pieces)), completion, 5)
     spelled = b"".join(found.tokens).decode()
     assert found.text == completion
     assert spelled == completion or (found.finish_reason, spelled) == ("error", "")
@@ -231,10 +246,10 @@ def test_any_prompt_spells_the_completion_or_fails(pieces, completion):
 
 def test_a_prompt_without_logprobs_is_refused():
     with pytest.raises(UserError, match="prompt_logprobs with the answer, got NoneType"):
-        read_prompt({"choices": [{}]}, "8", 5, None)
+        read_prompt({"choices": [{}]}, "8", 5)
     for odd in ([3], "8", {"1": 3}):
-        with pytest.raises(WireError, match="in the place of an object"):
-            read_prompt(prompt_of(odd), "8", 5, None)
+        with pytest.raises(ReportError, match="in the place of an object"):
+            read_prompt(prompt_of(odd), "8", 5)
 
 
 def test_scored_tokens_begin_where_the_prompt_ends():
@@ -249,11 +264,34 @@ def test_scored_tokens_begin_where_the_prompt_ends():
     [
         ({"text": "8", "logprobs": None}, UserError, "expected log-probabilities"),
         (legacy("8", ["token_id:8"]), UserError, "expected tokens by their text, got token_id:8"),
-        (legacy("8", ["8"], [0.5]), WireError, "a log-probability of 0.5"),
-        (legacy("8", ["8"], [-0.5, -0.5]), WireError, "1 tokens with 2"),
-        ({}, WireError, "text is NoneType, not str"),
+        (legacy("8", ["8"], [0.5]), ReportError, "a log-probability of 0.5"),
+        (legacy("8", ["8"], [-0.5, -0.5]), ReportError, "got 1 tokens, 2 log-probabilities"),
+        ({}, ReportError, "text is NoneType, not str"),
     ],
 )
 def test_an_answer_that_cannot_be_read_is_refused(choice, error, match):
     with pytest.raises(error, match=match):
-        read_completion(choice)
+        read_legacy(choice)
+
+
+@given(
+    st.sampled_from(sorted(SHAPES)),
+    st.builds(Request, st.text(max_size=5), st.integers(0, 99), prefix=st.text(max_size=3)),
+    st.builds(Sampling, top_k=st.integers(0, 3), stop=st.lists(st.just("Q")).map(tuple)),
+)
+def test_fields_beyond_openai_s_are_sent_only_when_they_differ_from_their_defaults(
+    kind, request, sampling
+):
+    body = SHAPES[kind].request(request, sampling)
+    assert ("stop" in body) == bool(sampling.stop)
+    assert all(body.get("extra_body", {"none": 1}).values() or [False]) or request.prefix
+    assert ("top_k" in body.get("extra_body", {})) == bool(sampling.top_k)
+    written = body["prompt"] if kind == "completions" else body["messages"][0]["content"]
+    assert written.startswith(request.prompt)
+
+
+@pytest.mark.parametrize("kind", sorted(SHAPES))
+def test_a_shape_names_its_ways_to_score_and_whether_a_prefix_may_be_ignored(kind):
+    shape = shape_of(kind)
+    assert ("echo" in shape.scorings) == (kind == "completions")
+    assert shape.may_restart == (shape.prefix_field is None) == (kind == "chat")

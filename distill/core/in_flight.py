@@ -1,4 +1,4 @@
-"""Run many awaitables at once behind a plain iterator; knows nothing of what they do."""
+"""Run many awaitables at once behind a plain iterator."""
 
 import asyncio
 import contextlib
@@ -19,18 +19,18 @@ def in_flight(
     limit: Callable[[], int],
     resource: Callable[[], AbstractAsyncContextManager[Resource]],
 ) -> Iterator[Item]:
-    """Yield the results of `one(opened, 0)` to `one(opened, count - 1)` as they come.
+    """Yield the results of `one(shared, 0)` to `one(shared, count - 1)` as they finish.
 
-    They run in a loop of a thread of its own, so this also works where a loop runs already, as in
-    a notebook, and what is in flight goes on while the caller writes to disk. After a failure
-    nothing more is started; what is in flight is waited for and yielded, then the failure is
-    raised. Closing the iterator cancels the rest.
+    They run in an event loop of a thread of its own, so this also works within a running loop, as
+    in a notebook, and they continue while the caller writes to disk. After a failure no more are
+    started; those in flight are awaited and yielded, then the failure is raised. Closing the
+    iterator cancels the rest.
 
     Args:
         one: what to run, by number.
         count: how many.
-        limit: how many may be in flight, asked each time one has finished.
-        resource: what they share, such as a client; opened before the first, closed after the last.
+        limit: returns how many may be in flight; called each time one has finished.
+        resource: opens an object they share, such as a client, until the last has finished.
 
     Example:
         >>> async def power(base, n):
@@ -53,17 +53,17 @@ async def _batches(
     limit: Callable[[], int],
     resource: Callable[[], AbstractAsyncContextManager[Resource]],
 ) -> AsyncIterator[list[Item]]:
-    """Yield together the results that are at hand together."""
+    """Yield lists of the results that finished since the last list."""
     finished: asyncio.Queue[asyncio.Future[Item]] = asyncio.Queue()
     running: set[asyncio.Future[Item]] = set()
     failures: list[BaseException] = []
     numbers = iter(range(count))
-    async with resource() as opened:
+    async with resource() as shared:
         try:
             while True:
                 room = 0 if failures else max(limit(), 1) - len(running)
                 for number in itertools.islice(numbers, max(room, 0)):
-                    task = asyncio.ensure_future(one(opened, number))
+                    task = asyncio.ensure_future(one(shared, number))
                     task.add_done_callback(finished.put_nowait)
                     running.add(task)
                 if not running:

@@ -20,8 +20,8 @@ class Sampling:
         top_logprobs: candidates reported for each token.
         min_p: least probability of a candidate as a share of the likeliest one's, at the
             temperature of the draw; 0 keeps all, 1 the likeliest alone.
-        include_stop: whether the stop text that ended a completion is its last part, so that one
-            that was stopped can be told from one that ended by itself.
+        include_stop: whether the stop text that ended a completion is its last part, which
+            distinguishes it from one that ended by itself.
     """
 
     temperature: float = 1.0
@@ -72,13 +72,16 @@ class Request:
         prompt: what is completed.
         seed: of the completion's draws.
         completion: the text to score, if any.
-        prefix: how the completion begins; the generator goes on from there and does not repeat it.
+        prefix: the beginning of the completion; the generator continues it and does not repeat it.
     """
 
     prompt: str
     seed: int = 0
     completion: str | None = None
     prefix: str = ""
+
+
+_COUNTS = ("prompt_tokens", "completion_tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,12 +117,12 @@ class Completion:
     """What a generator wrote or scored; the fields are those of `records.Trace`.
 
     Log-probabilities are the model's own, in nats at temperature 1 and before any truncation,
-    where the generator can tell; candidates are sorted from the likeliest.
+    where the generator reports those; candidates are sorted from the likeliest.
 
     Attributes:
         prompt_tokens, completion_tokens: as of `Usage`.
         behaviour_logprobs: float32 [tokens] nats under the distribution that each token was drawn
-            from, NaN where the generator does not tell; empty where it tells none.
+            from, NaN where it is not known; empty where none is.
     """
 
     text: str
@@ -147,9 +150,14 @@ class Completion:
         return dataclasses.replace(self, prompt_tokens=counts[0], completion_tokens=counts[1])
 
     def traced(self) -> dict[str, Any]:
-        """Return the fields that a `records.Trace` has too."""
-        counts = ("prompt_tokens", "completion_tokens")
-        return {name: value for name, value in vars(self).items() if name not in counts}
+        """Return the fields that a `records.Trace` has too; `from_trace` is the inverse."""
+        return {name: value for name, value in vars(self).items() if name not in _COUNTS}
+
+    @classmethod
+    def from_trace(cls, trace: Any) -> "Completion":
+        """Return the completion in a `records.Trace`, without counts of tokens."""
+        names = [field.name for field in dataclasses.fields(cls) if field.name not in _COUNTS]
+        return cls(**{name: getattr(trace, name) for name in names})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +165,7 @@ class Solution:
     """A solution, or its beginning, to be scored.
 
     Attributes:
-        prompt: what the generator was asked.
+        prompt: the generator's input.
         steps: the text in pieces, as `steps.split` cuts it; joined they are the text.
     """
 
@@ -210,7 +218,7 @@ class Generator(Protocol):
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Anything that tells how likely solutions are right: a trained verifier, an endpoint."""
+    """Anything that estimates how likely solutions are right: a trained verifier, an endpoint."""
 
     @property
     def model(self) -> str:

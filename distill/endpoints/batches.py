@@ -131,8 +131,8 @@ class OpenAIBatches:
         for round_ in range(ROUNDS):
             if not wanted:
                 return
-            left = {name: lines[indices[0]] for name, indices in wanted.items()}
-            for name, completion in self._answers(client, left, reuse=round_ == 0):
+            open_lines = {name: lines[indices[0]] for name, indices in wanted.items()}
+            for name, completion in self._answers(client, open_lines, reuse=round_ == 0):
                 for index in wanted.pop(name, []):
                     yield index, completion
         if wanted:
@@ -143,11 +143,11 @@ class OpenAIBatches:
             )
 
     def _answers(
-        self, client: "openai.OpenAI", left: Mapping[str, str], *, reuse: bool
+        self, client: "openai.OpenAI", open_lines: Mapping[str, str], *, reuse: bool
     ) -> Iterator[tuple[str, Completion]]:
         """Yield (name, completion) of one round, and wait for its batches to end."""
-        waiting, covered = self._earlier(client, left) if reuse else ([], set())
-        lines = [line for name, line in left.items() if name not in covered]
+        waiting, covered = self._earlier(client, open_lines) if reuse else ([], set())
+        lines = [line for name, line in open_lines.items() if name not in covered]
         for start in range(0, len(lines), self.requests_per_batch):
             waiting.append(self._submit(client, lines[start : start + self.requests_per_batch]))
         logger.info("%s: %d batches, %d new requests", self.model, len(waiting), len(lines))
@@ -173,7 +173,7 @@ class OpenAIBatches:
         ).id
 
     def _earlier(
-        self, client: "openai.OpenAI", left: Mapping[str, str]
+        self, client: "openai.OpenAI", open_lines: Mapping[str, str]
     ) -> tuple[list[str], set[str]]:
         """Return the batches of earlier starts with some of these requests, and those requests."""
         earlier: list[str] = []
@@ -182,7 +182,7 @@ class OpenAIBatches:
             if (batch.metadata or {}).get(LABEL) != self.model or batch.status == "failed":
                 continue
             lines = client.files.content(batch.input_file_id).text.splitlines()
-            names = {_name(line) for line in lines} & left.keys()
+            names = {_name(line) for line in lines} & open_lines.keys()
             if names - covered:
                 earlier.append(batch.id)
                 covered |= names

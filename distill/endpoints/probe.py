@@ -1,4 +1,4 @@
-"""Find out what an OpenAI-compatible endpoint can do before a harvest spends money on it.
+"""Probe an OpenAI-compatible endpoint before a harvest spends money on it.
 
 The probe checks behaviour, not just acceptance: some servers accept a field and ignore it.
 """
@@ -190,7 +190,7 @@ def refuse_restarts(continued: bool) -> None:
         raise UserError(
             "an endpoint that continues the prefix of a completion",
             "one that refuses to, or begins anew",
-            "use kind completions, or a server that knows continue_final_message",
+            "use kind completions, or a server that supports continue_final_message",
         )
 
 

@@ -220,7 +220,7 @@ def with_log(generator: Generator, run_dir: Path, stage: str) -> MeteredGenerato
 
 
 def summary(run_dir: Path) -> dict[str, Any]:
-    """Return what all starts spent and at which prices; nothing where no tokens were counted."""
+    """Return what all starts spent and at which prices; {} where no tokens were reported."""
     logs, spent = read_logs(run_dir / SPENT), spent_in(run_dir / SPENT)
     if spent.untold == spent.completions:
         return {}

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 Indexed = tuple[int, Completion]
-# Some servers answer what they do not know with a fault, for ever.
+# Some servers answer an unknown field with a fault every time.
 TRIES_OF_A_PROBE = 4
 CONNECTIONS_OF_A_CLIENT = 8
 
@@ -177,7 +177,7 @@ class OpenAICompatible:
         return self._completions(requests, prepare, ask)
 
     def probe(self, sampling: Sampling, *, scored: bool) -> dict[str, Any]:
-        """Return what the endpoint can do, found out by some twenty short requests.
+        """Return the endpoint's capabilities, by some twenty short requests.
 
         Args:
             sampling: the harvest's own.
@@ -190,8 +190,8 @@ class OpenAICompatible:
         async def one(client: Client, _: int) -> Probe:
             return await client.probe(sampling, scored=scored)
 
-        opened = functools.partial(self._open, self._session())
-        (result,) = in_flight(one, 1, limit=lambda: 1, resource=opened)
+        opening = functools.partial(self._open, self._session())
+        (result,) = in_flight(one, 1, limit=lambda: 1, resource=opening)
         logger.info("%s is %s", self.model, result)
         result.refuse_unfit(sampling, scored=scored)
         return dataclasses.asdict(result)
@@ -217,7 +217,7 @@ class OpenAICompatible:
     async def _to_generate(
         self, trial: "Client", *, sampling: Sampling, prefixed: bool
     ) -> Capabilities:
-        """Return what the requests of a call need, found out once."""
+        """Return the capabilities that a call needs, from the cache after the first call."""
         if not prefixed and self.fire is None:
             return Capabilities()
         key = (prefixed, sampling.top_logprobs)

@@ -94,10 +94,10 @@ def cut_after_answer(completion: Completion) -> Completion:
 def cut_at_stop(completion: Completion, sampling: Sampling) -> Completion:
     """Cut a completion where the first stop text begins, or ends where it is to be included."""
     text = completion.text
-    found = [(at, stop) for stop in sampling.stop if (at := text.find(stop)) >= 0]
-    if not found:
+    places = [(at, stop) for stop in sampling.stop if (at := text.find(stop)) >= 0]
+    if not places:
         return completion
-    at, stop = min(found)
+    at, stop = min(places)
     kept = text[: at + len(stop) if sampling.include_stop else at]
     if kept == text:
         return dataclasses.replace(completion, finish_reason="stop")

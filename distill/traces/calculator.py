@@ -1,11 +1,11 @@
-"""A calculator beside a generator: where it writes `a op b =`, the result is written for it.
+"""A calculator beside a generator: when it writes `a op b =`, the calculator writes the result.
 
     drawn      Tom has 17 * 24 =        stops at the sign
-    written                     408
+    computed                    408
     drawn                          . The answer is 408
 
-It works through any generator that goes on from a prefix, in process or behind an endpoint. The
-arithmetic is exact and reads digits alone; nothing that a model wrote is run.
+It works through any generator that continues a prefix, in process or behind an endpoint. The
+arithmetic is exact and reads digits alone; no text of a model is executed.
 
 Source: Cobbe et al. 2021, arXiv 2110.14168, appendix C, for generators without annotations.
 """
@@ -28,7 +28,7 @@ _LOOK_BACK = 200  # characters before the sign
 _MOST_DIGITS, _MOST_PLACES = 15, 6
 _PIECE = re.compile(
     r"(?P<number>-?(?<![\d.,])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\d,.]*\d))"
-    r"|(?P<sign>[-+*/\u00d7\u00f7()x])|(?P<blank>[ $])|(?P<other>.)",
+    r"|(?P<sign>[-+*/\u00d7\u00f7()x])|(?P<space>[ $])|(?P<other>.)",
     re.DOTALL,
 )
 _OPERATORS: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
@@ -45,10 +45,10 @@ _BINDS = {"+": 1, "-": 1, "*": 2, "/": 2}
 
 
 def result(text: str) -> str | None:
-    """Return what stands after the sign that ends `text`, None where it is not to be computed.
+    """Return the result after the sign that ends `text`, None where there is none to compute.
 
     The longest expression right before the sign counts; one of a single number, one that divides
-    by zero or one without a result of at most six decimals is left to the model.
+    by zero or one whose result has over six decimals is the model's to complete.
 
     Example:
         >>> result("There are 3 + 4 * 5 ="), result("(1,200 - 200) / 8="), result("10 / 3 =")
@@ -66,16 +66,16 @@ def result(text: str) -> str | None:
 
 def _pieces(text: str) -> list[str]:
     """Return the numbers and operators that end `text`; a sign next to its number is its own."""
-    found: list[str] = []
+    pieces: list[str] = []
     for match in _PIECE.finditer(text):
         piece = match.group()
         if match.lastgroup == "other" or len(piece) > _MOST_DIGITS:
-            found = []
-        elif match.lastgroup == "number" and piece.startswith("-") and _ends_value(found):
-            found += ["-", piece[1:]]
-        elif match.lastgroup != "blank":
-            found.append(piece.translate(_SPELLINGS))
-    return list(itertools.dropwhile(lambda piece: piece in _BINDS or piece == ")", found))
+            pieces = []
+        elif match.lastgroup == "number" and piece.startswith("-") and _ends_value(pieces):
+            pieces += ["-", piece[1:]]
+        elif match.lastgroup != "space":
+            pieces.append(piece.translate(_SPELLINGS))
+    return list(itertools.dropwhile(lambda piece: piece in _BINDS or piece == ")", pieces))
 
 
 def _ends_value(pieces: Sequence[str]) -> bool:
@@ -166,7 +166,7 @@ class _Text:
         return b"".join(token.text for token in self.tokens).decode()
 
     def next(self) -> Request:
-        """Return what goes on; the first part has the request's own seed."""
+        """Return the request of the next part; the first part has the request's own seed."""
         seed = self.request.seed
         if self.parts:
             digest = hashlib.sha256(f"{seed}\0calculator\0{len(self.parts)}".encode()).digest()
@@ -175,14 +175,14 @@ class _Text:
         return dataclasses.replace(self.request, seed=seed, prefix=prefix)
 
     def add(self, part: Completion) -> None:
-        """Take what was drawn."""
+        """Append a drawn part."""
         self.parts.append(part)
         tokens = tokens_of(part) or ([Token(part.text.encode())] if part.text else [])
         self.tokens += tokens
         self.behaviour += part.behaviour_logprobs.tolist() or [np.nan] * len(tokens)
 
     def write(self, text: str) -> None:
-        """Take what was computed, one token that nobody drew."""
+        """Append a computed result, one token that was not drawn."""
         self.tokens.append(Token(text.encode()))
         self.behaviour.append(np.nan)
 
@@ -200,10 +200,10 @@ class Calculating:
     """A generator whose results a calculator writes.
 
     Log-probabilities of written results are NaN, and they have no candidates; each counts as one of
-    `max_tokens`. All requests go on together, a call of the generator for each sign.
+    `max_tokens`. All requests advance together, by one call of the generator for each sign.
 
     Args:
-        generator: one that goes on from a prefix.
+        generator: one that continues a prefix.
     """
 
     generator: Generator
@@ -222,36 +222,36 @@ class Calculating:
             for number, part in self._drawn(growing, sampling):
                 of_number = growing[number]
                 of_number.add(part)
-                found = _finished(of_number, part, sampling)
-                if found is not None:
+                completion = _finished(of_number, part, sampling)
+                if completion is not None:
                     del growing[number]
-                    yield number, found
+                    yield number, completion
                 elif (computed := result(of_number.request.prefix + of_number.text)) is not None:
                     of_number.write(computed)
 
     def _drawn(
         self, growing: dict[int, _Text], sampling: Sampling
     ) -> Iterator[tuple[int, Completion]]:
-        """Yield the next part of each text; those with as many tokens left run together."""
+        """Yield the next part of each text; those with equal room for tokens run together."""
         stop = (*sampling.stop, *(() if SIGN in sampling.stop else (SIGN,)))
         groups: dict[int, list[int]] = {}
         for number, text in growing.items():
             groups.setdefault(sampling.max_tokens - len(text.tokens), []).append(number)
-        for left, numbers in groups.items():
-            how = dataclasses.replace(sampling, stop=stop, include_stop=True, max_tokens=left)
-            asked = [growing[number].next() for number in numbers]
-            for index, part in self.generator.generate(asked, how):
+        for room, numbers in groups.items():
+            how = dataclasses.replace(sampling, stop=stop, include_stop=True, max_tokens=room)
+            requests = [growing[number].next() for number in numbers]
+            for index, part in self.generator.generate(requests, how):
                 yield numbers[index], part
 
     def score(
         self, requests: Sequence[Request], top_logprobs: int = 5
     ) -> Iterator[tuple[int, Completion]]:
-        """Yield what the generator says of each request's own `completion`."""
+        """Yield the generator's log-probabilities of each request's own `completion`."""
         return self.generator.score(requests, top_logprobs)
 
 
 def _finished(text: _Text, part: Completion, sampling: Sampling) -> Completion | None:
-    """Return the whole completion where it has ended, None where it goes on after a sign."""
+    """Return the whole completion where it has ended, None where a result comes next."""
     made = text.whole(part.finish_reason, part.end_logprob)
     cut = cut_at_stop(made, sampling)
     if cut is not made or part.finish_reason != "stop" or not part.text.endswith(SIGN):

@@ -61,11 +61,9 @@ class Replay:
         wanted: dict[Any, list[int]] = {}
         for index, key in enumerate(keys):
             wanted.setdefault(key, []).append(index)
-        fields = {field.name for field in dataclasses.fields(Trace)}
-        names = [field.name for field in dataclasses.fields(Completion) if field.name in fields]
         for trace in self._traces():
             for index in wanted.pop(key_of(trace), []):
-                yield index, Completion(**{name: getattr(trace, name) for name in names})
+                yield index, Completion.from_trace(trace)
         if wanted:
             raise UserError(
                 f"a trace for each of {len(keys)} requests in {self.directory}",

@@ -1,3 +1,7 @@
+import json
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,6 +14,7 @@ from distill.endpoints.shapes.completions import Echo
 from distill.text.completions import Token, fit, name_bytes, tokens_of
 from tokalign.apis import ReportError
 
+ROOT = Path(__file__).parents[2]
 TEXTS = st.text(st.sampled_from("ab \n.é🙂한"), max_size=12)
 
 
@@ -295,3 +300,15 @@ def test_a_shape_names_its_ways_to_score_and_whether_a_prefix_may_be_ignored(kin
     shape = shape_of(kind)
     assert ("echo" in shape.scorings) == (kind == "completions")
     assert shape.may_restart == (shape.prefix_field is None) == (kind == "chat")
+
+
+def test_the_call_that_the_design_walks_through_is_written_and_read_as_it_says():
+    page = (ROOT / "docs/design/endpoints.md").read_text()
+    body, answer = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", page, re.S))
+    request = Request(body["messages"][0]["content"], body["seed"])
+    sampling = Sampling(temperature=0.7, top_logprobs=2)
+    assert {"model": "m", **SHAPES["chat"].request(request, sampling)} == body
+    found = SHAPES["chat"].completion(answer)
+    assert found.text == "The answer is 8." and found.tokens == (b"The answer is", b" 8", b".")
+    np.testing.assert_allclose(found.logprobs, [-0.30, -0.10, -0.03], atol=0.005)
+    assert found.top_tokens == (b" 8", b" 9", b".") and found.top_ends.tolist() == [0, 2, 3]

@@ -127,7 +127,7 @@ class Echo:
             raise UserError(
                 "an endpoint that echoes the prompt it scores",
                 f"{text[:40]!r}",
-                "sample instead, or use an endpoint that knows echo",
+                "sample instead, or use an endpoint that supports echo",
             )
         placed = place_tokens(whole, _without_start(_tokens(choice, text), whole))
         if placed is None:

@@ -3,13 +3,13 @@
 import dataclasses
 import json
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from distill.core import files
 from distill.core.errors import UserError
-from distill.core.ports import Completion, Generator, Request, Sampling, Usage
+from distill.core.ports import Generator, Usage
 from distill.core.store import write_json
 
 # The folder of a run directory.
@@ -179,44 +179,17 @@ class PricedGenerator(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
-class MeteredGenerator:
-    """A generator whose completions are counted in a log."""
-
-    generator: Generator
-    log: SpendingLog
-
-    @property
-    def model(self) -> str:
-        """The generator's own."""
-        return self.generator.model
-
-    def generate(
-        self, requests: Sequence[Request], sampling: Sampling
-    ) -> Iterator[tuple[int, Completion]]:
-        """Yield the generator's completions."""
-        return self._metered(self.generator.generate(requests, sampling))
-
-    def score(
-        self, requests: Sequence[Request], top_logprobs: int = 5
-    ) -> Iterator[tuple[int, Completion]]:
-        """Yield the generator's log-probabilities."""
-        return self._metered(self.generator.score(requests, top_logprobs))
-
-    def _metered(
-        self, completions: Iterator[tuple[int, Completion]]
-    ) -> Iterator[tuple[int, Completion]]:
-        for index, completion in completions:
-            self.log.add(completion.usage)
-            yield index, completion
+def open_log(generator: Generator, run_dir: Path, stage: str) -> SpendingLog:
+    """Return the log of a start, at the generator's price where it has one."""
+    price = generator.price if isinstance(generator, PricedGenerator) else None
+    return SpendingLog(run_dir / SPENT, stage, price)
 
 
-def with_log(generator: Generator, run_dir: Path, stage: str) -> MeteredGenerator:
-    """Return the generator with a log of this start, its budget less what others have spent."""
-    directory = run_dir / SPENT
-    priced = isinstance(generator, PricedGenerator)
-    log = SpendingLog(directory, stage, generator.price if priced else None)
-    return MeteredGenerator(generator.after(spent_in(directory)) if priced else generator, log)
+def after_earlier_starts(generator: Generator, run_dir: Path) -> Generator:
+    """Return the generator, its budget less the spending of earlier starts; raises as `read_logs`."""
+    if not isinstance(generator, PricedGenerator):
+        return generator
+    return generator.after(spent_in(run_dir / SPENT))
 
 
 def summary(run_dir: Path) -> dict[str, Any]:

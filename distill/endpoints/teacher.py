@@ -46,7 +46,7 @@ Result = TypeVar("Result")
 Indexed = tuple[int, Completion]
 # Some servers answer an unknown field with a fault every time.
 TRIES_OF_A_PROBE = 4
-CONNECTIONS_OF_A_CLIENT = 8
+CONNECTIONS_OF_A_POOL = 8
 
 
 # --- The settings ------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ class OpenAICompatible:
                 cannot continue a prefix or draw hot tokens as requested; or the budget is spent.
         """
         prefixed = any(request.prefix for request in requests)
-        prepare = functools.partial(self._to_generate, sampling=sampling, prefixed=prefixed)
+        prepare = functools.partial(self._needed_capabilities, sampling=sampling, prefixed=prefixed)
         ask = functools.partial(Client.generate, sampling=sampling)
         return self._completions(requests, prepare, ask)
 
@@ -214,7 +214,7 @@ class OpenAICompatible:
         finally:
             logger.info("%s", session.line())
 
-    async def _to_generate(
+    async def _needed_capabilities(
         self, trial: "Client", *, sampling: Sampling, prefixed: bool
     ) -> Capabilities:
         """Return the capabilities that a call needs, from the cache after the first call."""
@@ -260,7 +260,7 @@ class OpenAICompatible:
         async with contextlib.AsyncExitStack() as stack:
             key = read_key(self.api_key_variable)
             settings = {"api_key": key, "timeout": self.timeout, "max_retries": 0}
-            rounds = -(-self.concurrency // (CONNECTIONS_OF_A_CLIENT * len(self._addresses)))
+            rounds = -(-self.concurrency // (CONNECTIONS_OF_A_POOL * len(self._addresses)))
             pools = (
                 openai.AsyncOpenAI(base_url=url, **settings) for url in self._addresses * rounds
             )

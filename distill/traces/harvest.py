@@ -19,6 +19,7 @@ from distill.core.progress import progress
 from distill.core.records import Problem, Trace
 from distill.core.store import Shards, Stage
 from distill.endpoints import spending
+from distill.endpoints.spending import SpendingLog
 from distill.text.completions import cut, cut_after_answer
 from distill.text.prompts import TeacherPrompt
 
@@ -48,6 +49,7 @@ def harvest(
     prompt: Callable[[str], str],
     done: Collection[Key] = frozenset(),
     seed: int = 0,
+    log: SpendingLog | None = None,
 ) -> Iterator[Trace]:
     """Yield `samples` traces of each problem in the order in which they finish.
 
@@ -62,6 +64,7 @@ def harvest(
         prompt: returns a question's prompt.
         done: (problem_id, sample) that need no trace.
         seed: the run's seed, from which each sample's own is derived.
+        log: counts the tokens of each completion.
 
     Raises:
         UserError: the generator cannot serve.
@@ -75,7 +78,8 @@ def harvest(
                 keys.append((problem, sample))
                 seed_ = sample_seed(seed, problem.problem_id, sample)
                 requests.append(Request(text, seed_))
-    yield from _traces(keys, requests, generator.generate(requests, sampling), generator.model)
+    completions = generator.generate(requests, sampling)
+    yield from _traces(keys, requests, completions, model=generator.model, log=log)
 
 
 def score(
@@ -85,6 +89,7 @@ def score(
     top_logprobs: int,
     prompt: Callable[[str], str],
     done: Collection[Key] = frozenset(),
+    log: SpendingLog | None = None,
 ) -> Iterator[Trace]:
     """Yield the generator's log-probabilities for each problem's own chain, as sample 0.
 
@@ -94,6 +99,7 @@ def score(
         top_logprobs: candidates reported for each token.
         prompt: returns a question's prompt.
         done: (problem_id, 0) that need no trace.
+        log: counts the tokens of each completion.
 
     Raises:
         UserError: a problem has no chain, or the generator cannot score a given text.
@@ -102,7 +108,8 @@ def score(
     requests = [
         Request(prompt(problem.question), completion=cut(_chain(problem))) for problem, _ in keys
     ]
-    yield from _traces(keys, requests, generator.score(requests, top_logprobs), generator.model)
+    completions = generator.score(requests, top_logprobs)
+    yield from _traces(keys, requests, completions, model=generator.model, log=log)
 
 
 def _chain(problem: Problem) -> str:
@@ -119,9 +126,13 @@ def _traces(
     keys: Sequence[tuple[Problem, int]],
     requests: Sequence[Request],
     completions: Iterable[tuple[int, Completion]],
+    *,
     model: str,
+    log: SpendingLog | None,
 ) -> Iterator[Trace]:
     for index, whole in completions:
+        if log is not None:
+            log.add(whole.usage)
         (problem, sample), request = keys[index], requests[index]
         completion = cut_after_answer(whole)
         if completion.finish_reason == "too_long":
@@ -161,7 +172,7 @@ def summarise(traces: Iterable[Trace], top_logprobs: int) -> dict[str, Any]:
 def _write(
     traces: Iterable[Trace],
     shards: Shards[Trace],
-    log: spending.SpendingLog,
+    log: SpendingLog,
     *,
     shard_traces: int,
     shard_seconds: float,
@@ -311,26 +322,28 @@ def run(
         shards = Shards(run_dir / "traces", Trace)
         done = wanted & shards.keys("problem_id", "sample")
         capabilities = _probe(generator, sampling, scored=score_chains) if wanted - done else {}
-        logged = spending.with_log(generator, run_dir, name)
+        limited = spending.after_earlier_starts(generator, run_dir)
+        log = spending.open_log(generator, run_dir, name)
         if score_chains:
             top = sampling.top_logprobs
-            traces = score(problems, logged, top_logprobs=top, prompt=prompt, done=done)
+            traces = score(problems, limited, top_logprobs=top, prompt=prompt, done=done, log=log)
         else:
             traces = harvest(
                 problems,
-                logged,
+                limited,
                 samples=samples,
                 sampling=sampling,
                 prompt=prompt,
                 done=done,
                 seed=seed,
+                log=log,
             )
         shown = progress(traces, name=name, total=len(wanted), done=len(done), unit="traces")
         with _terminable():
             _write(
                 shown,
                 shards,
-                logged.log,
+                log,
                 shard_traces=shard_traces,
                 shard_seconds=shard_seconds,
             )

@@ -12,6 +12,7 @@ import distill
 from distill.core.ports import Sampling
 from distill.core.records import Problem
 from distill.endpoints.session import Budget
+from distill.endpoints.spending import open_log
 from distill.endpoints.teacher import OpenAICompatible
 from distill.traces import harvest
 
@@ -57,18 +58,19 @@ def room_file(frame):
 
 
 @pytest.mark.parametrize("kind", ["completions", "chat"])
-def test_a_call_enters_six_files_and_leaves_none_to_enter_it_again(kind, monkeypatch):
+def test_a_call_enters_six_files_and_leaves_none_to_enter_it_again(kind, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     problem = Problem("s/train/0", "s", "train", "Q0?", "3")
     sampling = Sampling(temperature=0.7, max_tokens=64)
     budget = Budget(dollars=1.0, dollars_per_million=(10.0, 100.0))
     with endpoint() as server:
         generator = OpenAICompatible("m", server.url, kind, budget=budget)
+        log = open_log(generator, tmp_path, "harvest")
         with Walk() as walk:
             (trace,) = harvest.harvest(
-                [problem], generator, samples=1, sampling=sampling, prompt=str
+                [problem], generator, samples=1, sampling=sampling, prompt=str, log=log
             )
-    assert trace.text and len(server.seen) == 1
+    assert trace.text and len(server.seen) == 1 and log.spent.tokens == 30
     assert walk.files == {
         "traces/harvest.py",
         "endpoints/teacher.py",

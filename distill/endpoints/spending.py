@@ -186,7 +186,7 @@ def open_log(generator: Generator, run_dir: Path, stage: str) -> SpendingLog:
 
 
 def after_earlier_starts(generator: Generator, run_dir: Path) -> Generator:
-    """Return the generator, its budget less the spending of earlier starts; raises as `read_logs`."""
+    """Return the generator, its budget less earlier starts' spending; raises as `read_logs`."""
     if not isinstance(generator, PricedGenerator):
         return generator
     return generator.after(spent_in(run_dir / SPENT))

@@ -6,7 +6,6 @@ is set aside as one in the same way. MBPP keeps the splits that its authors publ
 """
 
 import dataclasses
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from distill.core import seeds
 from distill.core.errors import UserError
 from distill.core.records import Problem
 from distill.problems import rowfiles
@@ -256,7 +256,7 @@ def choose(split: str, splits: Sequence[str]) -> None:
 
 
 def _hashed(key: str, n: int) -> int:
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % n
+    return seeds.from_names(key, bits=32) % n
 
 
 def halves(

@@ -6,9 +6,9 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from distill.core import statistics
 from distill.core.records import Accuracy
 from distill.reports import plots
-from distill.training import intervals
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 STYLE = """
@@ -128,7 +128,7 @@ def _picture(picture: plots.Picture) -> str:
 
 
 def _percent(counts: Mapping[str, int]) -> str:
-    value, low, high = intervals.of_accuracy(Accuracy(**counts))
+    value, low, high = statistics.of_accuracy(Accuracy(**counts))
     return f"{100 * value:.1f} % <small>[{100 * low:.1f}, {100 * high:.1f}]</small>"
 
 

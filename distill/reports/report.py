@@ -13,8 +13,9 @@ from distill.core import files, sums
 from distill.core.errors import UserError
 from distill.core.records import Accuracy, Prediction, Problem, Trace, Verdict
 from distill.core.stages import read_manifest, require_unchanged, version
+from distill.core.statistics import Estimate, Paired, mean, of_accuracy, pair
 from distill.core.store import Shards
-from distill.training import choice, intervals
+from distill.training import choice
 from distill.training.evaluate import tally
 from distill.training.metrics import read_lines
 
@@ -187,9 +188,7 @@ def _selection(run_dir: Path, summaries: Summaries) -> dict[str, Any]:
 def _price(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return a step's mean over the held-out sets and its mean over those of general ability."""
     means = {
-        name: intervals.mean(
-            [intervals.of_accuracy(Accuracy(**counts)) for counts in entry[sets].values()]
-        )
+        name: mean([of_accuracy(Accuracy(**counts)) for counts in entry[sets].values()])
         for name, sets in (("specific", "selection"), ("general", "general"))
     }
     return {"step": entry["step"], **{name: _estimate(mean) for name, mean in means.items()}}
@@ -209,9 +208,7 @@ def _accuracy(run_dir: Path, summaries: Summaries) -> dict[str, Any]:
     if "validation_step" in selection:
         names["validation_choice"] = selection["validation_step"]
     found: dict[str, Any] = {name: table[str(step)] for name, step in names.items()}
-    pairs = {
-        name: intervals.pair(_rights(predictions, name, names["after"])) for name in found["before"]
-    }
+    pairs = {name: pair(_rights(predictions, name, names["after"])) for name in found["before"]}
     return {
         **found,
         "difference": {name: _difference(paired) for name, paired in pairs.items()},
@@ -229,12 +226,12 @@ def _rights(
     return ((right, after[problem_id]) for problem_id, right in before.items())
 
 
-def _difference(paired: intervals.Paired) -> dict[str, Any]:
+def _difference(paired: Paired) -> dict[str, Any]:
     counts = {"gained": paired.gained, "lost": paired.lost}
     return {**_estimate(paired.estimate()), "p_value": paired.p_value(), **counts}
 
 
-def _estimate(estimate: intervals.Estimate) -> dict[str, float]:
+def _estimate(estimate: Estimate) -> dict[str, float]:
     return dict(zip(("value", "low", "high"), estimate, strict=True))
 
 
@@ -246,7 +243,7 @@ def _counted(selection: Mapping[str, Any]) -> set[str]:
 
 def _means(
     tables: Mapping[str, Mapping[str, Counts]],
-    pairs: Mapping[str, intervals.Paired],
+    pairs: Mapping[str, Paired],
     counted: set[str],
 ) -> dict[str, Any]:
     """Return the plain means over the counted sets, of every table and of the differences."""
@@ -254,10 +251,10 @@ def _means(
     if not sets:
         return {}
     means = {
-        name: intervals.mean([intervals.of_accuracy(Accuracy(**table[one])) for one in sets])
+        name: mean([of_accuracy(Accuracy(**table[one])) for one in sets])
         for name, table in tables.items()
     }
-    means["difference"] = intervals.mean([pairs[name].estimate() for name in sets])
+    means["difference"] = mean([pairs[name].estimate() for name in sets])
     return {"sets": sets, **{name: _estimate(estimate) for name, estimate in means.items()}}
 
 
@@ -341,11 +338,11 @@ _PARTS: dict[str, tuple[str, Part]] = {
 
 
 def table(accuracy: Mapping[str, Any]) -> str:
-    """Return before, after and difference of every set as text, with n and 95 % intervals."""
+    """Return before, after and difference of every set as text, with n and 95 % statistics."""
     lines = [f"{'set':<12} {'before':>26} {'after':>26} {'difference, points':>26} {'n':>6}"]
     for name, before in accuracy["before"].items():
         both = (
-            _estimate(intervals.of_accuracy(Accuracy(**counts)))
+            _estimate(of_accuracy(Accuracy(**counts)))
             for counts in (before, accuracy["after"][name])
         )
         lines.append(_line(name, [*both, accuracy["difference"][name]], before["n"]))

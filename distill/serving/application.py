@@ -5,7 +5,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import logging
 import time
@@ -20,6 +19,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from distill.core import seeds
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Generator, Request
 from distill.serving import requests, responses
@@ -61,10 +61,7 @@ def seed_of(seed: int, number: int) -> int:
         >>> seed_of(7, 0), seed_of(7, 1) == seed_of(7, 1), seed_of(7, 1) == seed_of(7, 2)
         (7, True, False)
     """
-    if number == 0:
-        return seed
-    digest = hashlib.sha256(f"{seed}\0{number}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+    return seeds.from_names(seed, number, bits=63) if number else seed
 
 
 class Endpoint:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from distill.core import seeds, statistics
 from distill.core.errors import UserError
 from distill.core.store import read_json, write_json
-from distill.test_time import difficulty
 from distill.test_time.difficulty import Linear
 
 KINDS = ("predicted", "encoder")
@@ -34,7 +34,7 @@ def folds(problem_ids: Sequence[str], bins: PerQuestion, count: int = 2) -> PerQ
     places = {name: place for place, name in enumerate(problem_ids)}
     for bin_ in np.unique(bins):
         names = [name for name in problem_ids if bins[places[name]] == bin_]
-        for rank, name in enumerate(difficulty.shuffled(names, seed=1)):
+        for rank, name in enumerate(seeds.shuffled(names, seed=1)):
             found[places[name]] = rank % count
     return found
 
@@ -125,10 +125,9 @@ def saved_samples(
         `{budget, ratio, low, high, unreached}`; the ratio is None where we never get there, and
         `unreached` is the share of resamples in which we do not, which count as a ratio of 0.
     """
-    n = len(ours)
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples) / n
+    weights = statistics.bootstrap_weights(len(ours), resamples, seed)
     drawn = [_ratios(a, b, budgets) for a, b in zip(weights @ ours, weights @ theirs, strict=True)]
-    low, high = np.percentile(np.array(drawn), [2.5, 97.5], axis=0)
+    low, high = statistics.percentile_interval(np.array(drawn))
     whole = _ratios(ours.mean(0), theirs.mean(0), budgets)
     missed = (np.array(drawn) == 0).mean(0)
     rows = zip(budgets, whole, low.tolist(), high.tolist(), missed.tolist(), strict=True)

@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from distill.core.records import Answered
+from distill.core.statistics import bootstrap_means
 from distill.models.flops import decoding_flops
 from distill.test_time import allocate, difficulty, ledger, outcomes
 from distill.test_time.allocate import Policy
 from distill.test_time.difficulty import Linear
-from distill.test_time.diversity import estimates
 from distill.test_time.ledger import Config
 from distill.test_time.outcomes import (
     BASELINE,
@@ -192,10 +192,11 @@ def _estimates(
     how: How,
 ) -> list[dict[str, Any]]:
     """Return the mean of each column with its interval, overall and in each bin of each kind."""
-    overall = estimates(values, how.resamples, how.seed)
+    overall = bootstrap_means(values, how.resamples, how.seed)
     by_kind = {
         kind: [
-            estimates(values[of_kind == bin_], how.resamples, how.seed) for bin_ in range(how.bins)
+            bootstrap_means(values[of_kind == bin_], how.resamples, how.seed)
+            for bin_ in range(how.bins)
         ]
         for kind, of_kind in bins.items()
     }
@@ -218,7 +219,7 @@ def _points(study: _Study, place: int) -> list[dict[str, Any]]:
     rows = zip(
         (study.how.budgets[column] for column in there),
         _estimates(right[there].T, study.bins, study.how),
-        estimates(paired, study.how.resamples, study.how.seed),
+        bootstrap_means(paired, study.how.resamples, study.how.seed),
         _mean(flops[there].mean(1)),
         [dict(zip(TOKENS, _mean(each), strict=True)) for each in tokens[there].mean(1)],
         strict=True,

@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from distill.core.statistics import bootstrap_weights, percentile_interval
+
 BINS, RESAMPLES = 10, 1000
 
 
@@ -124,7 +126,7 @@ def calibration(scored: Scored, *, resamples: int = RESAMPLES, seed: int = 0) ->
         value = measure(scored.values, scored.labels, scored.weights)
         if np.isfinite(value):
             each = [measure(scored.values, scored.labels, weights) for weights in drawn]
-            low, high = np.nanquantile(each, (0.025, 0.975))
+            low, high = percentile_interval(np.array(each))
             found[name] = {"value": value, "low": float(low), "high": float(high)}
     return found
 
@@ -133,9 +135,8 @@ def _resampled(scored: Scored, resamples: int, seed: int) -> Iterator[np.ndarray
     """Yield the weights in each bootstrap sample of the questions."""
     _, groups = np.unique(scored.groups, return_inverse=True)
     n = groups.max() + 1
-    random = np.random.default_rng(seed)
-    for counts in random.multinomial(n, np.full(n, 1 / n), resamples):
-        yield scored.weights * counts[groups]
+    for weights in bootstrap_weights(n, resamples, seed):
+        yield scored.weights * weights[groups]
 
 
 def picture(tables: dict[str, Sequence[dict[str, float]]]) -> Figure:

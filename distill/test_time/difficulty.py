@@ -10,7 +10,6 @@ Source: Snell et al. 2024, arXiv 2408.03314, section 3.2, for the first two.
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -19,6 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from distill.core import seeds
 from distill.core.errors import UserError
 from distill.models import layers
 from distill.models.layers import Params
@@ -28,16 +28,6 @@ from distill.models.t5 import T5, T5Model
 
 BINS = 5
 PENALTIES = tuple(float(10**power) for power in range(-1, 5))
-
-
-def shuffled(problem_ids: Sequence[str], seed: int = 0) -> list[str]:
-    """Return the ids in an order that depends on each id and the seed alone.
-
-    Example:
-        >>> shuffled(["a", "b", "c"]) == shuffled(["c", "b", "a"])
-        True
-    """
-    return sorted(problem_ids, key=lambda name: hashlib.sha256(f"{seed}\0{name}".encode()).digest())
 
 
 def bins(ease: Mapping[str, float], count: int = BINS) -> dict[str, int]:
@@ -59,7 +49,7 @@ def bins(ease: Mapping[str, float], count: int = BINS) -> dict[str, int]:
     """
     if not 1 <= count <= len(ease):
         raise ValueError(f"expected 1 to {len(ease)} bins, got {count}")
-    ranked = sorted(shuffled(list(ease)), key=lambda name: -ease[name])
+    ranked = sorted(seeds.shuffled(ease), key=lambda name: -ease[name])
     return {name: rank * count // len(ranked) for rank, name in enumerate(ranked)}
 
 

@@ -15,6 +15,7 @@ from distill.core.errors import UserError
 from distill.core.ports import Generator, Sampling
 from distill.core.progress import progress
 from distill.core.records import Problem, Trace
+from distill.core.statistics import bootstrap_means
 from distill.core.store import Shards, Stage, atomic_path, write_json
 from distill.grading.check import GRADERS, Grader, check
 from distill.models.sampling import Fire
@@ -94,27 +95,6 @@ def measure(
     return np.array(rows, float)
 
 
-def estimates(values: np.ndarray, resamples: int, seed: int) -> list[dict[str, float]]:
-    """Return the mean over questions of each measure with its 95 % percentile bootstrap interval.
-
-    Args:
-        values: [question, measure].
-        resamples: number of resamples of the questions.
-        seed: of the resampling; the same questions are drawn for all values of one shape.
-
-    Example:
-        >>> estimates(np.ones((5, 1)), 100, 0)
-        [{'value': 1.0, 'low': 1.0, 'high': 1.0}]
-
-    Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 13.3.
-    """
-    n = len(values)
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples)
-    low, high = np.percentile(drawn @ values / n, [2.5, 97.5], axis=0)
-    rows = zip(values.mean(0), low, high, strict=True)
-    return [{"value": v, "low": a, "high": b} for v, a, b in np.round([*rows], 6).tolist()]
-
-
 def compare(
     regular: np.ndarray, fire: np.ndarray, samples: int, *, resamples: int, seed: int
 ) -> dict[str, dict[str, dict[str, float]]]:
@@ -122,7 +102,7 @@ def compare(
     both = zip(KINDS, (regular, fire, fire - regular), strict=True)
     names = measures(samples)
     return {
-        kind: dict(zip(names, estimates(values, resamples, seed), strict=True))
+        kind: dict(zip(names, bootstrap_means(values, resamples, seed), strict=True))
         for kind, values in both
     }
 

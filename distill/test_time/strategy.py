@@ -6,10 +6,10 @@ place, so that batches and neighbours do not count.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
+from distill.core import seeds
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Generator, Request, Sampling, Scorer, Solution
 from distill.test_time import vote
@@ -120,8 +120,7 @@ class Strategy(Protocol):
 
 def seed_of(seed: int, problem_id: str, round_: int, slot: int) -> int:
     """Return the seed of one request, 31 bits that depend on nothing but the arguments."""
-    digest = hashlib.sha256(f"{seed}\0{problem_id}\0{round_}\0{slot}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
+    return seeds.from_names(seed, problem_id, round_, slot)
 
 
 # --- Choosing among candidates -----------------------------------------------------------------

@@ -8,7 +8,6 @@ Source: Snell et al. 2024, arXiv 2408.03314, section 5.1 and appendix D to F.
 
 import dataclasses
 import functools
-import hashlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from distill.core import paths
+from distill.core import paths, seeds
 from distill.core.errors import UserError
 from distill.core.store import Stage
 from distill.models import scoring, weights
@@ -166,7 +165,7 @@ def held_out(examples: Sequence[Of], share: float, seed: int) -> tuple[list[Of],
     ids = {example.problem_id for example in examples}
     if len(ids) < 2:
         raise UserError("solutions of two questions or more", str(len(ids)), "roll out more")
-    order = sorted(ids, key=lambda name: hashlib.sha256(f"{seed}\0{name}".encode()).digest())
+    order = seeds.shuffled(ids, seed)
     out = set(order[: max(round(share * len(order)), 1)])
     kept = [example for example in examples if example.problem_id not in out]
     return kept, [example for example in examples if example.problem_id in out]

@@ -13,11 +13,11 @@ import numpy as np
 
 from distill.core.ports import Scorer, Solution
 from distill.core.records import Trace, Verdict
+from distill.core.statistics import bootstrap_means
 from distill.core.store import atomic_path, manifest, write_json
 from distill.grading.check import GRADERS, Grader
 from distill.test_time import calibration, rollouts, vote
 from distill.test_time.calibration import Scored
-from distill.test_time.diversity import estimates
 from distill.test_time.rollouts import ANSWERED, Labelled
 from distill.text import steps
 
@@ -124,7 +124,7 @@ def gain(samples: Sequence[vote.Samples], *, resamples: int, seed: int) -> dict[
     """
     random = np.random.default_rng(seed)
     differences = [vote.weighted(s, len(s), random)[0] - vote.majority(s, len(s)) for s in samples]
-    return estimates(np.array(differences)[:, None], resamples, seed)[0]
+    return bootstrap_means(np.array(differences)[:, None], resamples, seed)[0]
 
 
 def assessed(run_dir: Path, scorer: Scorer, *, resamples: int, seed: int) -> dict[str, Any]:

@@ -332,6 +332,8 @@ def summarise(
     """
     import numpy as np
 
+    from distill.core import statistics
+
     sizes = [len(samples) for samples in problems]
     limit = min([*sizes, *([] if max_k is None else [max_k])]) if problems else 0
     scored = [s.scores is not None for s in problems]
@@ -341,7 +343,9 @@ def summarise(
     if negative:
         absent.setdefault("weighted", "a score is below 0")
     draws = np.random.default_rng(seed)
-    bootstrap = _bootstrap(len(problems), seed) if problems else None
+    weights = (
+        statistics.bootstrap_weights(len(problems), RESAMPLES, [seed, 1]) if problems else None
+    )
     measures: dict[str, Callable[[Samples, int], tuple[float, int]]] = {
         "pass": lambda samples, k: (pass_at(samples, k), 0),
         "majority": lambda samples, k: (majority(samples, k), 0),
@@ -354,8 +358,7 @@ def summarise(
     for name in filter(estimates.__contains__, measures):
         for k in itertools.takewhile(lambda k: k <= limit, (2**power for power in range(63))):
             values, drawn = zip(*(measures[name](s, k) for s in problems), strict=True)
-            means = bootstrap @ np.asarray(values)
-            low, high = np.quantile(means, (0.025, 0.975))
+            low, high = statistics.percentile_interval(weights @ np.asarray(values))
             row = {"k": k, "value": float(np.mean(values)), "low": float(low), "high": float(high)}
             row |= {"n": len(problems)} | ({"draws": max(drawn)} if max(drawn) else {})
             estimates[name].append(row)
@@ -368,14 +371,6 @@ def summarise(
         "estimates": ordered,
         "absent": absent,
     }
-
-
-def _bootstrap(n: int, seed: int) -> "np.ndarray":
-    """Return the weights of the problems in each bootstrap sample."""
-    import numpy as np
-
-    random = np.random.default_rng([seed, 1])
-    return random.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

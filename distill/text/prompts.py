@@ -14,12 +14,11 @@ question may stand among its own demonstrations, here it does not.
 """
 
 import dataclasses
-import hashlib
 import json
 import random
 from collections.abc import Sequence
 
-from distill.core import paths
+from distill.core import paths, seeds
 from distill.core.records import Problem
 
 DEMONSTRATIONS = 4
@@ -137,8 +136,8 @@ def draw(
     Raises:
         ValueError: the pool has fewer than n questions other than the problem's.
     """
-    digest = hashlib.sha256(f"{seed}/{problem.problem_id}".encode()).digest()
-    uniform = random.Random(int.from_bytes(digest[:8], "big")).random
+    number = seeds.from_names(f"{seed}/{problem.problem_id}", bits=64)
+    uniform = random.Random(number).random
     drawn: dict[str, Problem] = {}
     for _ in range(50 * n):
         if len(drawn) == n:

@@ -43,16 +43,6 @@ def test_pass_at_refuses_more_than_there_is():
         some_right(5, 4, 1)
 
 
-def test_the_interval_of_many_questions_is_the_normal_one():
-    values = np.random.default_rng(0).normal(3.0, 2.0, (400, 2))
-    half = 1.96 * values.std(0) / np.sqrt(400)
-    for column, found in enumerate(diversity.estimates(values, 8000, 0)):
-        mean = values[:, column].mean()
-        assert found["value"] == pytest.approx(mean, abs=1e-6)
-        assert found["low"] == pytest.approx(mean - half[column], abs=0.05 * half[column])
-        assert found["high"] == pytest.approx(mean + half[column], abs=0.05 * half[column])
-
-
 def test_a_constant_difference_is_certain_however_questions_vary():
     regular = np.random.default_rng(0).normal(size=(50, 4))
     found = diversity.compare(regular, regular + 0.5, 5, resamples=200, seed=0)

@@ -3,9 +3,9 @@
 The tables of wordings are in `stories`, `heldout` and `general`, the telling in `storytelling`.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 
+from distill.core import seeds
 from distill.core.records import Problem
 from distill.problems.builtin.general import GENERAL as _GENERAL
 from distill.problems.builtin.heldout import ASDIV, MULTI, SINGLE, SVAMP
@@ -39,7 +39,7 @@ def split_of(family: str, question: str) -> str:
         True
     """
     words = " ".join(_NAMELESS.get(word, word) for word in question.split())
-    place = int.from_bytes(hashlib.sha256(words.encode()).digest()[:4], "big") % 100
+    place = seeds.from_names(words, bits=32) % 100
     for name, share in _HELD_OUT if family in HELD_OUT else _TRAINABLE:
         if place < share:
             return name

@@ -11,10 +11,11 @@ bound until the question. Every equation is computed here, never written by hand
 
 import dataclasses
 import functools
-import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
+
+from distill.core import seeds
 
 T = TypeVar("T")
 Equation = tuple[str, str, str, str]
@@ -45,8 +46,8 @@ class Draw:
     """Random choices built on the uniform numbers alone, so that they outlive Python versions."""
 
     def __init__(self, *key: object) -> None:
-        digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-        self.uniform = random.Random(int.from_bytes(digest[:8], "big")).random
+        number = seeds.from_names("/".join(map(str, key)), bits=64)
+        self.uniform = random.Random(number).random
 
     def between(self, low: int, high: int) -> int:
         """Return an integer in [low, high]."""

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.core.records import Accuracy
-from distill.training.intervals import Paired, mean, of_accuracy, pair
+from distill.core.statistics import (
+    Paired,
+    bootstrap_means,
+    bootstrap_weights,
+    mean,
+    of_accuracy,
+    pair,
+    percentile_interval,
+)
 
 counts = st.integers(0, 60)
 paired = st.builds(Paired, counts, counts, counts, st.integers(1, 60))
@@ -89,6 +97,31 @@ def test_pairs_keep_both_accuracies(answers):
     assert change.after.correct == sum(after for _, after in answers)
 
 
+@given(st.integers(1, 40), st.integers(0, 9))
+def test_the_shares_of_a_bootstrap_sample_add_up_to_one(n, seed):
+    weights = bootstrap_weights(n, 50, seed)
+    assert weights.shape == (50, n) and (weights >= 0).all()
+    np.testing.assert_allclose(weights.sum(1), 1, rtol=n * np.finfo(float).eps)
+    np.testing.assert_array_equal(weights, bootstrap_weights(n, 50, seed))
+
+
+def test_bootstrap_intervals_of_means_are_the_normal_ones_and_those_of_scipy():
+    values = np.random.default_rng(0).normal(3.0, 2.0, 400)
+    (ours,) = bootstrap_means(values[:, None], 8000, 0)
+    theirs = scipy.stats.bootstrap(
+        (values,), np.mean, n_resamples=8000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    half = 1.96 * values.std() / 20
+    assert [ours["low"], ours["high"]] == pytest.approx([*theirs], abs=0.05 * half)
+    assert ours["high"] - ours["value"] == pytest.approx(half, rel=0.05)
+
+
+def test_wilson_intervals_are_those_of_scipy():
+    for correct, n in ((0, 1), (3, 10), (8, 10), (10, 10), (499, 500)):
+        theirs = scipy.stats.binomtest(correct, n).proportion_ci(method="wilson")
+        assert of_accuracy(Accuracy(correct, n))[1:] == pytest.approx([*theirs], abs=1e-6)
+
+
 # --- Goldens -----------------------------------------------------------------------------------
 
 
@@ -105,6 +138,10 @@ def test_without_correlation_the_wilson_distances_are_squared_and_added():
 
 def test_four_gained_and_none_lost_has_p_one_eighth():
     assert Paired(both=3, lost=0, gained=4, neither=3).p_value() == 2 / 2**4
+
+
+def test_percentiles_leave_out_what_is_no_number():
+    assert percentile_interval(np.array([np.nan, 1.0, 1.0])) == (1.0, 1.0)
 
 
 # --- Refusals ----------------------------------------------------------------------------------

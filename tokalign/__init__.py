@@ -4,7 +4,8 @@ from tokalign.align import align, align_batch
 from tokalign.alignment import Alignment
 from tokalign.apis import from_completions, from_openai_chat, from_pieces
 from tokalign.continuations import Continuations
-from tokalign.project import Kind, Projection, project, project_batch
+from tokalign.positions import Kind
+from tokalign.project import Projection, project, project_batch
 from tokalign.segmentation import Segmentation
 from tokalign.teacher import TeacherToken, TeacherTrace
 from tokalign.tokenizers import (

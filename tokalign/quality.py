@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tokalign.continuations import Continuations
-from tokalign.project import Kind, Projection, project_batch
+from tokalign.positions import Kind
+from tokalign.project import Projection, project_batch
 from tokalign.simulate import KnownTeacher
 from tokalign.tokenizers import Tokenizer
 

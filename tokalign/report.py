@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from tokalign.project import Kind, Projection
+from tokalign.positions import Kind
+from tokalign.project import Projection
 from tokalign.teacher import TeacherTrace
 from tokalign.tokenizers import Tokenizer
 

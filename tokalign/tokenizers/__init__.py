@@ -1,0 +1,18 @@
+"""Vocabularies loaded from disk: how each cuts a text and spells what follows one; no model."""
+
+from tokalign.tokenizers.huggingface import HuggingFaceTokenizer
+from tokalign.tokenizers.pieces import byte_alphabet, piece_bytes
+from tokalign.tokenizers.protocol import Tokenizer, segment_bytes
+from tokalign.tokenizers.sentencepieces import SentencePieceTokenizer
+from tokalign.tokenizers.tiktokens import GPT_PATTERN, TiktokenTokenizer
+
+__all__ = [
+    "GPT_PATTERN",
+    "HuggingFaceTokenizer",
+    "SentencePieceTokenizer",
+    "TiktokenTokenizer",
+    "Tokenizer",
+    "byte_alphabet",
+    "piece_bytes",
+    "segment_bytes",
+]

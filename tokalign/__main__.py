@@ -1,4 +1,4 @@
-"""`python -m tokalign show|report|bench`: look at an alignment, count over many, measure."""
+"""`python -m tokalign show|report|bench`: show an alignment, count positions, measure speed."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ from tokalign.tokenizers import (
 
 
 def load_tokenizer(source: str) -> Tokenizer:
-    """Load a vocabulary by what its source looks like.
+    """Load a vocabulary; the form of its source decides the kind.
 
     Args:
         source: a `.model` (SentencePiece), a `.tiktoken` or an encoding's name, a
@@ -85,7 +85,7 @@ def show(options: argparse.Namespace) -> str:
 
 
 def report(options: argparse.Namespace) -> str:
-    """Count what the positions of a file of traces got."""
+    """Count the projected positions of a file of traces by kind."""
     student = load_tokenizer(options.student)
     teacher = load_tokenizer(options.teacher) if options.teacher else None
     traces = list(read_traces(options.traces, teacher))
@@ -139,7 +139,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and print what it found."""
+    """Run a command and print its result."""
     options = parser().parse_args(arguments)
     sys.stdout.write(options.run(options) + "\n")
 

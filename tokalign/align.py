@@ -1,4 +1,4 @@
-"""Which tokens of two sides cover the same text; probabilities are project's."""
+"""Find which tokens of two sides cover the same text. Probabilities are carried by `project`."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,7 +7,7 @@ import numpy as np
 from tokalign.alignment import Alignment, Tokens
 from tokalign.dtw import align_dp
 from tokalign.edit import differences
-from tokalign.segmentation import MARKER, Segmentation, spelled_mask, without_blanks
+from tokalign.segmentation import MARKER, Segmentation, spelled_mask, without_whitespace
 
 METHODS = ("exact", "dp")
 _GROUP = 256  # traces walked at once
@@ -16,9 +16,9 @@ _GROUP = 256  # traces walked at once
 def align(teacher_tokens: Tokens, student_tokens: Tokens, *, method: str = "exact") -> Alignment:
     r"""Align the tokens of one text as two tokenizers cut it.
 
-    `exact` walks both sides by their bytes without blanks (`▁` is one) and, only where these
-    differ, by the shortest edit script; time and memory grow linearly. `dp` is the dynamic
-    programme of Fu et al., quadratic, the named baseline.
+    `exact` walks both sides by their bytes without whitespace (`▁` counts as whitespace). Where
+    these bytes differ it follows the shortest edit script. Time and memory grow linearly. `dp` is
+    the dynamic programme of Fu et al., which is quadratic and serves as the baseline.
 
     Args:
         teacher_tokens: text or bytes of each token.
@@ -91,7 +91,7 @@ def _group_counts(side: Sequence[Tokens]) -> tuple[bytes, np.ndarray, np.ndarray
     """Return the spelled bytes, the count at each token's end and where each trace opens.
 
     One token of length 1 before each trace holds the traces apart in one run of counts. None
-    where text and bytes mix, or where a blank is cut in two so that lengths do not add up.
+    where text and bytes mix, or where whitespace is cut in two so that lengths do not add up.
     """
     kinds = {type(tokens[0]) for tokens in side if len(tokens)} or {str}
     if len(kinds) > 1:
@@ -110,7 +110,7 @@ def _group_counts(side: Sequence[Tokens]) -> tuple[bytes, np.ndarray, np.ndarray
 
 
 class _SpelledLengths(dict):
-    """Bytes of a token that are no blanks, remembered."""
+    """Bytes of a token that are not whitespace, remembered."""
 
     def __missing__(self, token: str | bytes) -> int:
         if len(self) > 1 << 20:
@@ -123,14 +123,14 @@ _LENGTHS = _SpelledLengths()
 
 
 def _spelled(tokens: Tokens) -> bytes:
-    """Return the bytes of all tokens without blanks."""
+    """Return the bytes of all tokens without whitespace."""
     if not len(tokens):
         return b""
     if isinstance(tokens[0], str):
         text = "".join(tokens).replace("▁", "").encode(errors="surrogatepass")  # type: ignore[arg-type]
     else:
         text = b"".join(tokens).replace(MARKER, b"")  # type: ignore[arg-type]
-    return without_blanks(text)
+    return without_whitespace(text)
 
 
 def _align_apart(teacher_tokens: Tokens, student_tokens: Tokens) -> Alignment:
@@ -178,16 +178,16 @@ def next_cut(ends: np.ndarray, cuts: np.ndarray) -> np.ndarray:
 
 
 def spelled_ends(tokens: Tokens) -> tuple[bytes, np.ndarray]:
-    """Return the bytes of all tokens without blanks and, per token, how many have gone by."""
+    """Return the bytes of all tokens without whitespace and, per token, how many have gone by."""
     raw = [t.encode(errors="surrogatepass") if isinstance(t, str) else t for t in tokens]
     text = b"".join(raw)
     ends = np.cumsum(np.fromiter(map(len, raw), np.int64, len(raw)))
     passed = np.append(0, np.cumsum(spelled_mask(text)))
-    return without_blanks(text), passed[ends]
+    return without_whitespace(text), passed[ends]
 
 
 def _walk(a: np.ndarray, b: np.ndarray, openings: np.ndarray) -> list[Alignment]:
-    """Cut both sides wherever a token of both ends at the same count, blanks there apart.
+    """Cut both sides where tokens of both end at the same count; whitespace gets its own chunk.
 
     Args:
         a: [L] count at the end of each teacher token, over all traces.
@@ -200,7 +200,7 @@ def _walk(a: np.ndarray, b: np.ndarray, openings: np.ndarray) -> list[Alignment]
     shared[:] = False
     shared[a[in_a]] = True
     in_b = shared[b]
-    # Row 2n ends at shared place n, row 2n + 1 is the blanks there.
+    # Row 2n ends at shared place n, row 2n + 1 is the whitespace there.
     ends = np.empty((int(shared.sum()), 2, 2), np.int32)
     for side, (counts, inside) in enumerate(((a, in_a), (b, in_b))):
         places = np.flatnonzero(inside)
@@ -266,7 +266,7 @@ def _nodes(
 
 
 def _cut(a: np.ndarray, b: np.ndarray, x: np.ndarray, y: np.ndarray, cost: float = 0) -> Alignment:
-    """Cut both sides at the places (x, y), blanks at a place apart from what ends there."""
+    """Cut both sides at the places (x, y); whitespace at a place gets its own chunk."""
     chunks = np.zeros((2 * len(x), 4), np.int32)
     for column, ends, places in ((1, a, x), (3, b, y)):
         chunks[0::2, column] = np.searchsorted(ends, places) + (places > 0)
@@ -276,8 +276,8 @@ def _cut(a: np.ndarray, b: np.ndarray, x: np.ndarray, y: np.ndarray, cost: float
         np.minimum(chunks[:, column], len(ends), out=chunks[:, column])
         chunks[1:, column - 1] = chunks[:-1, column]
     sizes = chunks[:, 1::2] - chunks[:, 0::2]
-    blank = np.zeros(len(chunks), bool)
-    blank[1::2] = True
-    single = (sizes == 1).all(axis=1) & ~blank
+    space = np.zeros(len(chunks), bool)
+    space[1::2] = True
+    single = (sizes == 1).all(axis=1) & ~space
     kept = sizes.any(axis=1)
     return Alignment(chunks[kept], chunks[single][:, (0, 2)], float(cost))

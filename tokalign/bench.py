@@ -1,4 +1,4 @@
-"""Speed and quality of the alignment on texts, beside a plain DTW in the same run; no plots."""
+"""Measure speed and quality of the alignment, side by side with a plain DTW in one run."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ FITTED = 1000  # traces from which continuations are learnt
 
 
 def true_pairs(teacher_ends: Sequence[int], student: Segmentation) -> set[Pair]:
-    """Return the pairs whose tokens cover exactly the same bytes that are no blanks.
+    """Return the pairs whose tokens cover exactly the same bytes that are not whitespace.
 
     Spelled out token by token and apart from the walk that it judges.
     """
@@ -148,13 +148,14 @@ def measure(
         "dp_cost_equal": sum(a.cost == b.cost for a, b in zip(by_dp, by_plain, strict=True)),
         "dp_cost_compared": len(few),
         "coverage": {
-            rule + ("" if cross else ", blanks not crossed"): dict(
+            rule + ("" if cross else ", whitespace not crossed"): dict(
                 zip(
                     ("all", "digits"),
                     (
                         c.shares()
                         for c in coverage(
-                            project_batch(traces, student, rule=rule, cross_blanks=cross), student
+                            project_batch(traces, student, rule=rule, cross_whitespace=cross),
+                            student,
                         )
                     ),
                     strict=True,
@@ -203,7 +204,7 @@ def known_quality(teacher: Tokenizer, student: Tokenizer) -> dict[str, dict[str,
 
 
 def table(found: dict[str, Any]) -> str:
-    """Return what `measure` found as text."""
+    """Return the measurements of `measure` as text."""
     lines = [f"{found['texts']} texts, {found['teacher']} to {found['student']}", ""]
     lines.append(f"{'':24}{'traces/s':>12}{'times plain':>14}")
     for name, rate in found["traces_per_s"].items():

@@ -1,7 +1,7 @@
-"""What a teacher's tokens are followed by over a whole run, to read the candidates it never took.
+"""Successors of a teacher's tokens over a whole run, to read the candidates that were not drawn.
 
-A candidate that was not realised has no successor in its own trace, and alone it may not tell what
-the student makes of it: a lone space before digits, ` $` before a number, `N` before `atalia`.
+A candidate that was not drawn has no successor in its own trace, and alone it may not determine
+the student's token: a lone space before digits, ` $` before a number, `N` before `atalia`.
 Where it was realised elsewhere in the run, after the same token if possible, the teacher said what
 comes next. The average of those distributions is a guess at the missing one.
 """
@@ -25,7 +25,7 @@ Successors = tuple[tuple[bytes, float], ...]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Continuations:
-    """The likeliest successors of a teacher's tokens that alone do not tell the student's token.
+    """The likeliest successors of teacher tokens that alone do not determine the student's token.
 
     Attributes:
         after: the token before (None for whatever it is, b"" for the start) and the token, to its
@@ -43,10 +43,10 @@ class Continuations:
         width: int = WIDTH,
         least: float = LEAST,
     ) -> "Continuations":
-        """Average what the teacher said after each of its tokens.
+        """Average the teacher's distributions after each of its tokens.
 
         Args:
-            traces: of one teacher; all are in memory as numbers, and some thousands tell enough.
+            traces: of one teacher; all are in memory as numbers, and a few thousand are enough.
             student: the student's vocabulary.
             width: successors kept of each token.
             least: share of successors that must change a token's reading for it to be kept.
@@ -150,7 +150,7 @@ def _changed(speller: Speller, string: bytes, successors: Successors) -> float:
 
 
 def _joined(speller: Speller, context: int, string: bytes, successor: bytes) -> int:
-    """Return the student's first token of both after a context; blanks and the end are the end."""
+    """Return the student's first token of both after a context, EOS where both are dropped."""
     both = string + successor
     if context < 0:
         found = speller.spell(both)[0]
@@ -160,29 +160,29 @@ def _joined(speller: Speller, context: int, string: bytes, successor: bytes) -> 
 
 
 def expander_of(
-    continuations: Continuations, speller: Speller, *, cross_blanks: bool
+    continuations: Continuations, speller: Speller, *, cross_whitespace: bool
 ) -> "Expander":
-    """Return the speller's expander, so that what it remembers lasts."""
-    key = continuations, cross_blanks
+    """Return the expander that the speller keeps, so that its cache lasts."""
+    key = continuations, cross_whitespace
     if key not in speller.expanders:
-        speller.expanders[key] = Expander(continuations, speller, cross_blanks=cross_blanks)
+        speller.expanders[key] = Expander(continuations, speller, cross_whitespace=cross_whitespace)
     return speller.expanders[key]
 
 
 class Expander:
-    """Candidates read with their successors by one student; remembers what it was asked.
+    """Candidates read with their successors by one student, cached.
 
     Args:
         continuations: of the candidates' teacher, fitted for the student.
         speller: of the student.
-        cross_blanks: whether a candidate that the student drops is read by its successors.
+        cross_whitespace: whether a candidate that the student drops is read by its successors.
     """
 
     def __init__(
-        self, continuations: Continuations, speller: Speller, *, cross_blanks: bool
+        self, continuations: Continuations, speller: Speller, *, cross_whitespace: bool
     ) -> None:
         self._after, self._speller = continuations.after, speller
-        strings = {string for _, string in self._after if cross_blanks or _kept(string)}
+        strings = {string for _, string in self._after if cross_whitespace or _kept(string)}
         self._known = np.array(sorted(speller.numbers[string] for string in strings), np.int64)
         self._readings = _Readings(self._read)
         self._tokens, self._shares = np.zeros(0, np.int32), np.zeros(0)
@@ -243,7 +243,7 @@ class Expander:
 
 
 def _kept(string: bytes) -> bool:
-    """Return whether a student keeps something of a token: not of blanks but for one space."""
+    """Return whether a student keeps any of a token: text, or a single space."""
     return bool(string.strip()) or string == b" "
 
 

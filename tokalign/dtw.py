@@ -1,4 +1,4 @@
-"""The paper's dynamic programme over two token sequences, plain and fast; the named baseline."""
+"""The paper's dynamic programme over two token sequences: a plain and a fast version."""
 
 import functools
 import itertools
@@ -35,7 +35,7 @@ def levenshtein(a: str, b: str) -> int:
 
 
 def plain(token: str | bytes) -> str:
-    """Return a token as the programme compares it: text without blanks' markers and spaces."""
+    """Return a token as the programme compares it: text without whitespace and its markers."""
     text = token.decode(errors="replace") if isinstance(token, bytes) else token
     return text.replace("▁", "").replace(" ", "")
 
@@ -184,7 +184,7 @@ class _WordNumbers(dict):
 
 
 class _Words:
-    """The distinct tokens of a call, with what the bound and the distance need of each."""
+    """The distinct tokens of a call, with the data that the bound and the distance need."""
 
     def __init__(self) -> None:
         self.numbers = _WordNumbers()
@@ -221,7 +221,7 @@ class _Room:
         self._kept: dict[str, np.ndarray] = {}
 
     def array(self, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-        """Return an array of this shape with whatever is in it."""
+        """Return an uninitialised array of this shape."""
         size = math.prod(shape)
         kept = self._kept.get(name)
         if kept is None or len(kept) < size or kept.dtype != dtype:
@@ -411,7 +411,7 @@ class _Group:
 
 
 def _solve(group: _Group, slack: int, room: _Room) -> dict[int, Alignment]:
-    """Return the alignment of each trace whose optimum the slack and the band are shown to hold."""
+    """Return the alignment of each trace whose optimum provably lies in the slack and the band."""
     shape = (group.rows, group.width, group.count)
     bound, forward, backward = (
         room.array(name, shape, group.dtype) for name in ("bound", "forward", "backward")

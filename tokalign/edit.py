@@ -1,4 +1,4 @@
-"""Where two byte strings differ, in time linear in their length; for sides that spell apart."""
+"""Find where two byte strings differ, in time linear in their length."""
 
 _RESYNC = 16  # equal bytes after which a stretch of differences counts as over
 _CHANCE = 2  # equal bytes within such a stretch that may be chance
@@ -41,7 +41,7 @@ def differences(a: bytes, b: bytes) -> list[Region]:
 
 
 def _skip_equal(a: bytes, b: bytes, x: int, y: int) -> tuple[int, int]:
-    """Go on to the first unequal byte, in doubling strides."""
+    """Advance to the first unequal byte, in doubling strides."""
     stride = 64
     while x < len(a) and y < len(b) and a[x : x + stride] == b[y : y + stride]:
         x, y, stride = min(x + stride, len(a)), min(y + stride, len(b)), 2 * stride
@@ -98,7 +98,7 @@ def _runs(rounds: list[dict[int, int]], i: int, j: int) -> list[tuple[int, int, 
 def _between(
     runs: list[tuple[int, int, int]], x: int, y: int, end: tuple[int, int]
 ) -> list[Region]:
-    """Return what lies between the runs that are no chance, up to `end`."""
+    """Return the regions between runs too long to be chance, up to `end`."""
     regions = []
     i, j = 0, 0
     for run_i, run_j, length in [*runs, (*end, 0)]:

@@ -19,11 +19,11 @@ from tokalign.tokenizers import Tokenizer, segment_bytes
 
 _CUT = np.array([True])
 _ONE = 0x3F800000  # float32 1; the bits of smaller ones are smaller numbers
-_LEAST_REST = 1e-3  # below this share the rest says too little of what follows a blank
+_LEAST_REST = 1e-3  # below this share the rest cannot predict what follows whitespace
 
 
 class Kind(enum.IntEnum):
-    """How a student position lies to the teacher's tokens, blanks aside.
+    """How a student position covers the teacher's tokens, whitespace aside.
 
     ONE_HOT is every position without a distribution: the student's own token is its target.
     """
@@ -138,7 +138,7 @@ class Places:
         self._classify(cuts)
 
     def _classify(self, cuts: np.ndarray) -> None:
-        """Compare where tokens begin and end on both sides, by bytes that are no blanks."""
+        """Compare where tokens begin and end on both sides, by bytes that are not whitespace."""
         spelled = spelled_mask(self.text)
         self.passed = passed = np.append(0, np.cumsum(spelled))
         token_passed = passed[self.token_end]
@@ -151,17 +151,17 @@ class Places:
         clean = np.append(True, cuts[:-1])
         begins = (ended[start] | (start == 0)) & clean
         ends = ended[end] & cuts
-        blank = start == end
-        opens = np.searchsorted(self.token_start, self.end[blank])
-        ends[blank] = self.token_start[opens] == self.end[blank]
-        count = np.where(blank, 1, gone[end] - gone[start])
+        space = start == end
+        opens = np.searchsorted(self.token_start, self.end[space])
+        ends[space] = self.token_start[opens] == self.end[space]
+        count = np.where(space, 1, gone[end] - gone[start])
         self.kind = np.where(
             begins,
             np.where(ends, np.where(count == 1, Kind.ONE_TO_ONE, Kind.MERGED), Kind.SPLIT),
             Kind.INSIDE,
         ).astype(np.uint8)
         self.kind[self.is_end] = Kind.ONE_TO_ONE
-        paired = (self.kind == Kind.ONE_TO_ONE) & ~blank
+        paired = (self.kind == Kind.ONE_TO_ONE) & ~space
         self.partner = np.where(paired, at[end], -1)
 
     def inside(self, p: int, first: int, before: bytes) -> Context:
@@ -179,13 +179,13 @@ class Places:
         return kind, before, tuple(self.ids[origin:p].tolist())
 
     def crosses(self, student: Tokenizer) -> np.ndarray:
-        """Return [P] whether the student drops blanks, or changes them, before the token."""
+        """Return [P] whether the student drops or changes whitespace before the token."""
         found = np.zeros(len(self.ids), bool)
         for p in np.flatnonzero(~self.is_end).tolist():
             covered = self.text[self.start[p] : self.end[p]]
             token = student.token_bytes(int(self.ids[p])) or covered
-            blanks = [x[: len(x) - len(x.lstrip())] for x in (covered, token)]
-            found[p] = blanks[0] != blanks[1]
+            whitespace = [x[: len(x) - len(x.lstrip())] for x in (covered, token)]
+            found[p] = whitespace[0] != whitespace[1]
         found[self.opens] = False
         return found
 
@@ -209,7 +209,7 @@ class Masses:
         self.passed_on += np.bincount(place, mass, len(self.ids))
 
     def give(self, place: np.ndarray, token: np.ndarray, mass: np.ndarray) -> None:
-        """Give mass to student tokens; what has a mark for a token, or <unk>, is lost."""
+        """Give mass to student tokens; mass on a mark or on <unk> is lost."""
         own = token == self.ids[place]
         self.own += np.bincount(place[own], mass[own], len(self.ids))
         lost = ~own & ((token < 0) | (token == self.unk_id))

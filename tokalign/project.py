@@ -1,4 +1,4 @@
-"""A teacher's top-k carried to distributions over a student's tokens; no model, no loss."""
+"""Carry a teacher's top-k to distributions over a student's tokens. No model and no loss."""
 
 import dataclasses
 import itertools
@@ -50,7 +50,7 @@ def project(
     *,
     rule: str = "marginal",
     rest: str = "drop",
-    cross_blanks: bool = True,
+    cross_whitespace: bool = True,
     k: int | None = None,
     continuations: Continuations | None = None,
 ) -> Projection:
@@ -62,10 +62,10 @@ def project(
         rule: "marginal" or "paper".
         rest: what becomes of lost mass: "drop" leaves it out, "renormalise" scales each row to 1,
             "other" gives it to one extra outcome.
-        cross_blanks: whether mass passes over blanks that the student drops.
+        cross_whitespace: whether mass passes over whitespace that the student drops.
         k: candidates kept a position, the widest row by default; mass cut off counts as beyond
             the top k.
-        continuations: how the teacher's candidates go on, fitted for the student; without them a
+        continuations: how the teacher's candidates continue, fitted for the student; without them a
             candidate is read as if it ended there.
 
     Returns:
@@ -80,7 +80,7 @@ def project(
             student,
             rule=rule,
             rest=rest,
-            cross_blanks=cross_blanks,
+            cross_whitespace=cross_whitespace,
             k=k,
             continuations=continuations,
         )
@@ -93,7 +93,7 @@ def project_batch(
     *,
     rule: str = "marginal",
     rest: str = "drop",
-    cross_blanks: bool = True,
+    cross_whitespace: bool = True,
     k: int | None = None,
     continuations: Continuations | None = None,
     processes: int = 1,
@@ -105,7 +105,7 @@ def project_batch(
         student: the student's vocabulary.
         rule: as for `project`.
         rest: as for `project`.
-        cross_blanks: as for `project`.
+        cross_whitespace: as for `project`.
         k: as for `project`.
         continuations: as for `project`.
         processes: over how many processes to spread; 1 stays in this one. They are spawned and do
@@ -117,7 +117,7 @@ def project_batch(
     Raises:
         ValueError: an unknown option, or a trace that TeacherTrace refuses.
     """
-    options = _Options(student, rule, rest, cross_blanks, k, continuations)
+    options = _Options(student, rule, rest, cross_whitespace, k, continuations)
     groups = _groups(traces)
     found = map(options.project, groups) if processes <= 1 else _spread(groups, options, processes)
     return itertools.chain.from_iterable(found)
@@ -130,7 +130,7 @@ class _Options:
     student: Tokenizer
     rule: str
     rest: str
-    cross_blanks: bool
+    cross_whitespace: bool
     k: int | None
     continuations: Continuations | None
 
@@ -151,17 +151,17 @@ class _Options:
             speller.clear()
         teacher = Candidates(traces, speller)
         places = Places(traces, teacher, self.student)
-        if not self.cross_blanks:
+        if not self.cross_whitespace:
             places.usable &= ~places.crosses(self.student)
         masses = Masses(places, self.student.unk_id)
         if self.rule == "paper":
             give_paper(teacher, places, masses, speller)
         else:
             expand = self.continuations and expander_of(
-                self.continuations, speller, cross_blanks=self.cross_blanks
+                self.continuations, speller, cross_whitespace=self.cross_whitespace
             )
-            cross = self.cross_blanks
-            give_marginal(teacher, places, masses, speller, expand, cross_blanks=cross)
+            cross = self.cross_whitespace
+            give_marginal(teacher, places, masses, speller, expand, cross_whitespace=cross)
         return _pack(places, masses, rest=self.rest, k=self.k)
 
 
@@ -213,7 +213,7 @@ def _groups(
 
 
 def _pack(places: Places, masses: Masses, *, rest: str, k: int | None) -> list[Projection]:
-    """Cut what was gathered into one projection a trace."""
+    """Cut the gathered mass into one projection for each trace."""
     count = len(places.ids)
     place, token, mass = masses.rows(int(max(places.ids.max(), 1 << 20)) + 1)
     sizes = np.bincount(place, minlength=count)

@@ -1,4 +1,4 @@
-"""How near projections come to the exact student distribution of a known teacher, as numbers."""
+"""Measure how near projections come to the exact student distribution of a known teacher."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ class Distance:
 
 
 def total_variation(exact: Mapping[int, float], projected: Mapping[int, float]) -> float:
-    """Return half the sum of differences; what `projected` lacks to 1 counts as wrong.
+    """Return half the sum of differences; mass that `projected` lacks to 1 counts as wrong.
 
     Args:
         exact: token to probability, summing to 1.
@@ -53,7 +53,7 @@ def distances(
     *,
     rule: str,
     k: int = 5,
-    cross_blanks: bool = True,
+    cross_whitespace: bool = True,
     continuations: Continuations | None = None,
 ) -> dict[str, Distance]:
     """Measure a rule on texts of a known teacher, by the kind that `marginal` gives a position.
@@ -64,7 +64,7 @@ def distances(
         texts: some of its texts.
         rule: as for `project`.
         k: candidates a token that the rule sees.
-        cross_blanks: as for `project`.
+        cross_whitespace: as for `project`.
         continuations: as for `project`.
 
     Returns:
@@ -74,7 +74,7 @@ def distances(
     exact = teacher.student_masses(student)
     found = {kind.name: Distance() for kind in Kind} | {"END": Distance(), "ALL": Distance()}
     kinds = project_batch(traces, student)
-    options = {"rule": rule, "cross_blanks": cross_blanks, "continuations": continuations}
+    options = {"rule": rule, "cross_whitespace": cross_whitespace, "continuations": continuations}
     measured = project_batch(traces, student, **options)
     for by_kind, projection in zip(kinds, measured, strict=True):
         ids = projection.ids.tolist()
@@ -119,13 +119,13 @@ def quality(
     fitted = Continuations.fit((teacher.trace(text, k=k) for text in others), student)
     return {
         name: distances(
-            teacher, student, drawn, rule=rule, k=k, cross_blanks=cross, continuations=after
+            teacher, student, drawn, rule=rule, k=k, cross_whitespace=cross, continuations=after
         )
         for name, rule, cross, after in (
             ("paper", "paper", True, None),
             ("marginal", "marginal", True, None),
             ("marginal, with continuations", "marginal", True, fitted),
-            ("paper, blanks not crossed", "paper", False, None),
-            ("marginal, blanks not crossed", "marginal", False, None),
+            ("paper, whitespace not crossed", "paper", False, None),
+            ("marginal, whitespace not crossed", "marginal", False, None),
         )
     }

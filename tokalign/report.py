@@ -1,4 +1,4 @@
-"""How many positions got what, as numbers, terminal text and HTML; it judges no teacher."""
+"""Counts of projected positions, as numbers, terminal text and HTML."""
 
 import dataclasses
 import html
@@ -97,7 +97,7 @@ def coverage_text(everywhere: Coverage, digits: Coverage) -> str:
 
 
 def _shown(token: bytes) -> str:
-    """Return a token with its blanks made visible."""
+    """Return a token with its whitespace made visible."""
     text = token.decode(errors="replace")
     return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥") or "∅"
 

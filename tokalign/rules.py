@@ -20,7 +20,7 @@ def give_marginal(
     speller: Speller,
     expand: Expander | None,
     *,
-    cross_blanks: bool,
+    cross_whitespace: bool,
 ) -> None:
     """Sum the candidates by the student token that they begin with, along the realised path."""
     masses.one_hot(np.flatnonzero(~places.usable))
@@ -62,12 +62,12 @@ def give_marginal(
         mass = mass * scale[place]
         exhausted = found == EXHAUSTED
         others = agrees & ~teacher.is_own[number]
-        if cross_blanks:
-            # What follows a blank that the student drops is taken to be what follows otherwise.
-            blank = places.passed[places.token_end[token]] == places.passed[places.start[active]]
-            blank &= places.last[active] > token
+        if cross_whitespace:
+            # What follows whitespace that the student drops is taken to be what follows otherwise.
+            space = places.passed[places.token_end[token]] == places.passed[places.start[active]]
+            space &= places.last[active] > token
             dropped = (found == NOTHING) & ~speller.is_space[teacher.string[number]]
-            dropped = others & (dropped | (exhausted & blank[place]))
+            dropped = others & (dropped | (exhausted & space[place]))
             masses.pass_on(active[place[dropped]], mass[dropped])
             others &= ~dropped
         masses.lose(0, active[place[others & exhausted]], mass[others & exhausted])
@@ -100,9 +100,9 @@ def _look_ahead(
     active: np.ndarray,
     weight: np.ndarray,
 ) -> None:
-    """Share the realised mass out among what the next candidates would make of the token.
+    """Divide the drawn token's mass among the tokens that the next candidates would lead to.
 
-    `12` goes on as `1200` with some mass, and the student cuts that otherwise. Where no other
+    `12` continues as `1200` with some mass, and the student cuts that otherwise. Where no other
     token comes of it the mass stays with the student's own.
     """
     last, start = places.last[active], places.start[active]
@@ -114,13 +114,13 @@ def _look_ahead(
         before = places.text[start[n] : places.token_end[last[n]]]
         prefix[n] = numbers[START, before] if opening[n] else numbers[before]
     speller.close()
-    settled = (speller.first[prefix] == places.ids[active]) & ~speller.blank_ended[prefix]
+    settled = (speller.first[prefix] == places.ids[active]) & ~speller.ends_with_space[prefix]
     following = np.minimum(last + 1, len(teacher.own) - 1)
     counted = ~places.is_end[active]
     place, number = teacher.of(following[counted])
     place = np.flatnonzero(counted)[place]
     string = teacher.string[number]
-    moves = ~teacher.is_own[number] & ~(settled[place] & speller.blank_led[string])
+    moves = ~teacher.is_own[number] & ~(settled[place] & speller.starts_with_space[string])
     place, number, string = place[moves], number[moves], string[moves]
     found = _first_tokens(speller, prefix[place], string)
     mass = teacher.mass[number] * weight[place]

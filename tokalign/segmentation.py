@@ -1,4 +1,4 @@
-"""One text cut into tokens: ids and byte ends. Not how a vocabulary cuts; that is tokenizers."""
+"""One text cut into tokens: ids and byte ends. The cutting itself is in `tokenizers`."""
 
 import dataclasses
 import itertools
@@ -6,18 +6,18 @@ import re
 
 import numpy as np
 
-# Deleting these leaves what two tokenizers must agree on; `▁` is SentencePiece's blank.
-ASCII_BLANKS = b" \t\n\r\x0b\x0c"
+# Deleting these leaves what two tokenizers must agree on; `▁` is SentencePiece's space.
+ASCII_WHITESPACE = b" \t\n\r\x0b\x0c"
 MARKER = "▁".encode()
-_WIDE_BLANKS = re.compile(
+_WIDE_WHITESPACE = re.compile(
     b"\xe2\x96\x81|\xc2\xa0|\xe1\x9a\x80|\xe2\x80[\x80-\x8b\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80"
 )
 _NARROW = np.ones(256, bool)
-_NARROW[list(ASCII_BLANKS)] = False
+_NARROW[list(ASCII_WHITESPACE)] = False
 
 
 def spelled_mask(text: bytes) -> np.ndarray:
-    r"""Return a bool [len(text)] that is False on the bytes of blanks.
+    r"""Return a bool [len(text)] that is False on the bytes of whitespace.
 
     Example:
         >>> spelled_mask(b"a\n b").astype(int).tolist()
@@ -25,28 +25,28 @@ def spelled_mask(text: bytes) -> np.ndarray:
     """
     mask = _NARROW[np.frombuffer(text, np.uint8)]
     if not text.isascii():
-        for match in _WIDE_BLANKS.finditer(text):
+        for match in _WIDE_WHITESPACE.finditer(text):
             mask[match.start() : match.end()] = False
     return mask
 
 
-def without_blanks(text: bytes) -> bytes:
-    r"""Return the bytes of `text` that are not blanks.
+def without_whitespace(text: bytes) -> bytes:
+    r"""Return the bytes of `text` that are not whitespace.
 
     Example:
-        >>> without_blanks("▁She\n had".encode())
+        >>> without_whitespace("▁She\n had".encode())
         b'Shehad'
     """
     if not text.isascii():
-        text = _WIDE_BLANKS.sub(b"", text)
-    return text.translate(None, ASCII_BLANKS)
+        text = _WIDE_WHITESPACE.sub(b"", text)
+    return text.translate(None, ASCII_WHITESPACE)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segmentation:
     r"""A text as one tokenizer cuts it.
 
-    Token t covers `text[byte_ends[t - 1] : byte_ends[t]]` (from 0 for the first). Blanks that a
+    Token t covers `text[byte_ends[t - 1] : byte_ends[t]]` (from 0 for the first). Whitespace that a
     tokenizer drops belong to the token after them; dropped at the end, to none.
 
         text       S h e \n h a d

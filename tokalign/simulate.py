@@ -1,4 +1,4 @@
-"""Teachers without a model: one whose every probability is known, one of n-grams; to measure by."""
+"""Teachers without a model, for measurements: one with known probabilities, one of n-grams."""
 
 import collections
 import itertools

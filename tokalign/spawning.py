@@ -20,7 +20,7 @@ _SEEN = 100  # values of a container that are looked at
 
 
 class _Process(multiprocessing.context.SpawnProcess):
-    """A spawned process that is not told where the parent's script lies."""
+    """A spawned process that is not reported where the parent's script lies."""
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802 - the name that multiprocessing calls

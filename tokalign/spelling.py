@@ -1,4 +1,4 @@
-"""What a student makes of a teacher's candidates, remembered; no probabilities."""
+"""The student's tokens for a teacher's candidates, cached. No probabilities."""
 
 import threading
 from typing import Any
@@ -7,14 +7,14 @@ import numpy as np
 
 from tokalign.tokenizers import Tokenizer
 
-NOTHING = -1  # spelled by no token: blanks that the student drops
+NOTHING = -1  # spelled by no token: whitespace that the student drops
 UNSPELLABLE = -2  # not text, or only with <unk>
 DISAGREES = -3  # does not begin with the bytes already consumed
 EXHAUSTED = -4  # is no more than the bytes already consumed
 
 _MOST_STRINGS = 1 << 20
 _MOST_STUDENTS = 4
-_BLANKS = (b" ", b"\t", b"\n", b"\r", b"\x0b", b"\x0c")
+_WHITESPACE = (b" ", b"\t", b"\n", b"\r", b"\x0b", b"\x0c")
 
 START = "start"
 INSIDE = "inside"
@@ -25,7 +25,7 @@ _kept = threading.local()
 
 
 def speller_of(student: Tokenizer) -> "Speller":
-    """Return this thread's speller of a student, so that what it remembers lasts."""
+    """Return this thread's speller of a student, so that its cache lasts."""
     spellers: dict[Tokenizer, Speller] = _kept.__dict__.setdefault("spellers", {})
     if student not in spellers:
         if len(spellers) == _MOST_STUDENTS:
@@ -37,7 +37,7 @@ def speller_of(student: Tokenizer) -> "Speller":
 class Speller:
     """The student's first token for strings and for what follows a context.
 
-    Strings are bytes of text that goes on after other text. A context is what comes before a
+    Strings are bytes of text that continues other text. A context is what comes before a
     candidate: bytes to be spelled with it, (START, bytes) at the start of the text, (INSIDE, bytes)
     already consumed, which the candidate must begin with, or either with the student's tokens
     since the candidate's place, which its own cuts must begin with.
@@ -45,8 +45,8 @@ class Speller:
     Attributes:
         first: int32 [strings] the first token of each, or one of the negative marks.
         single: int32 [strings] the token of each that is one token, or a mark.
-        blank_led: bool [strings] whether it begins with a blank.
-        blank_ended: bool [strings] whether it ends with one.
+        starts_with_space: bool [strings] whether it begins with whitespace.
+        ends_with_space: bool [strings] whether it ends with one.
         is_space: bool [strings] whether it is one space, which a student keeps in some form.
     """
 
@@ -62,8 +62,8 @@ class Speller:
         self.expanders: dict[Any, Any] = {}  # of continuations, which count by these numbers
         self.first = np.empty(0, np.int32)
         self.single = np.empty(0, np.int32)
-        self.blank_led = np.empty(0, bool)
-        self.blank_ended = np.empty(0, bool)
+        self.starts_with_space = np.empty(0, bool)
+        self.ends_with_space = np.empty(0, bool)
         self.is_space = np.empty(0, bool)
         self._waiting: list[tuple[int, int, bool, bool, bool]] = []
 
@@ -78,8 +78,8 @@ class Speller:
             first, single, led, ended, space = zip(*self._waiting, strict=True)
             self.first = np.append(self.first, np.array(first, np.int32))
             self.single = np.append(self.single, np.array(single, np.int32))
-            self.blank_led = np.append(self.blank_led, np.array(led, bool))
-            self.blank_ended = np.append(self.blank_ended, np.array(ended, bool))
+            self.starts_with_space = np.append(self.starts_with_space, np.array(led, bool))
+            self.ends_with_space = np.append(self.ends_with_space, np.array(ended, bool))
             self.is_space = np.append(self.is_space, np.array(space, bool))
             self._waiting = []
 
@@ -87,15 +87,19 @@ class Speller:
         """Number a new string or context."""
         self.strings.append(string)
         if isinstance(string, bytes):
-            blanks = string.startswith(_BLANKS), string.endswith(_BLANKS), string == b" "
-            marks = (*self.spell(string), *blanks)
+            whitespace = (
+                string.startswith(_WHITESPACE),
+                string.endswith(_WHITESPACE),
+                string == b" ",
+            )
+            marks = (*self.spell(string), *whitespace)
         else:
             marks = (NOTHING, NOTHING, False, False, False)
         self._waiting.append(marks)
         return len(self.strings) - 1
 
     def spell(self, text: bytes, *, start: bool = False) -> tuple[int, int]:
-        """Return the first token of a text and the only one, marks where there are none.
+        """Return the first token of a text and its only one, or marks where there is none.
 
         The empty text is the end, which EOS spells. <unk> is given as it is.
         """
@@ -124,7 +128,7 @@ class Speller:
         return self.spell(string[len(before) :])[0]
 
     def _spell_on(self, before: bytes, string: bytes, *, start: bool) -> int:
-        """Return the first token of both together; blanks and then the end are the end."""
+        """Return the first token of both together, EOS where only dropped whitespace is left."""
         found = self.spell(before + string, start=start)[0]
         return self.student.eos_id if found == NOTHING and not string else found
 

@@ -121,7 +121,7 @@ class TeacherTrace:
             at = int(np.flatnonzero(bad)[0])
             raise ValueError(
                 f"expected log-probabilities of at most 0, got {values[at]} in {name}[{at}]; "
-                "give nats, and leave out what the source does not tell"
+                "give nats, and leave out what the source does not report"
             )
 
     @classmethod

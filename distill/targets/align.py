@@ -36,7 +36,7 @@ def align(
     student: tokalign.Tokenizer,
     *,
     rule: str = "marginal",
-    cross_blanks: bool = True,
+    cross_whitespace: bool = True,
     k: int = 5,
     continuations: tokalign.Continuations | None = None,
     processes: int = 1,
@@ -50,7 +50,7 @@ def align(
         traces: what to carry over.
         student: a tokalign tokenizer.
         rule: "marginal" or "paper", as in tokalign.project.
-        cross_blanks: whether mass passes over blanks that the student drops.
+        cross_whitespace: whether mass passes over blanks that the student drops.
         k: candidates kept a position; mass cut off counts as beyond the teacher's top k.
         continuations: how the teacher's candidates go on, as in tokalign.project.
         processes: how many work at it; the result does not depend on them.
@@ -63,7 +63,7 @@ def align(
         [taught for _, taught in pairs],
         student,
         rule=rule,
-        cross_blanks=cross_blanks,
+        cross_whitespace=cross_whitespace,
         k=k,
         continuations=continuations,
         processes=processes,
@@ -161,7 +161,7 @@ def run(
     run_dir: Path,
     student: Student | str | Path,
     rule: str = "marginal",
-    cross_blanks: bool = True,
+    cross_whitespace: bool = True,
     k: int = 5,
     continuations: int = 5_000,
     processes: int | None = None,
@@ -174,7 +174,7 @@ def run(
         run_dir: the run directory; its stages `harvest` and `check` are complete.
         student: a tokalign tokenizer or the path of a SentencePiece model.
         rule: "marginal" or "paper".
-        cross_blanks: whether mass passes over blanks that the student drops.
+        cross_whitespace: whether mass passes over blanks that the student drops.
         k: candidates kept a position.
         continuations: right traces to learn from how the teacher's candidates go on, drawn by
             their keys; 0 reads each as if it ended there. The rule "paper" has no use for them.
@@ -194,7 +194,7 @@ def run(
         raise UserError("max_tokens of at least 1", str(max_tokens), "raise it")
     if rule not in ("marginal", "paper"):
         raise UserError("a rule of marginal, paper", str(rule), "name one of them")
-    options: dict[str, Any] = {"rule": rule, "cross_blanks": cross_blanks, "k": k}
+    options: dict[str, Any] = {"rule": rule, "cross_whitespace": cross_whitespace, "k": k}
     learnt = continuations if rule == "marginal" else 0
     described = students.setting(run_dir, "align", tokenizer)
     settings = {"student": described, **options, "continuations": learnt}

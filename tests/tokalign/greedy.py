@@ -7,7 +7,7 @@ from tokalign.segmentation import Segmentation
 
 class GreedyTokenizer:
     unk_id = None
-    drops_blanks = False
+    drops_whitespace = False
 
     def __init__(self, words):
         self.words = tuple(words)

@@ -12,8 +12,8 @@ NOTHING, UNSPELLABLE, DISAGREES, EXHAUSTED = "nothing", "unspellable", "disagree
 
 
 class NaiveProjection:
-    def __init__(self, trace, student, *, cross_blanks=True):
-        self.trace, self.student, self.cross_blanks = trace, student, cross_blanks
+    def __init__(self, trace, student, *, cross_whitespace=True):
+        self.trace, self.student, self.cross_whitespace = trace, student, cross_whitespace
         self.text = trace.text
         found = segment_bytes(student, [self.text])[0]
         self.starts = np.cumsum([0, *map(len, trace.tokens)]).tolist()
@@ -43,8 +43,8 @@ class NaiveProjection:
     def crosses(self, j):
         covered = self.text[self.start(j) : self.ends[j]]
         token = self.student.token_bytes(self.ids[j]) or covered
-        blanks = [x[: len(x) - len(x.lstrip())] for x in (covered, token)]
-        return j > 0 and blanks[0] != blanks[1]
+        whitespace = [x[: len(x) - len(x.lstrip())] for x in (covered, token)]
+        return j > 0 and whitespace[0] != whitespace[1]
 
     def spell(self, text, j, *, ended=False):
         ids = self.student.spell(text, start=j == 0) if text else []
@@ -68,7 +68,7 @@ class NaiveProjection:
 
     def paper(self, j):
         i = self.partner.get(j)
-        if i is None or (not self.cross_blanks and self.crosses(j)):
+        if i is None or (not self.cross_whitespace and self.crosses(j)):
             return self.one_hot(j)
         found, beyond = self.candidates[i]
         own = self.trace.tokens[i]
@@ -104,7 +104,7 @@ class NaiveProjection:
         last, length = j == len(self.ids) - 1, len(self.candidates)
         if last and math.isnan(self.trace.end_logprob):
             return self.one_hot(j)
-        if not self.clean[j] or (not last and not self.cross_blanks and self.crosses(j)):
+        if not self.clean[j] or (not last and not self.cross_whitespace and self.crosses(j)):
             return self.one_hot(j)
         start = self.start(j)
         i = int(np.searchsorted(self.starts, start, side="right")) - 1
@@ -128,7 +128,7 @@ class NaiveProjection:
             for c in agreeing - {own}:
                 mass = weight * found[c] / share
                 dropped = says[c] == NOTHING and c != b" "
-                if self.cross_blanks and (dropped or (says[c] == EXHAUSTED and only_blank)):
+                if self.cross_whitespace and (dropped or (says[c] == EXHAUSTED and only_blank)):
                     row["passed"] += mass
                 elif says[c] == EXHAUSTED:
                     row["beyond"] += mass

@@ -12,7 +12,7 @@ import tokalign
 from tokalign.align import _align_apart, align_segmentations
 from tokalign.bench import true_pairs
 from tokalign.edit import differences
-from tokalign.segmentation import Segmentation, spelled_mask, without_blanks
+from tokalign.segmentation import Segmentation, spelled_mask, without_whitespace
 
 alphabet = "ab \n▁.½é"
 token_lists = st.lists(st.text(alphabet=alphabet, max_size=4), max_size=12)
@@ -20,11 +20,11 @@ token_lists = st.lists(st.text(alphabet=alphabet, max_size=4), max_size=12)
 
 @st.composite
 def two_cuts(draw):
-    """One text cut twice, blanks of one side dropped or doubled."""
+    """One text cut twice, whitespace of one side dropped or doubled."""
     text = draw(st.text(alphabet="ab \n.é", max_size=30))
     sides = []
-    for blanks in (False, draw(st.booleans())):
-        spelled = text.replace("\n", " ").replace("  ", " ") if blanks else text
+    for whitespace in (False, draw(st.booleans())):
+        spelled = text.replace("\n", " ").replace("  ", " ") if whitespace else text
         places = sorted(draw(st.sets(st.integers(0, len(spelled)), max_size=12)))
         cuts = [0, *places, len(spelled)]
         sides.append([spelled[a:b] for a, b in itertools.pairwise(cuts)])
@@ -55,8 +55,8 @@ def test_chunks_of_one_text_agree_on_bytes_and_pairs_are_the_single_ones(sides):
     pairs = []
     for i0, i1, j0, j1 in alignment.chunks.tolist():
         a, b = "".join(teacher[i0:i1]).encode(), "".join(student[j0:j1]).encode()
-        assert without_blanks(a) == without_blanks(b)
-        if without_blanks(a) and i1 - i0 == j1 - j0 == 1:
+        assert without_whitespace(a) == without_whitespace(b)
+        if without_whitespace(a) and i1 - i0 == j1 - j0 == 1:
             pairs.append([i0, j0])
     assert alignment.pairs.tolist() == pairs
 
@@ -65,7 +65,7 @@ def test_chunks_of_one_text_agree_on_bytes_and_pairs_are_the_single_ones(sides):
 def test_chunks_cannot_be_cut_further(sides):
     teacher, student = sides
     spelled = [
-        np.cumsum([len(without_blanks(t.encode())) for t in side]).tolist() for side in sides
+        np.cumsum([len(without_whitespace(t.encode())) for t in side]).tolist() for side in sides
     ]
     shared = {0} | (set(spelled[0]) & set(spelled[1]))
     places = {
@@ -102,7 +102,7 @@ def test_bytes_and_text_align_alike(sides):
 def test_the_same_tokens_on_both_sides_pair_one_to_one(text):
     tokens = GreedyTokenizer(["ab", " a", "1.", "\n\n"]).segment(text).tokens()
     found = tokalign.align(tokens, tokens)
-    spelled = [i for i, token in enumerate(tokens) if without_blanks(token)]
+    spelled = [i for i, token in enumerate(tokens) if without_whitespace(token)]
     if not text.isascii():
         return
     assert [i for i, j in found.pairs.tolist() if i == j] == spelled
@@ -195,7 +195,7 @@ def test_a_trace_of_8192_tokens_takes_little_longer_than_eight_of_1024(t5, p50k,
 def test_blanks_are_the_bytes_that_the_mask_leaves_out(text):
     raw = text.encode()
     mask = spelled_mask(raw)
-    assert bytes(b for b, kept in zip(raw, mask, strict=True) if kept) == without_blanks(raw)
+    assert bytes(b for b, kept in zip(raw, mask, strict=True) if kept) == without_whitespace(raw)
 
 
 def test_unknown_methods_mixed_tokens_and_bad_segmentations_are_refused():

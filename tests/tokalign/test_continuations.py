@@ -35,7 +35,7 @@ def runs(draw):
     return traces
 
 
-def told(trace, after):
+def reported(trace, after):
     """Write each candidate that was not taken with each of its successors, as one candidate."""
     own = [b"", *trace.tokens]
     tops, nats, ends = [], [], []
@@ -58,7 +58,7 @@ def test_it_is_as_if_the_teacher_had_told_the_successors(traces):
     fitted = Continuations.fit(traces, STUDENT)
     found = list(tokalign.project_batch(traces, STUDENT, continuations=fitted))
     for trace, projection in zip(traces, found, strict=True):
-        expected = tokalign.project(told(trace, fitted.after), STUDENT)
+        expected = tokalign.project(reported(trace, fitted.after), STUDENT)
         for t in range(len(projection.ids)):
             rows = [
                 dict(zip(p.top_ids[t].tolist(), p.top_probs[t].tolist(), strict=True))

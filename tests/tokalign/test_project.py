@@ -45,10 +45,10 @@ def dense(projection, t):
 
 
 def assert_same_as_naive(traces, student, **options):
-    cross = options.get("cross_blanks", True)
+    cross = options.get("cross_whitespace", True)
     found = tokalign.project_batch(traces, student, **options)
     for trace, projection in zip(traces, found, strict=True):
-        naive = NaiveProjection(trace, student, cross_blanks=cross)
+        naive = NaiveProjection(trace, student, cross_whitespace=cross)
         assert projection.ids.tolist() == naive.ids
         for t in range(len(naive.ids)):
             row = getattr(naive, options.get("rule", "marginal"))(t)
@@ -67,7 +67,7 @@ def assert_same_as_naive(traces, student, **options):
     st.booleans(),
 )
 def test_batch_equals_the_rule_read_position_by_position(traces, rule, cross):
-    assert_same_as_naive(traces, GreedyTokenizer(OTHER), rule=rule, cross_blanks=cross)
+    assert_same_as_naive(traces, GreedyTokenizer(OTHER), rule=rule, cross_whitespace=cross)
 
 
 @settings(max_examples=60, deadline=None)
@@ -83,7 +83,7 @@ def test_solutions_equal_the_rule_read_position_by_position(t5, teacher, solutio
     texts = [*solutions[:25], *STRESS]
     simulated = NgramTeacher(texts, teacher)
     traces = [simulated.trace(text) for text in texts]
-    assert_same_as_naive(traces, t5, rule=rule, cross_blanks=cross)
+    assert_same_as_naive(traces, t5, rule=rule, cross_whitespace=cross)
 
 
 @settings(max_examples=80, deadline=None)
@@ -95,7 +95,7 @@ def test_solutions_equal_the_rule_read_position_by_position(t5, teacher, solutio
 )
 def test_candidates_and_lost_mass_sum_to_one(trace, rule, cross, k):
     found = tokalign.project(
-        trace, GreedyTokenizer(OTHER), rule=rule, cross_blanks=cross, k=k, rest="other"
+        trace, GreedyTokenizer(OTHER), rule=rule, cross_whitespace=cross, k=k, rest="other"
     )
     total = found.top_probs.sum(axis=1, dtype=np.float64)
     assert (total <= 1 + 1e-5).all() and (found.lost >= 0).all()
@@ -195,7 +195,7 @@ def test_golden_mass_passes_over_a_newline_that_the_student_drops(t5):
     found = tokalign.project(trace, t5)
     assert [t5._model.id_to_piece(int(i)) for i in found.ids] == ["▁", ".", "▁She", "</s>"]
     assert named(t5, found, 2) == pytest.approx({"▁She": 0.5, "▁He": 0.5})
-    uncrossed = tokalign.project(trace, t5, cross_blanks=False)
+    uncrossed = tokalign.project(trace, t5, cross_whitespace=False)
     assert uncrossed.kind[2] == Kind.ONE_HOT
     paper = tokalign.project(trace, t5, rule="paper")
     assert named(t5, paper, 2) == pytest.approx({"▁She": 0.5, "▁He": 0.5})
@@ -205,7 +205,7 @@ def test_golden_inside_position_keeps_the_candidates_that_agree(t5):
     trace = trace_of(("is", {"is": 1.0}), (" 124", {" 124": 0.5, " 127": 0.25, " the": 0.25}))
     found = tokalign.project(trace, t5)
     assert [t5._model.id_to_piece(int(i)) for i in found.ids] == ["▁is", "▁", "124", "</s>"]
-    assert [Kind(k).name for k in found.kind[1:3]] == ["SPLIT", "ONE_TO_ONE"]  # blanks aside
+    assert [Kind(k).name for k in found.kind[1:3]] == ["SPLIT", "ONE_TO_ONE"]  # whitespace aside
     assert named(t5, found, 1) == pytest.approx({"▁": 0.75, "▁the": 0.25})
     assert named(t5, found, 2) == pytest.approx({"124": 2 / 3, "127": 1 / 3})
 
@@ -324,7 +324,7 @@ wild_token = st.builds(
 def test_any_bytes_and_any_masses_are_accounted_for(t5, p50k, tokens, rule, cross, end):
     traces = [TeacherTrace.from_tokens(t, end_logprob=end) for t in tokens]
     for student in (t5, p50k):
-        for found in tokalign.project_batch(traces, student, rule=rule, cross_blanks=cross):
+        for found in tokalign.project_batch(traces, student, rule=rule, cross_whitespace=cross):
             total = found.top_probs.sum(axis=1, dtype=np.float64) + found.lost.sum(axis=1)
             np.testing.assert_allclose(total, 1, atol=1e-5)
             assert (found.top_probs >= 0).all() and (found.lost > -1e-6).all()

@@ -43,7 +43,7 @@ def test_the_marginal_is_at_most_half_as_far_off_as_the_paper(t5, p50k):
     for kind in ("MERGED", "SPLIT", "INSIDE"):
         assert marginal[kind].mean <= paper[kind].mean / 2
     assert marginal["ONE_TO_ONE"].mean <= paper["ONE_TO_ONE"].mean
-    assert marginal["ALL"].mean <= found["marginal, blanks not crossed"]["ALL"].mean
+    assert marginal["ALL"].mean <= found["marginal, whitespace not crossed"]["ALL"].mean
 
 
 def test_ngram_traces_spell_their_text(p50k, solutions):

@@ -9,7 +9,7 @@ from texts import STRESS
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 import tokalign
-from tokalign.segmentation import without_blanks
+from tokalign.segmentation import without_whitespace
 from tokalign.tokenizers import byte_alphabet, piece_bytes, segment_bytes
 
 
@@ -61,16 +61,16 @@ def test_every_vocabulary_obeys_the_laws(tokenizer, text):
     assert ids == tokenizer.encode(text)
     assert all(0 <= i < tokenizer.vocab_size for i in ids)
     assert tokenizer.eos_id not in ids
-    # All that is no blank is covered, once.
+    # All that is not whitespace is covered, once.
     covered = b"".join(found.tokens())
     assert found.text.startswith(covered)
-    assert without_blanks(found.text[len(covered) :]) == b""
+    assert without_whitespace(found.text[len(covered) :]) == b""
     for token_id, token, cut in zip(ids, found.tokens(), found.cuts, strict=True):
         spelled = tokenizer.token_bytes(token_id)
         plain = text.isascii() and text.replace("\n", "").isprintable()
         if plain and spelled and token_id != tokenizer.unk_id:
-            assert without_blanks(spelled) == without_blanks(token)
-            assert cut or not without_blanks(spelled)
+            assert without_whitespace(spelled) == without_whitespace(token)
+            assert cut or not without_whitespace(spelled)
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,4 +1,4 @@
-"""Vocabularies loaded from disk: how each cuts a text and spells what follows one; no model."""
+"""Vocabularies loaded from disk: each cuts a text and spells its continuation. No model."""
 
 from tokalign.tokenizers.huggingface import HuggingFaceTokenizer
 from tokalign.tokenizers.pieces import byte_alphabet, piece_bytes

@@ -16,7 +16,7 @@ from tokalign.tokenizers.pieces import piece_bytes
 
 
 def _without_prefix(node: Any) -> Any:
-    """Return a tokenizer's JSON with everything that puts a blank before a text switched off."""
+    """Return a tokenizer's JSON with everything that puts a space before a text switched off."""
     if isinstance(node, list):
         return [_without_prefix(item) for item in node]
     if not isinstance(node, dict):
@@ -115,8 +115,8 @@ class HuggingFaceTokenizer(LoadedVocabulary):
         for piece, i in vocabulary.items():
             if i not in self._specials:
                 self._bytes[i] = piece_bytes(piece, byte_level=self.byte_level)
-        blank = self._plain.encode("  a  ", add_special_tokens=False).tokens
-        self.drops_blanks = blank == self._plain.encode("a", add_special_tokens=False).tokens
+        padded = self._plain.encode("  a  ", add_special_tokens=False).tokens
+        self.drops_whitespace = padded == self._plain.encode("a", add_special_tokens=False).tokens
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, without an EOS; the text of a special is plain text."""
@@ -130,15 +130,15 @@ class HuggingFaceTokenizer(LoadedVocabulary):
         return self._named.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Return the bytes of a token, its `▁` as a blank; empty for a special."""
+        """Return the bytes of a token, its `▁` as a space; empty for a special."""
         return self._bytes[self._check(token_id)]
 
     def spell(self, text: bytes, *, start: bool = False) -> Sequence[int] | None:
-        """Return the ids of text that goes on after other text, None where it is no text."""
+        """Return the ids of text that continues other text, None where it is no text."""
         whole = whole_characters(text)
         if whole is None:
             return None
-        first = start or (self.drops_blanks and whole[:1].isspace())
+        first = start or (self.drops_whitespace and whole[:1].isspace())
         found = (self._plain if first else self._inner).encode(whole, add_special_tokens=False)
         return found.ids
 

@@ -5,7 +5,7 @@ import functools
 
 @functools.cache
 def byte_alphabet() -> dict[str, int]:
-    """Return the printable stand-in of each byte in byte-level vocabularies, `Ġ` for a blank.
+    """Return the printable stand-in of each byte in byte-level vocabularies, `Ġ` for a space.
 
     Example:
         >>> byte_alphabet()["Ġ"], byte_alphabet()["Ċ"], byte_alphabet()["a"]
@@ -23,7 +23,7 @@ def piece_bytes(piece: str, *, byte_level: bool) -> bytes:
     Args:
         piece: as `convert_ids_to_tokens` gives it.
         byte_level: whether the vocabulary spells bytes with stand-ins (`Ġ`, `Ċ`), otherwise it
-            marks blanks with `▁` and falls back to bytes as `<0x0A>`.
+            marks spaces with `▁` and falls back to bytes as `<0x0A>`.
 
     Example:
         >>> piece_bytes("Ġshe", byte_level=True), piece_bytes("<0x0A>", byte_level=False)

@@ -12,7 +12,7 @@ from tokalign.segmentation import Segmentation
 class Tokenizer(Protocol):
     """What alignment needs of a vocabulary.
 
-    `spell` gives the ids of text that goes on after other text (at the start of one with
+    `spell` gives the ids of text that continues other text (at the start of one with
     `start=True`), empty where the vocabulary drops it, as T5 drops a lone newline. Bytes that end
     within a character are spelled up to it; None where the bytes are no text.
     """
@@ -33,7 +33,7 @@ class Tokenizer(Protocol):
         ...
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Return the bytes of a token, its `▁` as a blank; empty for a special."""
+        """Return the bytes of a token, its `▁` as a space; empty for a special."""
         ...
 
     def segment(self, text: str) -> Segmentation:
@@ -41,7 +41,7 @@ class Tokenizer(Protocol):
         ...
 
     def spell(self, text: bytes, *, start: bool = False) -> Sequence[int] | None:
-        """Return the ids of text that goes on after other text."""
+        """Return the ids of text that continues other text."""
         ...
 
 
@@ -67,7 +67,7 @@ def segment_bytes(student: "Tokenizer", texts: Sequence[bytes]) -> list[Segmenta
 
 
 def _read(text: bytes) -> tuple[str, list[int] | None]:
-    """Decode, and where something is broken tell the place in `text` after each byte."""
+    """Decode, and where something is broken return the place in `text` after each byte."""
     try:
         return text.decode(), None
     except UnicodeDecodeError:

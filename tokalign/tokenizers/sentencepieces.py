@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tokalign import digests
-from tokalign.segmentation import MARKER, Segmentation, spelled_mask, without_blanks
+from tokalign.segmentation import MARKER, Segmentation, spelled_mask, without_whitespace
 from tokalign.tokenizers.loaded import (
     Defaulting,
     LoadedVocabulary,
@@ -57,14 +57,14 @@ class SentencePieceTokenizer(LoadedVocabulary):
         self.pad_id = pad if (pad := self._model.pad_id()) >= 0 else None
         self.eos_id = self._model.eos_id()
         self.unk_id = self._model.unk_id()
-        # T5 drops blanks at the end and doubled ones, Llama keeps them.
-        self.drops_blanks = self._model.normalize(" a  ") == self._model.normalize("a")
+        # T5 drops trailing and repeated whitespace, Llama keeps it.
+        self.drops_whitespace = self._model.normalize(" a  ") == self._model.normalize("a")
         pieces = [self._model.id_to_piece(i) for i in range(self._pieces)]
         self._bytes = [self._piece_bytes(i, piece) for i, piece in enumerate(pieces)]
         self._bytes += [b""] * extra_ids
         self._ids = Defaulting({piece.encode(): i for i, piece in enumerate(pieces)}, self.unk_id)
         # <unk> spells what no text holds; the last row is the byte that holds texts apart.
-        self._spelled = [without_blanks(piece) for piece in self._bytes]
+        self._spelled = [without_whitespace(piece) for piece in self._bytes]
         self._spelled[self.unk_id] = b"\0"
         self._counts = np.array([*map(len, self._spelled), 1], np.int32)
 
@@ -91,16 +91,16 @@ class SentencePieceTokenizer(LoadedVocabulary):
         return self._model.decode([int(i) for i in ids if i < self._pieces])
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Return the bytes of a piece, its `▁` as a blank; empty for a special."""
+        """Return the bytes of a piece, its `▁` as a space; empty for a special."""
         return self._bytes[self._check(token_id)]
 
     def spell(self, text: bytes, *, start: bool = False) -> Sequence[int] | None:
-        """Return the ids of text that goes on after other text, None where it is no text."""
+        """Return the ids of text that continues other text, None where it is no text."""
         whole = whole_characters(text)
         if whole is None:
             return None
-        # Where blanks collapse, the leading ones become one `▁`, which is what the prefix is.
-        if start or (self.drops_blanks and whole[:1].isspace()):
+        # Where whitespace collapse, the leading ones become one `▁`, which is what the prefix is.
+        if start or (self.drops_whitespace and whole[:1].isspace()):
             return self._model.encode(whole)
         return self._inner.encode(whole)
 
@@ -109,13 +109,13 @@ class SentencePieceTokenizer(LoadedVocabulary):
         return self.segment_batch([text])[0]
 
     def segment_batch(self, texts: Sequence[str]) -> list[Segmentation]:
-        """Cut many texts, in one pass those whose pieces spell the same bytes but for blanks."""
+        """Cut many texts, those whose pieces spell the text but for whitespace in one pass."""
         raw = [utf8(text) for text in texts]
-        if not self.drops_blanks:
+        if not self.drops_whitespace:
             return [self._segment_any(text) for text in raw]
         rows = self._model.encode(raw, num_threads=1)
         alike = [
-            b"".join([self._spelled[i] for i in ids]) == without_blanks(text)
+            b"".join([self._spelled[i] for i in ids]) == without_whitespace(text)
             for ids, text in zip(rows, raw, strict=True)
         ]
         found = iter(
@@ -170,9 +170,9 @@ class SentencePieceTokenizer(LoadedVocabulary):
                     first = t + 1
                     continue
                 spelled, opened = b"", begin
-            spelled += without_blanks(piece)
+            spelled += without_whitespace(piece)
             covered = text[opened:end]
-            same = spelled == without_blanks(covered) or spelled == self._normalised(covered)
+            same = spelled == without_whitespace(covered) or spelled == self._normalised(covered)
             if same or t - first >= _LONGEST_GROUP or self._model.is_byte(self._ids[piece]):
                 first = t + 1
             else:
@@ -183,4 +183,4 @@ class SentencePieceTokenizer(LoadedVocabulary):
 
     def _normalised(self, text: bytes) -> bytes:
         whole = whole_characters(text)
-        return b"" if whole is None else without_blanks(self._model.normalize(whole).encode())
+        return b"" if whole is None else without_whitespace(self._model.normalize(whole).encode())

@@ -83,7 +83,7 @@ class TiktokenTokenizer(LoadedVocabulary):
                 "name it in special_tokens"
             )
         self.eos_id, self.pad_id, self.unk_id = specials["<|endoftext|>"], None, None
-        self.drops_blanks = False
+        self.drops_whitespace = False
         self._bytes = [b""] * self.vocab_size
         for token, rank in self._encoding._mergeable_ranks.items():
             self._bytes[rank] = token
@@ -109,7 +109,7 @@ class TiktokenTokenizer(LoadedVocabulary):
         return self._bytes[self._check(token_id)]
 
     def spell(self, text: bytes, *, start: bool = False) -> Sequence[int] | None:
-        """Return the ids of text that goes on after other text; any bytes are spelled."""
+        """Return the ids of text that continues other text; any bytes are spelled."""
         del start  # a byte-level vocabulary has no word prefix
         return self._encoding._encode_bytes(text)
 

@@ -37,7 +37,7 @@ _PLAIN = {
     " ": "",
 }
 # Space, but for that between words, between digits, or after a command before a letter.
-_BLANKS = re.compile(r" +(?![A-Za-z0-9])|(?<![A-Za-z0-9]) +|(?<=[0-9]) +(?=[A-Za-z])")
+_WHITESPACE = re.compile(r" +(?![A-Za-z0-9])|(?<![A-Za-z0-9]) +|(?<=[0-9]) +(?=[A-Za-z])")
 _PRODUCT = re.compile(r"(?<=\d)\*(?=[\\A-Za-z(])")
 _QUOTIENT = re.compile(r"(-?)\(?(\d*(?:\\pi|\\sqrt\{?\d+\}?|[a-z])?)\)?/\(?(\d+)\)?")
 
@@ -65,7 +65,7 @@ def spelling(text: str) -> str:
         >>> spelling(r"2 \sqrt{3}"), spelling("1+x^{2}"), spelling("pi/2")
         ('2\\sqrt3', '1+x^2', '\\frac{\\pi}{2}')
     """
-    plain = _BLANKS.sub("", _TASTE.sub(_as_plain, text)).strip()
+    plain = _WHITESPACE.sub("", _TASTE.sub(_as_plain, text)).strip()
     if "/" not in plain:
         plain = _PRODUCT.sub("", plain)
     if quotient := _QUOTIENT.fullmatch(plain):

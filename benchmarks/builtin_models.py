@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from distill.core.ports import Request, Sampling
 from distill.core.records import Accuracy, Problem, Trace
 from distill.grading.check import GRADERS, check
-from distill.models.sampling import Shipped
+from distill.models.saved import SavedModel
 from distill.problems.builtin import arithmetic
 from distill.text import prompts
 from distill.text.completions import cut_after_answer
@@ -52,7 +52,7 @@ def share(accuracy: Accuracy) -> dict[str, float]:
 
 def right_texts(problems: Sequence[Problem], samples: int) -> list[list[str]]:
     """Return the texts of each problem's right samples."""
-    teacher = Shipped(TEACHER, batch_size=256)
+    teacher = SavedModel(TEACHER, batch_size=256)
     ask = prompts.TeacherPrompt()
     requests = [
         Request(ask(problem.question), seed=number * samples + sample)
@@ -97,7 +97,7 @@ def sets(n: int) -> Iterator[tuple[str, str, list[Problem]]]:
 
 def of_start(path: str, n: int) -> dict[str, Accuracy]:
     """Return a start's greedy accuracy on each set."""
-    start = Shipped(path, batch_size=100)
+    start = SavedModel(path, batch_size=100)
     sampling = dataclasses.replace(GREEDY, max_tokens=MAX_TOKENS)
     how = {"grader": GRADERS["default"], "sampling": sampling}
     found = {}

@@ -105,12 +105,12 @@ def sampling(options: argparse.Namespace) -> tuple[Turn, Turn]:
     from distill.core import paths
     from distill.core.ports import Request, Sampling
     from distill.interop import export
-    from distill.models.sampling import Shipped
+    from distill.models.saved import SavedModel
     from distill.problems.builtin import arithmetic
     from distill.text import prompts
 
     path = paths.find(STUDENT, "the student")
-    generator = Shipped(str(path), batch_size=options.rows).generator
+    generator = SavedModel(str(path), batch_size=options.rows).generator
     peer = peer_of(generator.network, generator.params)
     tokenizer = transformers.AutoTokenizer.from_pretrained(
         _exported(export, generator, path, Path(options.folder))

@@ -288,7 +288,7 @@ def _sampled(process: subprocess.Popen, run_dir: Path, wanted: int) -> Iterator[
 def waste(options: argparse.Namespace) -> None:
     """Harvest from the built-in teacher in process; print the time in which it did not run."""
     from distill.models import decoding
-    from distill.models.sampling import Shipped
+    from distill.models.saved import SavedModel
     from distill.problems import problems
 
     spans: list[tuple[float, float]] = []
@@ -308,7 +308,7 @@ def waste(options: argparse.Namespace) -> None:
         begun = time.monotonic()
         summary = harvest.run(
             run_dir=run_dir,
-            generator=Shipped("data/models/teacher"),
+            generator=SavedModel("data/models/teacher"),
             samples=options.samples,
             sampling=Sampling(temperature=0.7, max_tokens=160),
         )

@@ -58,7 +58,7 @@ def logical_axes(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
-def lying(x: Array, *names: str | None) -> Array:
+def constrain(x: Array, *names: str | None) -> Array:
     """Return `x`, to lie as the logical axes say under the rules of `partitioning.activations`.
 
     Without such a constraint on what flows between layers the compiler takes the layout of the
@@ -189,8 +189,8 @@ class Embedding(nn.Module):
 
     def __call__(self, tokens: Int[Array, "*axes"]) -> Float[Array, "*axes embed"]:
         """Return the rows of `tokens`."""
-        rows = jnp.take(lying(self.embedding, "vocab", None), tokens, axis=0).astype(self.dtype)
-        return lying(rows, "batch", "length", "embed")
+        rows = jnp.take(constrain(self.embedding, "vocab", None), tokens, axis=0).astype(self.dtype)
+        return constrain(rows, "batch", "length", "embed")
 
     def attend(self, x: Float[Array, "*axes embed"]) -> Float[Array, "*axes vocab"]:
         """Return the product with every row, in float32."""
@@ -222,10 +222,10 @@ class Mlp(nn.Module):
         """Return the update of the residual stream."""
         names = ["wi"] if len(self.activations) == 1 else ["wi_0", "wi_1"]
         hidden = [Dense(self.mlp_dim, self.dtype, name=name)(x) for name in names]
-        hidden = [lying(each, "batch", "length", "mlp") for each in hidden]
+        hidden = [constrain(each, "batch", "length", "mlp") for each in hidden]
         y = activated(self.activations, *hidden)
         y = Dropout(self.dropout_rate)(y, deterministic=deterministic)
-        return lying(Dense(x.shape[-1], self.dtype, name="wo")(y), "batch", "length", "embed")
+        return constrain(Dense(x.shape[-1], self.dtype, name="wo")(y), "batch", "length", "embed")
 
 
 def Dropout(rate: float) -> nn.Dropout:  # noqa: N802 (made where a layer is made)
@@ -308,8 +308,8 @@ class Attention(nn.Module):
             values = self.dropout(values, deterministic=deterministic)
             mixed = attention.mix(queries, keys, values, bias, mask)
             mixed = jnp.swapaxes(mixed, 1, 2).reshape(*split[:2], -1)
-        mixed = lying(mixed, "batch", "length", "joined_kv")
-        return lying(self.out(mixed), "batch", "length", "embed")
+        mixed = constrain(mixed, "batch", "length", "joined_kv")
+        return constrain(self.out(mixed), "batch", "length", "embed")
 
     def dropped(
         self, values: Float[Array, "batch source joined"]
@@ -323,7 +323,7 @@ class Attention(nn.Module):
         shape = (batch, source, self.num_kv_heads)
         chosen = jax.random.bernoulli(self.make_rng("dropout"), kept, shape).astype(values.dtype)
         lanes = np.repeat(np.eye(self.num_kv_heads), self.head_dim, 1).astype(values.dtype)
-        spread = lying(chosen @ lanes, "batch", "length", "joined_kv")
+        spread = constrain(chosen @ lanes, "batch", "length", "joined_kv")
         return jnp.where(spread > 0, values / kept, 0).astype(values.dtype)
 
     def recall(
@@ -362,7 +362,7 @@ class Attention(nn.Module):
 
 def _heads(joined: Array, split: tuple[int, ...]) -> Array:
     """[batch, length, heads kv] -> [batch, length, heads, kv]."""
-    return lying(joined.reshape(split), "batch", "length", "heads", None)
+    return constrain(joined.reshape(split), "batch", "length", "heads", None)
 
 
 def rotary_angles(

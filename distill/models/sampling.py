@@ -7,22 +7,18 @@ import functools
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
-from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
-from distill.core import paths
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Fire, Request, Sampling
-from distill.models import beam, decoding, partitioning, stopping, weights
+from distill.models import beam, decoding, partitioning, stopping
 from distill.models.decoding import Decoded, Measured, Network, Prompts, Settings, Vocabulary
 from distill.models.layers import Params
 from distill.models.rows import LONGEST, bucket, lengths, padded, rows_of
-from tokalign.tokenizers import SentencePieceTokenizer, TiktokenTokenizer
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -129,7 +125,7 @@ class Beam:
         Raises:
             UserError: the generator is none of ours.
         """
-        local = generator.generator if isinstance(generator, Shipped) else generator
+        local = getattr(generator, "generator", generator)  # of a `saved.SavedModel`
         if not isinstance(local, LocalGenerator):
             raise UserError("a model in this process for beam search", local.model, "sample it")
         size = -(-local.batch_size // self.beams) * self.beams
@@ -595,92 +591,3 @@ def _cut(completion: Completion, size: int, eos_logprobs: np.ndarray) -> Complet
         end_logprob=_at(eos_logprobs, n) if whole else float("nan"),
         behaviour_logprobs=completion.behaviour_logprobs[:n],
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Shipped:
-    """A directory that `weights.save` wrote, as a Generator that is loaded at its first use.
-
-    Args:
-        path: the directory; one that does not exist here is looked up among what ships.
-        batch_size: rows that run together.
-        fire: hot tokens, none by default.
-        tensor: devices that share a copy of the parameters, for models too large for one.
-        longest: tokens that a request may have, prompt, prefix and scored text together; a longer
-            one gets an empty completion that finished for "too_long".
-
-    Raises:
-        UserError: at the first use, the directory is missing or damaged, or `tensor` does not
-            divide the devices.
-    """
-
-    path: str
-    batch_size: int = 128
-    fire: Fire | None = None
-    # These change no answer, so they are none of the settings that a run is known by.
-    tensor: int = dataclasses.field(default=1, repr=False)
-    longest: int = dataclasses.field(default=LONGEST, repr=False)
-
-    @property
-    def model(self) -> str:
-        """The directory's name."""
-        return Path(self.path).name
-
-    def input_files(self) -> tuple[Path, ...]:
-        """Return the directory, whose files a run is known by."""
-        return (Path(self.path),)
-
-    @functools.cached_property
-    def generator(self) -> LocalGenerator:
-        """The loaded model."""
-        loaded = local_generator(paths.find(self.path, "the directory of a model"), self.tensor)
-        how = {"batch_size": self.batch_size, "fire": self.fire, "longest": self.longest}
-        return dataclasses.replace(loaded, **how)
-
-    def generate(
-        self, requests: Sequence[Request], sampling: Sampling
-    ) -> Iterator[tuple[int, Completion]]:
-        """Yield (index into requests, completion), batch by batch."""
-        return self.generator.generate(requests, sampling)
-
-    def score(
-        self, requests: Sequence[Request], top_logprobs: int = 5
-    ) -> Iterator[tuple[int, Completion]]:
-        """Yield each request's own completion, as its tokens spell it, measured."""
-        return self.generator.score(requests, top_logprobs)
-
-
-def local_generator(directory: Path, tensor: int = 1) -> LocalGenerator:
-    """Return the model of a directory that `weights.save` wrote, ready to generate.
-
-    Args:
-        directory: the model's.
-        tensor: devices that share a copy of the parameters; with more than one each parameter is
-            read when it is placed.
-
-    Raises:
-        UserError: the directory is missing or damaged.
-    """
-    network, tensors, vocabulary = weights.read(Path(directory))
-    lazy = {name: each.cast("float32") for name, each in tensors.items()}
-    params = weights.in_memory(tensors) if tensor == 1 else unflatten_dict(lazy, sep="/")
-    tokenizer = open_vocabulary(vocabulary.path, vocabulary.extra_ids)
-    return LocalGenerator(network, params, tokenizer, Path(directory).name, tensor=tensor)
-
-
-def open_vocabulary(path: Path, extra_ids: int = 100) -> Tokenizer:
-    """Return the tokenizer of a `.tiktoken` file or else of a SentencePiece model.
-
-    Args:
-        path: a `.tiktoken` file may have a `.json` beside it with `pattern` and `special_tokens`.
-        extra_ids: sentinels after the pieces of a SentencePiece model.
-
-    Raises:
-        UserError: the file is damaged, or there is none.
-    """
-    try:
-        if path.suffix != ".tiktoken":
-            return SentencePieceTokenizer(path, extra_ids)
-        return TiktokenTokenizer(path, **weights.tiktoken_side(path))
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        raise UserError(f"a vocabulary in {path}", f"{error!s:.300}", "restore the file") from error

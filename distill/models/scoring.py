@@ -26,7 +26,8 @@ from distill.models import weights
 from distill.models.layers import Params, by_path
 from distill.models.reader import Given, Reader, surprises
 from distill.models.rows import LONGEST, bucket, rows_of
-from distill.models.sampling import Tokenizer, open_vocabulary
+from distill.models.sampling import Tokenizer
+from distill.models.saved import open_vocabulary
 from distill.models.weights import Model
 
 logger = logging.getLogger(__name__)

@@ -284,7 +284,7 @@ def load(path: Path, *, name: str | None = None, batch_size: int = 16) -> "Serve
 def _generator(directory: Path, batch_size: int) -> "LocalGenerator":
     from distill.core.errors import UserError
     from distill.models import documents
-    from distill.models.sampling import local_generator
+    from distill.models.saved import local_generator
     from distill.models.weights import CONFIG
 
     selection = directory / "reports" / "selection.json"
@@ -307,7 +307,8 @@ def _generator(directory: Path, batch_size: int) -> "LocalGenerator":
 def _exported(directory: Path) -> "LocalGenerator":
     from distill.core.errors import UserError
     from distill.models import hugging_face, hugging_face_vocabulary, weights
-    from distill.models.sampling import LocalGenerator, open_vocabulary
+    from distill.models.sampling import LocalGenerator
+    from distill.models.saved import open_vocabulary
 
     vocabulary = directory / hugging_face_vocabulary.SPIECE
     if not vocabulary.is_file():

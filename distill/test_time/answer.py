@@ -198,7 +198,7 @@ def answerer(options: argparse.Namespace, generator: "Generator", max_tokens: in
             no reviser with its verifier.
     """
     from distill.core.ports import Sampling
-    from distill.models.sampling import Shipped
+    from distill.models.saved import SavedModel
     from distill.models.scoring import Verifier
     from distill.test_time import difficulty
     from distill.test_time.allocate import Policy
@@ -219,7 +219,7 @@ def answerer(options: argparse.Namespace, generator: "Generator", max_tokens: in
     scorer = Verifier(options.verifier, size) if options.verifier else None
     strategies = functools.partial(
         named,
-        reviser=Shipped(options.reviser, size) if options.reviser else None,
+        reviser=SavedModel(options.reviser, size) if options.reviser else None,
         history=Verifier(options.history, size) if options.history else None,
     )
     prompt = FORMATS["zero_shot_cot"] if options.prompt == "student" else TeacherPrompt()
@@ -260,9 +260,9 @@ def _generator(options: argparse.Namespace) -> "Generator":
     if bool(options.student) == bool(options.endpoint):
         raise UserError("one of --student and --endpoint", "both or none", "give one of them")
     if options.student:
-        from distill.models.sampling import Shipped
+        from distill.models.saved import SavedModel
 
-        return Shipped(options.student, options.batch_size)
+        return SavedModel(options.student, options.batch_size)
     from distill.endpoints.teacher import OpenAICompatible
 
     return OpenAICompatible(

@@ -23,7 +23,8 @@ from distill.core.errors import UserError
 from distill.models import layers
 from distill.models.layers import Params
 from distill.models.rows import bucket, rows_of
-from distill.models.sampling import LocalGenerator, Shipped
+from distill.models.sampling import LocalGenerator
+from distill.models.saved import SavedModel
 from distill.models.t5 import T5, T5Model
 
 BINS = 5
@@ -139,7 +140,7 @@ def cross_fitted(
 
 def local(generator: object) -> LocalGenerator | None:
     """Return the model behind a generator in this process; None for an endpoint."""
-    found = generator.generator if isinstance(generator, Shipped) else generator
+    found = generator.generator if isinstance(generator, SavedModel) else generator
     return found if isinstance(found, LocalGenerator) else None
 
 

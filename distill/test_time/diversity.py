@@ -136,7 +136,7 @@ def run(
 
     Args:
         run_dir: the run directory; its stage `problems` is complete where there are no sources.
-        generator: one that has `fire`, as sampling.Shipped.
+        generator: one that has `fire`, as saved.SavedModel.
         sources: what to fill RUN_DIR/problems from, if it is not filled.
         splits: of train, validation and selection, which to ask.
         limit: most problems of a set; all where None.
@@ -186,7 +186,7 @@ def _refuse(generator: Generator, splits: Sequence[str], grader: str, samples: i
     fields = dataclasses.fields(generator) if dataclasses.is_dataclass(generator) else ()
     if "fire" not in {field.name for field in fields}:
         raise UserError(
-            "a generator with FIRE, as sampling.Shipped", type(generator).__name__, "use one"
+            "a generator with FIRE, as saved.SavedModel", type(generator).__name__, "use one"
         )
     if wrong := [split for split in splits if split not in SPLITS]:
         raise UserError(f"splits of {', '.join(SPLITS)}", wrong[0], "leave the others to evaluate")

@@ -26,7 +26,8 @@ from distill.core.errors import UserError
 from distill.core.records import Trace, Verdict
 from distill.core.store import Stage
 from distill.models import weights
-from distill.models.sampling import Tokenizer, open_vocabulary
+from distill.models.sampling import Tokenizer
+from distill.models.saved import open_vocabulary
 from distill.test_time import rollouts
 from distill.test_time.verifier import best_step, held_out
 from distill.training import checkpoints
@@ -220,7 +221,7 @@ def run(
 ) -> dict[str, Any]:
     """Train a reviser on the train split's solutions; go on where an earlier start stopped.
 
-    The model goes to RUN_DIR/reviser, where `weights.load` and `sampling.Shipped` find it.
+    The model goes to RUN_DIR/reviser, where `weights.load` and `saved.SavedModel` find it.
 
     Args:
         run_dir: the run directory; its stage `rollouts` is complete.

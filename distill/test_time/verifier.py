@@ -24,7 +24,8 @@ from distill.core.errors import UserError
 from distill.core.store import Stage
 from distill.models import scoring, weights
 from distill.models.reader import Reader
-from distill.models.sampling import Tokenizer, open_vocabulary
+from distill.models.sampling import Tokenizer
+from distill.models.saved import open_vocabulary
 from distill.models.scoring import ScoringModel
 from distill.models.weights import Model
 from distill.test_time import rollouts, verifier_report

@@ -78,7 +78,7 @@ def described_model(generator: object) -> str | None:
     """Return what a described generator calls its model, None where the settings do not say.
 
     Example:
-        >>> described_model({"type": "Shipped", "path": "data/models/teacher"})
+        >>> described_model({"type": "SavedModel", "path": "data/models/teacher"})
         'teacher'
     """
     if not isinstance(generator, Mapping):

@@ -142,8 +142,8 @@ class Calculator:
     """Put a calculator beside a generator; see the module.
 
     Example:
-        >>> from distill.models.sampling import Shipped
-        >>> Calculator()(Shipped("data/models/student_instructed")).model
+        >>> from distill.models.sampling import SavedModel
+        >>> Calculator()(SavedModel("data/models/student_instructed")).model
         'student_instructed'
     """
 

@@ -286,7 +286,7 @@ def students(
     import jax
 
     from distill.models import weights
-    from distill.models.sampling import Shipped
+    from distill.models.saved import SavedModel
     from distill.training import initialise, origin
     from distill.training.checkpoints import load_params
 
@@ -294,7 +294,7 @@ def students(
     directory = initialise.directory(run_dir, name)
     if (run_dir / "manifests" / "train.json").exists():
         origin.require(run_dir, directory, weights.read(directory)[2])
-    loaded = Shipped(str(directory), batch_size=batch_size, tensor=tensor).generator
+    loaded = SavedModel(str(directory), batch_size=batch_size, tensor=tensor).generator
     # Committed to a device as restored ones are: else the start has a program of its own.
     one = jax.local_devices()[0]
     params = loaded.placed if tensor > 1 else jax.device_put(loaded.params, one)

@@ -12,7 +12,7 @@ from typing import Any, cast
 from distill.core.errors import UserError
 from distill.core.store import read_json, sha256, write_json
 from distill.core.vocabulary_digest import Recorded, require_same
-from distill.models.sampling import open_vocabulary
+from distill.models.saved import open_vocabulary
 from distill.models.weights import WEIGHTS, Vocabulary
 from distill.targets import vocabulary as students
 from distill.training import checkpoints

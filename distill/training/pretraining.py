@@ -394,7 +394,7 @@ def vocabulary(*, path: str, extra_ids: int = 100) -> Any:
     Raises:
         UserError: there is no such file.
     """
-    from distill.models.sampling import open_vocabulary
+    from distill.models.saved import open_vocabulary
 
     return open_vocabulary(paths.find(path, "the file of a vocabulary"), extra_ids)
 

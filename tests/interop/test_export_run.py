@@ -8,7 +8,7 @@ import pytest
 
 from distill.core import paths
 from distill.interop.export import export
-from distill.models.sampling import Shipped
+from distill.models.saved import SavedModel
 
 ROOT = Path(__file__).resolve().parents[2]
 START = "data/models/student_instructed"
@@ -28,7 +28,7 @@ def test_transformers_in_another_process_answers_100_problems_as_the_shipped_stu
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     benchmark = parity()
-    generator = Shipped(START, batch_size=100).generator
+    generator = SavedModel(START, batch_size=100).generator
     vocabulary = paths.shipped(START) / "student.model"
     export(tmp_path / "export", generator.network, generator.params, vocabulary, card="# A card\n")
     asked = benchmark.prompts_of(100)

@@ -13,7 +13,8 @@ from models_world import TIED, V1_1, ByteVocabulary, WordVocabulary, params_of
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Request, Sampling
 from distill.models import rows, sampling, weights
-from distill.models.sampling import Beam, Fire, LocalGenerator, Shipped, bucket, cut_at_text
+from distill.models.sampling import Beam, Fire, LocalGenerator, bucket, cut_at_text
+from distill.models.saved import SavedModel
 from tokalign.tokenizers import SentencePieceTokenizer
 
 SHORT = Sampling(max_tokens=24)
@@ -260,8 +261,10 @@ def test_a_sentencepiece_text_begins_without_the_prefix_blank(tmp_path, student_
         assert tokenizer.decode(ids) == " ".join(written.text.split())
 
     weights.save(tmp_path / "student", model, params_of(model), student_vocabulary)
-    shipped = Shipped(str(tmp_path / "student"), batch_size=4)
-    assert repr(shipped) == f"Shipped(path={str(tmp_path / 'student')!r}, batch_size=4, fire=None)"
+    shipped = SavedModel(str(tmp_path / "student"), batch_size=4)
+    assert (
+        repr(shipped) == f"SavedModel(path={str(tmp_path / 'student')!r}, batch_size=4, fire=None)"
+    )
     assert shipped.model == "student"
     (_, first), *_ = made.generate(asked[:1], SHORT)
     (_, again), *_ = shipped.generate(asked[:1], SHORT)
@@ -285,7 +288,7 @@ def test_what_cannot_be_is_refused(tmp_path):
     with pytest.raises(ValueError, match="temperature > 0, top_k >= 1"):
         Fire(top_k=0)
     with pytest.raises(UserError, match=r"the directory of a model.* nowhere"):
-        list(Shipped("nowhere").generate([Request("a")], SHORT))
+        list(SavedModel("nowhere").generate([Request("a")], SHORT))
 
 
 # --- Beams -------------------------------------------------------------------------------------
@@ -351,9 +354,9 @@ FOUR = """
 import json, sys
 import jax
 from distill.core.ports import Request, Sampling
-from distill.models.sampling import Shipped
+from distill.models.saved import SavedModel
 tensor = int(sys.argv[1])
-generator = Shipped("data/models/student_instructed", batch_size=8, tensor=tensor).generator
+generator = SavedModel("data/models/student_instructed", batch_size=8, tensor=tensor).generator
 asked = [Request(f"Q: What is {n} + {n + 7}?", seed=n) for n in range(10)]
 found = {}
 for temperature in (0.0, 1.0):
@@ -434,7 +437,7 @@ def test_batches_of_long_rows_have_fewer_rows_and_give_the_same(monkeypatch):
 
 def test_a_chain_of_37_000_characters_is_refused_before_anything_is_allocated():
     chain = "abcdefg " * 4_700
-    (number, completion), *rest = Shipped("data/models/teacher").score(
+    (number, completion), *rest = SavedModel("data/models/teacher").score(
         [Request("Q: How many? A:", completion=chain)]
     )
     assert (number, completion.finish_reason, rest) == (0, "too_long", [])

@@ -6,7 +6,7 @@ import pytest
 
 from distill.core import paths
 from distill.core.ports import Request, Sampling
-from distill.models.sampling import Shipped
+from distill.models.saved import SavedModel
 from distill.problems.builtin import arithmetic
 from distill.text import prompts, steps
 
@@ -34,7 +34,7 @@ def grown(generator, requests):
 
 @pytest.mark.parametrize("name", ["student_instructed", "teacher"])
 def test_growing_step_by_step_is_writing_in_one_go(name):
-    generator = Shipped(str(paths.shipped("data") / "models" / name), batch_size=8).generator
+    generator = SavedModel(str(paths.shipped("data") / "models" / name), batch_size=8).generator
     requests = asked(8)
     whole = dict(generator.generate(requests, GREEDY))
     chains = grown(generator, requests)

@@ -14,7 +14,7 @@ from __gin__ import dynamic_registration
 from distill.core import ports
 from distill.traces import harvest
 from distill.problems import problems
-from distill.models import sampling
+from distill.models import saved
 from distill.training import evaluate
 from distill.training import train
 
@@ -27,7 +27,7 @@ asdiv_selection/problems.BuiltIn.n = 4
 svamp_selection/problems.BuiltIn.n = 4
 general_validation/problems.General.n = 1
 general_test/problems.General.n = 1
-sampling.Shipped.batch_size = 8
+saved.SavedModel.batch_size = 8
 harvest.run.samples = 1
 harvest.run.shard_traces = 5
 harvest/ports.Sampling.max_tokens = 128

@@ -28,7 +28,7 @@ SMALL_GSM8K = """\
 from __gin__ import dynamic_registration
 from distill.targets import dataset
 from distill.problems import problems
-from distill.models import sampling
+from distill.models import saved
 from distill.models import t5
 from distill.training import evaluate
 from distill.training import train
@@ -39,7 +39,7 @@ train/problems.Gsm8k.n = 12
 problems.MultiArith.n = 3
 problems.AsDiv.n = 3
 problems.Svamp.n = 3
-sampling.Shipped.batch_size = 4
+saved.SavedModel.batch_size = 4
 t5.T5Config.embed_dim = 16
 t5.T5Config.num_encoder_layers = 1
 t5.T5Config.num_decoder_layers = 1

@@ -17,7 +17,8 @@ from distill.core.ports import Request, Sampling
 from distill.models import decoding
 from distill.models.decoder import DecoderConfig, DecoderModel
 from distill.models.programs import LocalPrograms, Program, usual
-from distill.models.sampling import LocalGenerator, bucket, open_vocabulary
+from distill.models.sampling import LocalGenerator, bucket
+from distill.models.saved import open_vocabulary
 from distill.models.t5 import T5Config, T5Model
 from distill.serving import serve
 

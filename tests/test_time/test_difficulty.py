@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from distill.core.errors import UserError
 from distill.models import layers
-from distill.models.sampling import Shipped
+from distill.models.saved import SavedModel
 from distill.models.t5 import T5
 from distill.test_time import difficulty
 
@@ -97,7 +97,7 @@ def test_a_question_has_no_say_in_its_own_prediction():
 
 
 def test_mean_states_are_the_encoders_and_do_not_depend_on_the_batch():
-    generator = Shipped("data/models/student_raw", batch_size=2).generator
+    generator = SavedModel("data/models/student_raw", batch_size=2).generator
     prompts = ["Q: 1 + 1", "Q: How many are 12 and 30 apples?", "Q: 3"]
     found, read = difficulty.encoder_means(generator, prompts)
     ids = [[*generator.tokenizer.encode(p), generator.tokenizer.eos_id] for p in prompts]
@@ -109,6 +109,6 @@ def test_mean_states_are_the_encoders_and_do_not_depend_on_the_batch():
 
 
 def test_a_decoder_has_no_encoder_state():
-    teacher = dataclasses.replace(Shipped("data/models/teacher").generator, batch_size=1)
+    teacher = dataclasses.replace(SavedModel("data/models/teacher").generator, batch_size=1)
     with pytest.raises(UserError, match="expected an encoder-decoder, got DecoderModel"):
         difficulty.encoder_means(teacher, ["Q: 1"])

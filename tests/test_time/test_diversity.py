@@ -15,7 +15,8 @@ from distill.core.ports import Sampling
 from distill.core.records import Problem, Trace
 from distill.core.store import Shards, Stage, manifest
 from distill.grading.check import GRADERS
-from distill.models.sampling import Fire, Shipped
+from distill.models.sampling import Fire
+from distill.models.saved import SavedModel
 from distill.runs import soundness
 from distill.test_time import diversity
 from distill.test_time.vote import some_right
@@ -154,7 +155,9 @@ def test_a_stopped_comparison_goes_on_with_what_is_missing(tmp_path, monkeypatch
 
 def test_what_cannot_be_compared_is_refused(tmp_path):
     ready(tmp_path)
-    with pytest.raises(UserError, match=r"a generator with FIRE, as sampling\.Shipped, got object"):
+    with pytest.raises(
+        UserError, match=r"with FIRE, as saved\.SavedModel, got object"
+    ):
         run(tmp_path, generator=object())
     with pytest.raises(UserError, match="got test; leave the others to evaluate"):
         run(tmp_path, splits=("test",))
@@ -167,7 +170,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
 def test_the_shipped_run_file_works_small(tmp_path, capsys):
     arguments = ["--gin.QUESTIONS=1", "--gin.diversity.run.samples=5", "--json"]
     arguments += [f"--gin.diversity.run.{name}" for name in ("top_k=(16,)", "min_p=(0.01,)")]
-    arguments += ["--gin.sampling.Shipped.batch_size=5", "--gin.ports.Sampling.max_tokens=24"]
+    arguments += ["--gin.saved.SavedModel.batch_size=5", "--gin.ports.Sampling.max_tokens=24"]
     command = ["diversity", "--gin_file=runs/fire.gin", f"--run_dir={tmp_path}", *arguments]
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["questions"] == {"asdiv": 1, "svamp": 1, "multi": 1}
@@ -179,7 +182,7 @@ from __gin__ import dynamic_registration
 from distill.core import ports
 from distill.traces import harvest
 from distill.problems import problems
-from distill.models import sampling
+from distill.models import saved
 
 STAGES = ("problems", "harvest")
 problems.run.sources = [@problems.BuiltIn()]
@@ -187,20 +190,20 @@ problems.BuiltIn.family = "gsm"
 problems.BuiltIn.split = "train"
 problems.BuiltIn.n = 2
 harvest.run.samples = 6
-harvest.run.generator = @sampling.Shipped()
+harvest.run.generator = @saved.SavedModel()
 harvest.run.sampling = @ports.Sampling()
 ports.Sampling.temperature = 0.7
 ports.Sampling.max_tokens = 24
 ports.Sampling.min_p = 0.01
-sampling.Shipped.path = "data/models/teacher"
-sampling.Shipped.batch_size = 12
+saved.SavedModel.path = "data/models/teacher"
+saved.SavedModel.batch_size = 12
 """
 
 
 def test_a_harvest_uses_fire_where_gin_says_so_and_its_manifest_tells(tmp_path):
     (tmp_path / "run.gin").write_text(GIN)
     command = ["run", f"--gin_file={tmp_path / 'run.gin'}"]
-    bound = ["--gin.sampling.Shipped.fire=@sampling.Fire()", "--gin.sampling.Fire.top_k=8"]
+    bound = ["--gin.saved.SavedModel.fire=@ports.Fire()", "--gin.ports.Fire.top_k=8"]
     assert main([*command, f"--run_dir={tmp_path / 'plain'}"]) == 0
     assert main([*command, f"--run_dir={tmp_path / 'fire'}", *bound]) == 0
     settings = manifest(tmp_path / "fire", "harvest")["settings"]
@@ -216,7 +219,7 @@ def test_a_harvest_uses_fire_where_gin_says_so_and_its_manifest_tells(tmp_path):
 
 def test_a_harvest_with_fire_keeps_the_models_own_log_probabilities(tmp_path):
     ready(tmp_path, count=2, split="train")
-    hot = Shipped("data/models/teacher", batch_size=8, fire=Fire())
+    hot = SavedModel("data/models/teacher", batch_size=8, fire=Fire())
     sampling = Sampling(temperature=0.7, max_tokens=24)
     harvest.run(run_dir=tmp_path, generator=hot, samples=4, sampling=sampling)
     written = list(Shards(tmp_path / "traces", Trace))

@@ -13,8 +13,8 @@ from distill.core.errors import UserError
 from distill.core.ports import Request, Sampling, Scores, Solution
 from distill.core.records import Trace, Verdict
 from distill.core.store import Shards
-from distill.models import sampling, scoring, weights
-from distill.models.sampling import open_vocabulary
+from distill.models import saved, scoring, weights
+from distill.models.saved import open_vocabulary
 from distill.models.t5 import T5Config, T5Model
 from distill.problems import problems as corpus
 from distill.test_time import chains, revise, revisions, strategy
@@ -239,7 +239,7 @@ def test_the_stages_make_a_reviser_chains_and_a_verifier_of_them(run_dir):
     assert summary["step"] == revisions.late_step(losses) and sorted(losses) == [0, 2, 4, 6]
     assert losses[6] < losses[0]
     assert summary["examples"] == sum(summary[f"with_{n}_attempts"] for n in range(5))
-    written = sampling.Shipped(str(run_dir / "reviser"))
+    written = saved.SavedModel(str(run_dir / "reviser"))
     (found,) = dict(written.generate([Request("Q: ?")], Sampling(max_tokens=4))).values()
     assert found.completion_tokens == 4 or found.finish_reason == "stop"
 

@@ -261,9 +261,9 @@ def shipped_small(directory):
         "study.run.budgets": (1, 4),
         "study.run.difficulty_samples": 1,
         "study.run.strategies": "[@beam_sqrt/search.LookAhead()]",
-        "study.run.larger": '{"medium": @medium/sampling.Shipped()}',
+        "study.run.larger": '{"medium": @medium/saved.SavedModel()}',
         "study.run.resamples": 50,
-        "sampling.Shipped.batch_size": 12,
+        "saved.SavedModel.batch_size": 12,
         "scoring.Verifier.batch_size": 12,
         "ports.Sampling.max_tokens": 16,
     }

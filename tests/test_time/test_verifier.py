@@ -22,7 +22,7 @@ from distill.grading.check import GRADERS
 from distill.models import scoring, weights
 from distill.models.decoder import DecoderConfig, DecoderModel
 from distill.models.reader import Given, Reader, surprises
-from distill.models.sampling import open_vocabulary
+from distill.models.saved import open_vocabulary
 from distill.models.scoring import LocalScorer, ScoringModel, Verifier
 from distill.models.t5 import T5Config, T5Model
 from distill.test_time import calibration, verifier, verifier_report

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.core.ports import Completion, Request, Sampling
-from distill.models.sampling import Shipped
+from distill.models.saved import SavedModel
 from distill.text.completions import Token, assemble, tokens_of
 from distill.text.prompts import FORMATS
 from distill.traces.calculator import Calculator, result
@@ -153,7 +153,7 @@ def test_stop_texts_are_the_users_own(stop, kept, text):
 def test_a_real_student_keeps_the_laws_and_its_results_are_right():
     questions = [f"What is {a} + {b}?" for a, b in ((17, 25), (348, 275), (9, 4))]
     requests = [Request(FORMATS["zero_shot_cot"](question), seed=7) for question in questions]
-    student = Calculator()(Shipped(STUDENT, batch_size=4))
+    student = Calculator()(SavedModel(STUDENT, batch_size=4))
     keeps_the_laws(lambda asked: student.generate(asked, GREEDY), requests)
     sampling = dataclasses.replace(GREEDY, temperature=1.0)
     made = [completion for _, completion in student.generate(requests * 4, sampling)]

@@ -19,7 +19,7 @@ from distill.interop import export
 from distill.interop.importing import convert
 from distill.models import weights
 from distill.models.decoder import DecoderConfig, DecoderModel
-from distill.models.sampling import Shipped
+from distill.models.saved import SavedModel
 from distill.models.t5 import T5Config, T5Model
 from distill.serving import serve
 from distill.targets import vocabulary
@@ -205,7 +205,7 @@ def test_saved_weights_refuse_a_vocabulary_that_took_the_place_of_theirs(tmp_pat
     other_vocabulary(start / "student.model", swapped)
     match = r"of the weights in .*start .*, got that of .*vocabulary.model .*restore the vocabulary"
     with pytest.raises(UserError, match=match):
-        Shipped(str(start)).generator.model  # noqa: B018 - reads the directory
+        SavedModel(str(start)).generator.model  # noqa: B018 - reads the directory
 
 
 def test_weights_of_a_version_without_digests_load(tmp_path):

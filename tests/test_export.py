@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import random
+import re
 from pathlib import Path
 
 import jax
@@ -11,7 +12,7 @@ import sentencepiece
 from distill.core.errors import UserError
 from distill.core.ports import Request, Sampling
 from distill.core.store import Stage, write_json
-from distill.export import export, run, tokenizer_json
+from distill.export import export, model_card, run, tokenizer_json
 from distill.models import hugging_face, t5x_checkpoint, weights
 from distill.models.sampling import LocalGenerator
 from distill.models.t5 import T5Config, T5Model
@@ -155,3 +156,17 @@ def test_what_transformers_cannot_load_is_refused(tmp_path):
     with pytest.raises(UserError, match="mlp_activations of"):
         export(tmp_path / "out", silu, {}, STUDENT, card="")
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
+
+
+HOSTILE = "<script>alert(1)</script>|`x`](http://e)\x1b[31m\u202e\n# head"
+
+
+def test_names_in_the_model_card_are_neither_markup_nor_codes():
+    accuracy = {"0": {HOSTILE: {"correct": 1, "n": 2}}}
+    card = model_card("a start", {"chosen_step": 0}, accuracy)
+    (row,) = [line for line in card.splitlines() if "script" in line]
+    assert "<" not in row and "\x1b" not in row and "\u202e" not in row
+    assert len(re.findall(r"(?<!\\)\|", row)) == 4 and not re.search(
+        r"(?<!\\)[`\]]", row.split(" | ")[0]
+    )
+    assert "# head" not in card.splitlines()

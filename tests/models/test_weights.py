@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import assert_as_exact, assert_close, depth
 from models_world import MODELS, TIED, V1_0, V1_1, logits_of, params_of, tokens
 from safetensors.numpy import load_file, save_file
 
@@ -103,14 +104,18 @@ def test_a_model_that_transformers_made_gives_its_logits(model, tmp_path):
     assert ours == model
     source, target = tokens(1, 2, 150), tokens(2, 2, 140)
     source[1, 100:] = 0
+    given = {
+        "input_ids": torch.tensor(source).long(),
+        "attention_mask": torch.tensor(source != 0).long(),
+        "decoder_input_ids": torch.tensor(target).long(),
+    }
     with torch.no_grad():
-        wanted = theirs(
-            input_ids=torch.tensor(source).long(),
-            attention_mask=torch.tensor(source != 0).long(),
-            decoder_input_ids=torch.tensor(target).long(),
-        ).logits
+        narrow = theirs(**given).logits
+        exact = theirs.double()(**given).logits
     batch = {"encoder_input_tokens": source, "decoder_input_tokens": target}
-    np.testing.assert_allclose(logits_of(ours, params=params, **batch), wanted, atol=1e-4)
+    logits = logits_of(ours, params=params, **batch)
+    assert_close(logits, exact, terms=depth(ours.config, 150))
+    assert_as_exact(logits, narrow, exact)
 
 
 def damaged(tmp_path, student_vocabulary):

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from closeness import assert_close, depth
 
 from distill.models import partitioning
 from distill.models.t5 import T5Config, T5Model
@@ -72,7 +73,8 @@ def test_rematerialisation_keeps_less_in_the_program_that_runs():
 def test_rematerialisation_and_chunks_change_no_loss():
     plain, _ = losses(4)
     again, _ = losses(4, loss=Chunked(LOSS, 7), remat=True)
-    np.testing.assert_allclose(again, plain, rtol=1e-5)
+    terms = 4 * (2 * depth(SHAPE, 48, vocabulary=True) + 4 * 48)  # four steps, there and back
+    assert_close(again, plain, terms=terms)
 
 
 def test_bfloat16_computes_and_float32_is_kept():

@@ -110,11 +110,12 @@ def mean_square(model, key):
 
 
 def test_rematerialisation_changes_no_parameter_and_no_gradient():
-    params = [model.init(jax.random.key(0)) for model in WITH_AND_WITHOUT]
+    one = {"num_encoder_layers": 1, "num_decoder_layers": 1}
+    models = [T5Model(dataclasses.replace(model.config, **one)) for model in WITH_AND_WITHOUT]
+    params = [jax.jit(model.init)(jax.random.key(0)) for model in models]
     jax.tree.map(np.testing.assert_array_equal, *params)
     gradients = [
-        jax.jit(jax.grad(mean_square(model, jax.random.key(3))))(params[0])
-        for model in WITH_AND_WITHOUT
+        jax.jit(jax.grad(mean_square(model, jax.random.key(3))))(params[0]) for model in models
     ]
     terms = 2 * depth(THIN, 48) + 4 * 48  # there and back, and a sum over the batch
     jax.tree.map(functools.partial(assert_close, terms=terms), *gradients)

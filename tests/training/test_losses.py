@@ -420,9 +420,10 @@ def test_chunks_of_positions_change_neither_value_nor_gradients(positions):
         return chunked.of_states(lambda chunk: chunk @ head, states, batch)
 
     terms = 8 + 13 + 24 + 3 * ELEMENTARY  # of states, of the vocabulary, of positions
-    assert_close(by_chunks(states, head), whole(states, head), terms=terms)
+    found, expected = (jax.jit(f)(states, head) for f in (by_chunks, whole))
+    assert_close(found, expected, terms=terms)
     ours, theirs = (
-        jax.value_and_grad(lambda *args, f=f: 3 * f(*args)[0], (0, 1))(states, head)
+        jax.jit(jax.value_and_grad(lambda *args, f=f: 3 * f(*args)[0], (0, 1)))(states, head)
         for f in (by_chunks, whole)
     )
     jax.tree.map(functools.partial(assert_close, terms=2 * terms), ours, theirs)

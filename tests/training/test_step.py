@@ -18,7 +18,7 @@ from distill.training.optimizers import AdamW, Constant
 from distill.training.step import compiled
 
 VOCAB = 97
-SHAPE = T5Config(VOCAB, 32, 2, 16, 64, 2, 2, dropout_rate=0.0)
+SHAPE = T5Config(VOCAB, 32, 2, 16, 64, 1, 1, dropout_rate=0.0)
 LOSS = DistributionMatching()
 
 
@@ -63,7 +63,8 @@ def test_rematerialisation_keeps_less_in_the_program_that_runs():
     """XLA's CPU compiler would merge what backward computes anew with what it shall not keep."""
 
     def work(**shape):
-        advance, state, stack = stepping(loss=Chunked(LOSS, 8), **shape)
+        layers = {"num_encoder_layers": 2, "num_decoder_layers": 2}
+        advance, state, stack = stepping(loss=Chunked(LOSS, 8), **layers, **shape)
         analysis = advance.lower(state, stack, jax.random.key(1)).compile().memory_analysis()
         return analysis.temp_size_in_bytes
 

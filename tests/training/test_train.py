@@ -170,12 +170,12 @@ def signal_after_step(run, directory, step, number):
 
 @pytest.mark.slow
 def test_killed_run_started_again_equals_the_undisturbed_one_bit_for_bit(tmp_path):
-    whole = launch(tmp_path / "whole")
+    train_tiny(tmp_path / "whole", course=course(steps=28))
     cut = tmp_path / "cut"
     assert signal_after_step(launch(cut), cut, 4, signal.SIGKILL) == -signal.SIGKILL
     assert signal_after_step(launch(cut, workers=1), cut, 12, signal.SIGTERM) == 0
     assert len(curve(cut)) < 28
-    assert launch(cut).wait(240) == 0 and whole.wait(240) == 0
+    assert launch(cut).wait(240) == 0
     assert curve(cut) == curve(tmp_path / "whole") and len(curve(cut)) == 28
     ends = [checkpoints.load_params(path / "checkpoints", 28) for path in (cut, tmp_path / "whole")]
     assert same(*ends)
@@ -279,29 +279,35 @@ from training_world import Tiny, TinyBatches, course, train_tiny
 from distill.models.partitioning import mesh
 
 assert jax.device_count() == 4
-shape = {"data": int(sys.argv[2]), "fsdp": int(sys.argv[3])}
-settings = course(steps=int(sys.argv[4]), microbatches=2)
-settings = {"course": settings, "batches": TinyBatches(rows=8), "mesh": mesh(**shape)}
-train_tiny(sys.argv[1], model=Tiny(), **settings)
+for data, fsdp in ((4, 1), (2, 2)):
+    settings = course(steps=4, microbatches=2)
+    settings = {"course": settings, "batches": TinyBatches(rows=8), "mesh": mesh(data, fsdp)}
+    train_tiny(f"{sys.argv[1]}/{data}-{fsdp}", model=Tiny(), **settings)
 """
 
 
-@pytest.mark.parametrize("data, fsdp", [(4, 1), (2, 2)])
-def test_curve_on_four_devices_is_that_of_one_and_goes_on_on_one(tmp_path, data, fsdp):
+@pytest.fixture(scope="module")
+def on_four_devices(tmp_path_factory):
+    """The directories of runs of six steps on one device, and of four steps on four."""
+    directory = tmp_path_factory.mktemp("devices")
     environment = {
         **os.environ,
         "PYTHONPATH": f"{ROOT}:{WORLD.parent}",
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
     }
-    arguments = [str(tmp_path / "four"), str(data), str(fsdp), "4"]
-    command = [sys.executable, "-c", FOUR_DEVICES, *arguments]
+    command = [sys.executable, "-c", FOUR_DEVICES, str(directory)]
     subprocess.run(command, env=environment, check=True)
     settings = {"model": Tiny(), "batches": TinyBatches(rows=8), "course": course(steps=6)}
-    one = train_tiny(tmp_path / "one", **settings)
-    both = train_tiny(tmp_path / "four", **settings)
+    return directory, settings, train_tiny(directory / "one", **settings)
+
+
+@pytest.mark.parametrize("mesh", ["4-1", "2-2"])
+def test_curve_on_four_devices_is_that_of_one_and_goes_on_on_one(on_four_devices, mesh):
+    directory, settings, one = on_four_devices
+    both = train_tiny(directory / mesh, **settings)
     close(both, one)
-    losses = [[line["loss"] for line in curve(tmp_path / name)] for name in ("one", "four")]
+    losses = [[line["loss"] for line in curve(directory / name)] for name in ("one", mesh)]
     assert_close(*losses, terms=6 * BACK)
 
 

@@ -1,6 +1,7 @@
 """The compiled step on a real T5: what it keeps, and in which type."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from distill.training.losses import Chunked, DistributionMatching
 from distill.training.optimizers import AdamW, Constant
 from distill.training.step import compiled
 
+TESTS = Path(__file__).parent.parent
 VOCAB = 97
 SHAPE = T5Config(VOCAB, 32, 2, 16, 64, 1, 1, dropout_rate=0.0)
 LOSS = DistributionMatching()
@@ -149,7 +151,11 @@ def test_devices_that_share_parameters_exchange_these_and_no_rows():
     done = subprocess.run(
         [sys.executable, "-c", EXCHANGED],
         cwd=Path(__file__).parent,
-        env={"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
+        env={
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS))),
+        },
         capture_output=True,
         text=True,
         check=False,

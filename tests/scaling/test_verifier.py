@@ -503,9 +503,9 @@ def test_ballots_and_their_gain_by_hand():
     found = assess.scored(solutions[::-1], planted)
     (ballot,) = assess.ballots(solutions[::-1], found, GRADERS["default"])
     assert ballot.keys == ("9", "9", "8", None) and ballot.right == (False, False, True, False)
-    assert ballot.scores == near((0.1, 0.1, 0.9, 0.1), terms=4)
+    assert ballot.scores == near((0.1, 0.1, 0.9, 0.1), dtype=F4)
     (least,) = assess.ballots(solutions, found, GRADERS["default"], "product")
-    assert least.scores == near((0.05, 0.05, 0.45, 0.1), terms=4)
+    assert least.scores == near((0.05, 0.05, 0.45, 0.1), terms=4, dtype=F4)
     assert assess.gain([ballot], resamples=10, seed=0)["value"] == 1.0
 
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import sentencepiece
+from closeness import assert_as_exact, assert_close, depth
 
 from distill.core.errors import UserError
 from distill.core.ports import Request, Sampling
@@ -97,11 +98,14 @@ def test_transformers_gives_the_same_ids_logits_and_greedy_answers(exported):
     batch = tokenizer(asked, return_tensors="pt", padding=True)
     target = np.random.default_rng(0).integers(3, 1100, (len(asked), 12))
     with torch.no_grad():
-        wanted = theirs(**batch, decoder_input_ids=torch.tensor(target)).logits
+        narrow = theirs(**batch, decoder_input_ids=torch.tensor(target)).logits
+        exact = theirs.double()(**batch, decoder_input_ids=torch.tensor(target)).logits
+    theirs.float()
     logits = jax.jit(model.logits)(
         params, {"encoder_input_tokens": batch.input_ids.numpy(), "decoder_input_tokens": target}
     )
-    np.testing.assert_allclose(logits, wanted, atol=1e-4)
+    assert_close(logits, exact, terms=depth(model.config, batch.input_ids.shape[1]))
+    assert_as_exact(logits, narrow, exact)
 
     generator = LocalGenerator(model, params, ours, batch_size=32)
     barred = [0, 2, *range(1000, 1152)]

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from closeness import assert_close, near
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,7 +34,7 @@ def counts(draw):
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(drawn):
     k, n, right = drawn
     subsets = list(itertools.combinations([True] * right + [False] * (n - right), k))
-    assert some_right(right, n, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+    assert some_right(right, n, k) == near(sum(map(any, subsets)) / len(subsets), terms=16)
 
 
 def test_pass_at_refuses_more_than_there_is():
@@ -48,7 +49,7 @@ def test_the_interval_of_many_questions_is_the_normal_one():
     half = 1.96 * values.std(0) / np.sqrt(400)
     for column, found in enumerate(diversity.estimates(values, 8000, 0)):
         mean = values[:, column].mean()
-        assert found["value"] == pytest.approx(mean, abs=1e-6)
+        assert found["value"] == pytest.approx(mean, rel=0, abs=5.1e-7)  # six decimals
         assert found["low"] == pytest.approx(mean - half[column], abs=0.05 * half[column])
         assert found["high"] == pytest.approx(mean + half[column], abs=0.05 * half[column])
 
@@ -57,7 +58,7 @@ def test_a_constant_difference_is_certain_however_questions_vary():
     regular = np.random.default_rng(0).normal(size=(50, 4))
     found = diversity.compare(regular, regular + 0.5, 5, resamples=200, seed=0)
     for of_measure in found["difference"].values():
-        assert all(value == pytest.approx(0.5) for value in of_measure.values())
+        assert all(value == near(0.5, terms=50, scale=4) for value in of_measure.values())
     assert found["fire"]["pass@1"]["high"] - found["fire"]["pass@1"]["low"] > 0.1
 
 
@@ -77,7 +78,7 @@ def test_measures_by_hand():
     texts = ["The answer is 8", "So 8. The answer is 8.0", "The answer is 9", "No idea", "nine"]
     found = diversity.measure(traces(texts), [problem(0)], GRADERS["default"], 5)
     assert diversity.measures(5) == ["pass@1", "pass@5", "distinct answers", "distinct right texts"]
-    np.testing.assert_allclose(found, [[2 / 5, 1, 2, 2]])
+    assert_close(found, [[2 / 5, 1, 2, 2]], terms=8, dtype="float64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,4 +236,6 @@ def test_a_harvest_with_fire_keeps_the_models_own_log_probabilities(tmp_path):
     for trace in written:
         told = dict(zip(trace.top_tokens[:5], trace.top_logprobs[:5], strict=True))
         if trace.tokens[0] in told:
-            assert trace.logprobs[0] == pytest.approx(told[trace.tokens[0]], abs=1e-3)
+            assert trace.logprobs[0] == pytest.approx(
+                told[trace.tokens[0]], abs=5e-4
+            )  # two halves of a step

@@ -4,6 +4,11 @@ from collections.abc import Iterator
 
 import gin
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Whether a law holds does not depend on how fast or busy the machine is.
+settings.register_profile("laws", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("laws")
 
 
 @pytest.fixture(autouse=True)

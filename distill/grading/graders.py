@@ -1,6 +1,6 @@
 """The graders by name: how an answer is found in a text, and when it is the gold one.
 
-default    answers as `core.answers` reads them: numbers, expressions, text
+default    answers as `text.answers` reads them: numbers, expressions, text
 fu2023     the last number, for parity with Fu et al. 2023: no sign, no comma, no fraction
 exact      the words after "answer is", letter for letter (BIG-Bench Hard)
 caseless   the same whatever their case

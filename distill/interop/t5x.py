@@ -130,11 +130,13 @@ def mixture(
         The name, for `utils.DatasetConfig.mixture_or_task_name`.
 
     Raises:
-        UserError: there are no aligned traces, of another k, or too few to demonstrate with.
+        UserError: there are no aligned traces, they are of another k or another vocabulary, or too
+            few to demonstrate with.
         ValueError: seqio has a mixture of this name.
     """
     leave_accelerators_alone()
     tokenizer = students.load(student)
+    dataset.require_aligned(Path(run_dir), tokenizer, k)
     forms = of_run(Path(run_dir), tokenizer, k=k, shots=demonstrations, split=split, used=ratios)
     counts = dataset.shares({form.name: form.size for form in forms}, ratios)
     seqio.MixtureRegistry.add_provider(

@@ -184,10 +184,9 @@ class LocalGenerator:
     longest: int = LONGEST
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.longest < 1:
-            raise ValueError(
-                f"expected batch_size and longest >= 1, got {self.batch_size}, {self.longest}"
-            )
+        for name in ("batch_size", "longest"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
         if self.beam and self.batch_size % self.beam.beams:
             raise UserError(
                 f"a batch_size that {self.beam.beams} beams divide",

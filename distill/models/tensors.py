@@ -67,7 +67,12 @@ class Tensor:
     def cast(self, dtype: str) -> "Tensor":
         """Return the tensor in another dtype."""
         wanted = np.dtype(getattr(ml_dtypes, dtype, dtype))
-        return Tensor(self.shape, wanted, lambda: self.read().astype(wanted, copy=False))
+
+        def array() -> np.ndarray:
+            with np.errstate(over="ignore"):  # what becomes infinite is for `finite` to refuse
+                return self.read().astype(wanted, copy=False)
+
+        return Tensor(self.shape, wanted, array)
 
     def scaled(self, factor: float) -> "Tensor":
         """Return the tensor times a factor, in float32."""

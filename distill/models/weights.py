@@ -73,7 +73,7 @@ class Vocabulary:
             ) from error
 
     def recorded(self, holder: str | Path) -> Recorded:
-        """Return what identifies the vocabulary of `holder`, for `core.vocabulary`."""
+        """Return what identifies the vocabulary of `holder`, for `core.vocabulary_digest`."""
         return Recorded(str(holder), self.digest)
 
 

@@ -35,7 +35,7 @@ class Door:
         self.answers: collections.Counter[int] = collections.Counter()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
-        self._inside = 0
+        self._inside: set[asyncio.Future[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or pass on what is none."""
@@ -44,8 +44,12 @@ class Door:
             await self._inner(scope, receive, send)
             return
 
+        begun = False
+
         async def counted(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 self.answers[message["status"]] += 1
             await send(message)
 
@@ -53,15 +57,22 @@ class Door:
         if refused is not None:
             await error_response(refused)(scope, receive, counted)
             return
-        self._inside += 1
+        inside = asyncio.ensure_future(self._inner(scope, receive, counted))
+        self._inside.add(inside)
         try:
-            await self._inner(scope, receive, counted)
+            await inside
+        except asyncio.CancelledError:
+            if not inside.cancelled() or begun:
+                raise
+            await error_response(_CLOSING)(scope, receive, counted)
         finally:
-            self._inside -= 1
+            inside.cancel()
+            self._inside.discard(inside)
 
     def close(self, patience: float) -> bool:
         """Refuse new requests; return whether those inside left within so many seconds.
 
+        The others are refused too.
         For another thread than the event loop's; what never began has nobody inside.
         """
         if self._loop is None or self._loop.is_closed():
@@ -73,7 +84,10 @@ class Door:
         until = time.monotonic() + patience
         while self._inside and time.monotonic() < until:
             await asyncio.sleep(0.02)
-        return not self._inside
+        late = list(self._inside)
+        for inside in late:
+            inside.cancel()
+        return not late
 
     def _refusal(self, scope: Scope) -> RefusedError | None:
         refused = _too_long(scope)

@@ -136,9 +136,8 @@ def register(
     from distill.targets import features
 
     features.leave_accelerators_alone()
-    tokenizer, aligned = students.load(student), manifest(run_dir, "align")["settings"]
-    k = aligned["k"]
-    _refuse_other_than(aligned, tokenizer, k)
+    tokenizer, k = students.load(student), manifest(run_dir, "align")["settings"]["k"]
+    require_aligned(run_dir, tokenizer, k)
     forms = of_run(run_dir, tokenizer, k=k, shots=demonstrations, split=split, used=prompts.FORMATS)
     made = tasks(forms, dict.fromkeys(prompts.FORMATS, 1), tokenizer, k=k, name=name)
     for task in made:
@@ -217,7 +216,7 @@ def run(
     settings = {"student": described, "ratios": ratios, **counted}
     settings |= {"seed": seed, "split": split}
     # Before the stage opens, for that pins the run to these settings.
-    _refuse_other_than(manifest(run_dir, "align")["settings"], tokenizer, k)
+    require_aligned(run_dir, tokenizer, k)
     with Stage.open(run_dir, "dataset", settings=settings, inputs=["problems", "align"]) as stage:
         if stage.complete:
             return stage.summary
@@ -285,8 +284,13 @@ def _positive(ratios: Mapping[str, float]) -> dict[str, float]:
     return {name: float(ratios[name]) for name in EQUAL_RATIOS if ratios.get(name)}
 
 
-def _refuse_other_than(aligned: Mapping[str, Any], tokenizer: Student, k: int) -> None:
-    """Refuse what the stage `align` was not given, after its settings."""
+def require_aligned(run_dir: Path, tokenizer: Student, k: int) -> None:
+    """Refuse a student or a number of candidates that the stage `align` was not given.
+
+    Raises:
+        UserError: they differ, or `align` is not complete.
+    """
+    aligned = manifest(run_dir, "align")["settings"]
     do = "give both stages the same"
     names = {"expected": "the student of stage align", "got": "the student given"}
     students.require_described(aligned["student"], tokenizer, **names, do=do)

@@ -142,7 +142,7 @@ class Calculator:
     """Put a calculator beside a generator; see the module.
 
     Example:
-        >>> from distill.models.sampling import SavedModel
+        >>> from distill.models.saved import SavedModel
         >>> Calculator()(SavedModel("data/models/student_instructed")).model
         'student_instructed'
     """

@@ -17,7 +17,7 @@ def path_of(run_dir: Path) -> Path:
 
 
 def read(run_dir: Path) -> dict[str, Any]:
-    """Return `reports/selection.json`.
+    """Return `reports/selection.json`; what it holds besides the chosen step may be absent.
 
     Raises:
         UserError: it is missing, or not as `select` writes it.
@@ -26,8 +26,8 @@ def read(run_dir: Path) -> dict[str, Any]:
     found = files.read_object(path, follow=False)
     wrong = next((name for name in STEPS if not _is_step(found.get(name, 0))), None)
     wrong = wrong or (None if "chosen_step" in found else "chosen_step")
-    wrong = wrong or (None if _is_rule(found.get("rule")) else "rule")
-    wrong = wrong or (None if _are_entries(found.get("steps")) else "steps")
+    wrong = wrong or (None if _is_rule(found.get("rule", "")) else "rule")
+    wrong = wrong or (None if _are_entries(found.get("steps", [{"step": 0}])) else "steps")
     if wrong:
         got = f"{wrong} {found.get(wrong)!r:.60}"
         raise UserError(f"the choice of stage select in {path}", got, "restore it")
@@ -52,7 +52,7 @@ def _is_entry(value: object) -> bool:
     if not isinstance(value, Mapping) or not _is_step(value.get("step")):
         return False
     tables = [value.get(name, {}) for name in SETS]
-    return isinstance(value.get("score"), int | float) and all(
+    return isinstance(value.get("score", 0), int | float) and all(
         isinstance(table, Mapping) and all(map(_is_pair, table.values())) for table in tables
     )
 

@@ -12,6 +12,7 @@ from distill.core import paths
 from distill.core.ports import Batches
 from distill.core.records import Problem
 from distill.core.store import Stage
+from distill.core.vocabulary_digest import require_same
 from distill.problems.builtin import arithmetic
 from distill.text import prompts
 
@@ -448,7 +449,8 @@ def run(
         `steps`, `tokens`, `loss_first`, `loss_last` as `train.fit` says, and `parameters`.
 
     Raises:
-        UserError: a file is missing, the start has another shape, or the loss is not finite.
+        UserError: a file is missing, the start has another shape or another vocabulary, or the
+            loss is not finite.
     """
     import jax
 
@@ -466,12 +468,16 @@ def run(
     ) as stage:
         if stage.complete:
             return stage.summary
+        file = paths.find(vocabulary_path, "the file of a vocabulary")
         if start is None:
             params = model.init(jax.random.key(seed))
         else:
             directory = paths.find(start, "the directory of a start")
-            _, params, _ = weights.load(directory)
+            _, params, theirs = weights.load(directory)
             weights.require_shapes(model, params, directory)
+            ours = weights.Vocabulary(file, extra_ids).recorded(f"the batches, {vocabulary_path}")
+            do = "give the vocabulary that the start was saved with"
+            require_same(theirs.recorded(f"the start in {directory}"), ours, do)
         params, summary = fit(
             model,
             params,
@@ -484,7 +490,6 @@ def run(
             keep_last=keep_last,
             tensorboard=tensorboard,
         )
-        file = paths.find(vocabulary_path, "the file of a vocabulary")
         weights.save(Path(out_dir), model, params, file, dtype=dtype, extra_ids=extra_ids)
         stage.finish(parameters=sum(leaf.size for leaf in jax.tree.leaves(params)), **summary)
         return stage.summary

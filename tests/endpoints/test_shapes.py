@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from closeness import near
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -83,7 +84,7 @@ def test_halves_of_characters_are_repaired_from_the_text(text, data):
     found = fit(text, [reported(piece) for piece in pieces], "stop")
     assert b"".join(found.tokens).decode() == found.text == text
     assert found.finish_reason == "stop"
-    assert sum(found.logprobs) == pytest.approx(-0.5 * len(pieces))
+    assert sum(found.logprobs) == near(-0.5 * len(pieces), terms=4 * len(pieces), dtype="float32")
 
 
 @given(TEXTS, st.lists(st.tuples(st.binary(max_size=3), st.floats(-9, 0))), st.data())
@@ -163,7 +164,7 @@ def test_a_chat_answer_by_hand():
     four = item("4", [52], -0.125, [item("4", [52], -0.125), end])
     found = read_chat(chat("4🙂!", [four, half, late, item("!", None, -1.0), end]))
     assert found.tokens == (b"4", "🙂".encode(), b"!")
-    np.testing.assert_allclose(found.logprobs, [-0.125, -0.75, -1.0])
+    assert found.logprobs.tolist() == [-0.125, -0.75, -1.0]
     assert found.top_tokens == (b"4", b"") and found.top_ends.tolist() == [2, 2, 2]
     assert found.end_logprob == -0.5
 
@@ -174,7 +175,7 @@ def test_candidates_of_equal_bytes_join():
     content = [{"token": "a", "logprob": -0.75, "top_logprobs": items}]
     (token,) = tokens_of(read_chat(chat("a", content)))
     assert [name for name, _ in token.top] == [b"", b"a"]
-    assert token.top[0][1] == pytest.approx(np.logaddexp(-1, -2))
+    assert token.top[0][1] == near(np.logaddexp(-1, -2), terms=2, dtype="float32")
 
 
 def test_a_stop_within_a_token_cuts_it_and_hides_the_end():
@@ -228,7 +229,7 @@ def test_a_prompts_logprobs_by_hand():
     )
     found = read_prompt(answer, "8!", 5, following)
     assert (found.tokens, found.end_logprob) == ((b"8", b"!"), -2.0)
-    np.testing.assert_allclose(found.logprobs, [-0.5, -0.2])
+    assert found.logprobs.tolist() == near([-0.5, -0.2], dtype="float32")
     assert found.top_tokens == (b"8", b"9", b"!") and found.top_ends.tolist() == [2, 3]
     across = read_prompt(answer, "\n8!", 1)
     assert across.tokens == (b"\n", b"8", b"!") and np.isnan(across.logprobs[0])

@@ -143,7 +143,7 @@ print(len(algebra_worker._confine(str(1 << 30), sys.argv[2])), flush=True)
 for forbidden in (
     lambda: open(sys.argv[1], "w"),
     lambda: open("/etc/passwd"),
-    lambda: open(algebra_worker.__file__.replace("distill/corpus/algebra_worker", "conftest")),
+    lambda: open(algebra_worker.__file__.replace("distill/grading/algebra_worker", "conftest")),
     lambda: socket.create_connection(("127.0.0.1", 9)),
     os.fork,
 ):

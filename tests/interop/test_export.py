@@ -1,17 +1,19 @@
 import dataclasses
 import json
 import random
+import re
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import sentencepiece
+from closeness import assert_as_exact, assert_close, depth
 
 from distill.core.errors import UserError
 from distill.core.ports import Request, Sampling
 from distill.core.store import Stage, write_json
-from distill.interop.export import export, run, tokenizer_json
+from distill.interop.export import export, model_card, run, tokenizer_json
 from distill.models import hugging_face, t5x_checkpoint, weights
 from distill.models.sampling import LocalGenerator
 from distill.models.t5 import T5Config, T5Model
@@ -96,11 +98,14 @@ def test_transformers_gives_the_same_ids_logits_and_greedy_answers(exported):
     batch = tokenizer(asked, return_tensors="pt", padding=True)
     target = np.random.default_rng(0).integers(3, 1100, (len(asked), 12))
     with torch.no_grad():
-        wanted = theirs(**batch, decoder_input_ids=torch.tensor(target)).logits
+        narrow = theirs(**batch, decoder_input_ids=torch.tensor(target)).logits
+        exact = theirs.double()(**batch, decoder_input_ids=torch.tensor(target)).logits
+    theirs.float()
     logits = jax.jit(model.logits)(
         params, {"encoder_input_tokens": batch.input_ids.numpy(), "decoder_input_tokens": target}
     )
-    np.testing.assert_allclose(logits, wanted, atol=1e-4)
+    assert_close(logits, exact, terms=depth(model.config, batch.input_ids.shape[1]))
+    assert_as_exact(logits, narrow, exact)
 
     generator = LocalGenerator(model, params, ours, batch_size=32)
     barred = [0, 2, *range(1000, 1152)]
@@ -155,3 +160,17 @@ def test_what_transformers_cannot_load_is_refused(tmp_path):
     with pytest.raises(UserError, match="mlp_activations of"):
         export(tmp_path / "out", silu, {}, STUDENT, card="")
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
+
+
+HOSTILE = "<script>alert(1)</script>|`x`](http://e)\x1b[31m\u202e\n# head"
+
+
+def test_names_in_the_model_card_are_neither_markup_nor_codes():
+    accuracy = {"0": {HOSTILE: {"correct": 1, "n": 2}}}
+    card = model_card("a start", {"chosen_step": 0}, accuracy)
+    (row,) = [line for line in card.splitlines() if "script" in line]
+    assert "<" not in row and "\x1b" not in row and "\u202e" not in row
+    assert len(re.findall(r"(?<!\\)\|", row)) == 4 and not re.search(
+        r"(?<!\\)[`\]]", row.split(" | ")[0]
+    )
+    assert "# head" not in card.splitlines()

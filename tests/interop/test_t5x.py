@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 t5x_models = pytest.importorskip("t5x.models")
 
 import gin  # noqa: E402
+from closeness import assert_close, depth, scale_of  # noqa: E402
 from t5x import partitioning, train_state, trainer  # noqa: E402
 from t5x.examples.t5 import network  # noqa: E402
 
@@ -25,7 +26,8 @@ from distill.training.losses import DistributionMatching, Mixture, SampleMatchin
 ROOT = Path(__file__).resolve().parents[2]
 ROWS, K, BATCH = 128, 3, 4
 # With Adam's usual eps a gradient that is 0 but for rounding would move by a whole step.
-OPTIMIZER = optimizers.AdamW(optimizers.Constant(1e-2), eps=1e-4)
+RATE, EPS = 1e-2, 0.1
+OPTIMIZER = optimizers.AdamW(optimizers.Constant(RATE), eps=EPS)
 SHAPES = {
     "v1.1": {"mlp_activations": ("gelu", "linear"), "logits_via_embedding": False},
     "v1.0": {"mlp_activations": ("relu",), "logits_via_embedding": True},
@@ -110,15 +112,19 @@ def step_here(shape, loss, params):
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 def test_one_step_there_and_one_here_agree(shape, loss):
-    params = T5Model(T5Config(ROWS, 16, 2, 8, 24, 1, 1, **shape)).init(jax.random.key(1))
+    config = T5Config(ROWS, 16, 2, 8, 24, 1, 1, **shape)
+    params = T5Model(config).init(jax.random.key(1))
     there, params_there = step_there(shape, loss, params)
     here, params_here = step_here(shape, loss, params)
-    np.testing.assert_allclose(there, here, atol=1e-5)
+    # A gradient of at most 1 is off by its rounding, a step by that times the rate over eps.
+    terms = 2 * depth(config, 13, vocabulary=True)
+    assert_close(there, here, terms=terms)
     ours, theirs = by_path(params_here), by_path(params_there)
     assert ours.keys() == theirs.keys()
     for name, array in ours.items():
         assert not np.array_equal(array, by_path(params)[name]), name
-        np.testing.assert_allclose(theirs[name], array, atol=1e-5, err_msg=name)
+        scale = scale_of(array) + RATE / EPS
+        assert_close(theirs[name], array, terms=terms, scale=scale, name=name)
 
 
 def test_the_partitioner_knows_where_our_optimizers_state_lies():

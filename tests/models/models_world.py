@@ -1,13 +1,16 @@
 """Tiny models and a byte vocabulary that the tests of this folder share."""
 
 import functools
+import math
 
 import jax
 import numpy as np
+from closeness import assert_close, depth, scale_of
 
 from distill.models.decoder import DecoderConfig, DecoderModel
 from distill.models.t5 import T5Config, T5Model
 
+SOURCE = 160  # tokens, more than any prompt of a generator here and its answer
 ROWS = 272  # the byte vocabulary's 258 tokens, and rows that are none
 V1_1 = T5Model(T5Config(ROWS, 16, 2, 8, 24, 2, 2))
 V1_0 = T5Model(
@@ -68,6 +71,16 @@ def compiled_logits(model, params, batch, key):
 
 def logits_of(model, key=None, params=None, **batch):
     return compiled_logits(model, params_of(model) if params is None else params, batch, key)
+
+
+def assert_same_nats(model, found, expected, length=SOURCE):
+    """Assert that log-probabilities agree within the rounding of two programs of a model.
+
+    Their scale is that of the logits they follow from: at least an even share of the vocabulary.
+    """
+    scale = max(scale_of(expected), math.log(model.config.vocab_size))
+    terms = depth(model.config, length, vocabulary=True)
+    assert_close(found, expected, terms=terms, scale=scale)
 
 
 def tokens(seed, *shape):

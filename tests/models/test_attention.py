@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -6,13 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import ELEMENTARY, assert_close
 from jax.experimental.pallas import tpu as pltpu
 
 from distill.models import attention
 from distill.models.t5 import T5Config, T5Model
 from distill.training.step import COMPILER_OPTIONS
 
+TESTS = Path(__file__).parent.parent
 HEADS, HEAD = 4, 64
+# Terms of a score, its softmax and its mix over 128 keys, and of the sums back.
+FORTH = HEAD + 128 + ELEMENTARY + 128
+BACK = FORTH + HEAD + 128 + 64
 # Uninitialised memory is NaN here, and what a TPU does not promise to keep is not kept.
 AS_TPU = pltpu.InterpretParams()
 
@@ -52,11 +58,11 @@ def test_the_kernel_has_the_values_and_gradients_of_its_twin(biased, pairs, monk
     given, mask = case(jnp.float32, length=256)
     given = given if biased else (*given[:3], None)
     weights = jax.random.normal(jax.random.key(0), given[0].shape)
-    np.testing.assert_allclose(kernel(*given, mask), plain(*given, mask), atol=1e-5)
+    assert_close(kernel(*given, mask), plain(*given, mask), terms=FORTH)
     ours, theirs = (gradients(mix, given, mask, weights) for mix in (kernel, plain))
     assert len(ours) == len(theirs) == 3 + biased
     for found, expected in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(found, expected, atol=2e-5 * float(jnp.max(jnp.abs(expected))))
+        assert_close(found, expected, terms=BACK + 256)
 
 
 def test_the_kernel_in_bfloat16_is_as_near_to_fp32_as_its_twin_is():
@@ -88,6 +94,7 @@ def test_what_a_query_does_not_see_changes_nothing():
 
 ON_FOUR_DEVICES = """
 import functools, jax, numpy as np, test_attention as own
+from closeness import assert_close
 from distill.models import attention, partitioning
 
 given, mask = own.case(np.float32)
@@ -104,7 +111,7 @@ for axes in ((4, 1, 1), (2, 2, 1), (1, 2, 2)):
             return [kernel(*given, mask), *own.gradients(kernel, given, mask, weights)]
 
     for ours, one in zip(shared(*spread), expected, strict=True):
-        np.testing.assert_allclose(ours, one, atol=2e-5 * np.abs(one).max())
+        assert_close(ours, one, terms=own.BACK)
     program = str(jax.make_jaxpr(shared)(*spread))
     print("attention_forward" in program, "attention_backward" in program)
 # Nobody says what lies where.
@@ -116,7 +123,11 @@ def test_devices_that_share_the_rows_and_heads_give_what_one_gives():
     done = subprocess.run(
         [sys.executable, "-c", ON_FOUR_DEVICES],
         cwd=Path(__file__).parent,
-        env={"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"},
+        env={
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS))),
+        },
         capture_output=True,
         text=True,
         check=False,

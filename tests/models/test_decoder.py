@@ -3,6 +3,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import assert_close, depth
 from flax.traverse_util import unflatten_dict
 from models_world import TIED, UNTIED, logits_of, params_of, tokens
 
@@ -20,7 +21,7 @@ def test_packed_logits_equal_those_of_each_example_alone(model):
         "decoder_positions": np.array([[*range(6), *range(6), 0]]),
     }
     together = logits_of(model, **batch)
-    np.testing.assert_allclose(together[:, :12], jnp.concatenate(alone, 1), atol=1e-5)
+    assert_close(together[:, :12], jnp.concatenate(alone, 1), terms=depth(model.config, 13))
 
 
 def test_logits_do_not_look_ahead():
@@ -43,7 +44,7 @@ def test_one_key_head_equals_several_that_are_alike():
         logits_of(model, params=unflatten_dict(flat, sep="/"), decoder_input_tokens=row)
         for model, flat in ((TIED, narrow), (wide, alike))
     ]
-    np.testing.assert_allclose(*logits, atol=1e-5)
+    assert_close(*logits, terms=depth(TIED.config, 6))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,11 @@
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import ELEMENTARY, assert_close, depth, gap, scale_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models_world import MODELS, ROWS, TIED, logits_of, params_of, tokens
@@ -96,6 +100,13 @@ def padded(row):
     return np.pad(row, (0, SOURCE + STEPS - len(row)))[None].astype(np.int32)
 
 
+def measured_alike(model, logits):
+    """Compare log-probabilities that follow from these logits."""
+    scale = max(scale_of(logits), math.log(model.config.vocab_size))
+    terms = depth(model.config, SOURCE + STEPS, vocabulary=True)
+    return functools.partial(assert_close, terms=terms, scale=scale)
+
+
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_cached_decoding_measures_what_one_plain_pass_gives(model):
     written = decode(model, how())
@@ -106,10 +117,11 @@ def test_cached_decoding_measures_what_one_plain_pass_gives(model):
         logprobs = np.asarray(jax.nn.log_softmax(logits))
         steps = np.arange(len(ids))
         found = written.measured
-        np.testing.assert_allclose(found.logprobs[steps, row], logprobs[steps, ids], atol=1e-5)
-        np.testing.assert_allclose(found.eos_logprobs[steps, row], logprobs[:, 1], atol=1e-5)
         best = np.sort(logprobs[:, 1:], -1)[:, ::-1][:, :5]
-        np.testing.assert_allclose(found.top_logprobs[steps, row], best, atol=1e-5)
+        close = measured_alike(model, logits)
+        close(found.logprobs[steps, row], logprobs[steps, ids])
+        close(found.eos_logprobs[steps, row], logprobs[:, 1])
+        close(found.top_logprobs[steps, row], best)
 
 
 @pytest.mark.parametrize("name", ["t5-v1.0", "t5-v1.1"])
@@ -125,8 +137,7 @@ def test_forced_tokens_are_as_if_written(name):
         ids = [*before, *rest.ids[: rest.counts[row], row]]
         logits = forced_logits(model, tokens(0, BATCH, SOURCE), lengths, row, ids)[:, :258]
         nats = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(ids)), ids][len(before) :]
-        found = rest.measured.logprobs[: len(nats), row]
-        np.testing.assert_allclose(found, nats, atol=1e-5)
+        measured_alike(model, logits)(rest.measured.logprobs[: len(nats), row], nats)
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
@@ -142,10 +153,8 @@ def test_scoring_measures_what_decoding_measured(model):
         k=5,
     )
     counted = np.arange(STEPS)[:, None] < written.counts
-    np.testing.assert_allclose(
-        np.where(counted, measured.logprobs, 0),
-        np.where(counted, written.measured.logprobs, 0),
-        atol=1e-5,
+    measured_alike(model, written.measured.top_logprobs)(
+        np.where(counted, measured.logprobs, 0), np.where(counted, written.measured.logprobs, 0)
     )
 
 
@@ -195,7 +204,8 @@ def test_the_room_changes_nothing(model, monkeypatch):
     narrow = decode(model, how(temperature=0.7), limit=20)
     np.testing.assert_array_equal(wide.ids, narrow.ids)
     np.testing.assert_array_equal(wide.counts, narrow.counts)
-    np.testing.assert_allclose(wide.measured.logprobs, narrow.measured.logprobs, atol=1e-5)
+    found = (each.measured.logprobs for each in (wide, narrow))
+    measured_alike(model, wide.measured.top_logprobs)(*found)
 
 
 def test_greedy_takes_the_best_text_or_end_and_is_certain():
@@ -233,7 +243,7 @@ def test_hot_tokens_are_among_the_best_texts_and_the_rest_is_drawn_as_usual():
 def test_hot_draws_never_end_and_have_their_own_behaviour_logprob():
     drawn = decode(TIED, how(hot=range(STEPS), hot_top_k=1))
     assert (drawn.counts == STEPS).all()
-    np.testing.assert_allclose(drawn.behaviour_logprobs, 0, atol=1e-6)
+    assert_close(drawn.behaviour_logprobs, 0, terms=ELEMENTARY, scale=1)  # a share of 1
     assert (drawn.measured.logprobs < -1e-3).all()
 
 
@@ -287,8 +297,12 @@ def test_draws_follow_the_distribution():
     )
     wanted = np.exp(logits / 0.5) * (logits >= 0)
     wanted /= wanted.sum()
-    np.testing.assert_allclose(np.bincount(ids, minlength=85) / count, wanted, atol=2e-4)
-    np.testing.assert_allclose(np.exp(nats), wanted[np.asarray(ids)], rtol=1e-4)
+    # Evenly spaced numbers miss a share by one draw at each end of its interval, and by what the
+    # interval's ends are off.
+    drawn = np.bincount(ids, minlength=85)
+    assert np.all(np.abs(drawn - count * wanted) <= 2 + 2 * count * gap(85))
+    logs = np.log(wanted[np.asarray(ids)])
+    assert_close(nats, logs, terms=85 + 2 * ELEMENTARY, scale=np.max(logits) / 0.5)
 
 
 def test_the_ends_of_the_unit_interval_draw_what_has_weight():

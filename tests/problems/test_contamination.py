@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from closeness import near
 from hypothesis import given
 from hypothesis import strategies as st
 from test_problems import DATASETS, needs_datasets, written
@@ -59,7 +60,7 @@ def test_similarity_is_the_jaccard_index_of_runs(question, held_out, least):
     if overlap is None:
         assert max(scores) < least
     elif overlap.kind == "similar":
-        assert overlap.similarity == pytest.approx(max(scores))
+        assert overlap.similarity == near(max(scores), terms=4)
         assert overlap.other_id == f"svamp/report/{scores.index(max(scores))}"
 
 

@@ -98,9 +98,9 @@ def content(record):
 
 
 def without_times(value):
-    """Return JSON without what no two runs share: seconds, and what kills made a harvest spend."""
+    """Return JSON without what no two runs share: times, and what kills made a harvest spend."""
     if isinstance(value, dict):
-        timed = ("second", "shards", "spent")
+        timed = ("second", "date", "made", "spent")
         return {
             key: without_times(item)
             for key, item in value.items()

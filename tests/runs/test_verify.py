@@ -256,6 +256,15 @@ def test_every_flipped_bit_of_a_finished_run_is_found(run_dir):
     assert soundness.check(run_dir, contents=False).sound
 
 
+def test_no_field_of_a_manifest_makes_it_one_of_an_earlier_version(run_dir):
+    path = run_dir / "manifests" / "train.json"
+    stated = json.loads(path.read_text())
+    for field in stated:
+        renamed = {f"{k}x" if k == field else k: value for k, value in stated.items()}
+        path.write_text(files.json_text(renamed))
+        assert soundness.check(run_dir, contents=False).faults, field
+
+
 @pytest.mark.parametrize("change", ["removed", "cut", "emptied", "linked"])
 def test_every_file_that_is_removed_cut_or_replaced_by_a_link_is_missed(run_dir, change, tmp_path):
     whole(run_dir)

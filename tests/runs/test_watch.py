@@ -116,5 +116,22 @@ def test_the_command_prints_once_without_a_terminal_and_refuses_a_file(killed, c
 
 
 def test_watching_imports_no_jax():
-    code = "import sys; from distill import watch; sys.exit('jax' in sys.modules)"
+    code = "import sys; from distill.runs import watch; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "line", ["null", "[1]", "xx", '{"step": 1}', '{"step": "1", "loss": 1}', "[" * 100_000]
+)
+def test_a_damaged_line_of_metrics_is_one_sentence(killed, line, capsys):
+    with (killed / "checkpoints" / "metrics.jsonl").open("a") as file:
+        file.write(f"{line}\n")
+    assert main(["watch", str(killed), "--once"]) == 2
+    assert "metrics.jsonl" in capsys.readouterr().err
+
+
+def test_codes_in_what_is_watched_reach_no_terminal(killed, capsys):
+    (killed / "checkpoints" / "location.txt").write_text("else\x1b]0;pwned\x07\u202e\n")
+    assert main(["watch", str(killed), "--once"]) == 0
+    shown = capsys.readouterr().out
+    assert "\\x1b]0;pwned" in shown and not {"\x1b", "\x07", "\u202e"} & set(shown)

@@ -9,7 +9,20 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving_world import BODY, JSON, KEY, Echo, call, complete, connect, everything, head, running
+from serving_world import (
+    BODY,
+    JSON,
+    KEY,
+    Echo,
+    answer,
+    call,
+    complete,
+    connect,
+    everything,
+    head,
+    running,
+    until,
+)
 
 from distill.core.errors import UserError
 from distill.serving import origins, serve
@@ -438,17 +451,17 @@ def test_nothing_of_all_this_is_logged_as_a_fault(port, caplog):
 # --- Beginning and ending ------------------------------------------------------------------------
 
 
-def test_an_end_waits_no_longer_than_its_patience():
-
+def test_an_end_waits_no_longer_than_its_patience_and_says_so(caplog):
     generator = Echo()
     generator.free.clear()
-    begun = time.monotonic()
     with running(generator, patience=0.5) as port:
         end = connect(port, head(len(body())) + body())
-        while not generator.seeds:
-            time.sleep(0.01)
+        until(lambda: generator.seeds)
+        begun = time.monotonic()
+    status, content = answer(end)
+    assert status == 503 and json.loads(content)["error"]["type"] == "server_error"
+    assert time.monotonic() - begun < 15 and not caplog.records
     end.close()
-    assert time.monotonic() - begun < 15
     generator.free.set()
 
 

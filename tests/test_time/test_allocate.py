@@ -1,9 +1,12 @@
 """The policy never earns on the fold that chose; curves that meet by hand; the artefact's rules."""
 
+import functools
 import itertools
+import math
 
 import numpy as np
 import pytest
+from closeness import near
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,9 +73,11 @@ def test_saved_samples_by_hand():
     theirs = np.tile([0.2, 0.3, 0.5, 0.6], (20, 1))
     found = allocate.saved_samples(ours, theirs, budgets, resamples=50, seed=0)
     ratios = [row["ratio"] for row in found]
-    assert ratios == [1, pytest.approx(4 / 4 ** (1 / 3)), pytest.approx(4, rel=1e-6), None]
+    # An accuracy counts as reached 1e-12 below it, on a curve of 0.1 or more in a factor of 4.
+    close = functools.partial(pytest.approx, rel=10 * math.log(4) * 1e-12)
+    assert ratios == [1, close(4 / 4 ** (1 / 3)), close(4), None]
     assert [row["unreached"] for row in found] == [0, 0, 0, 1]
-    assert found[2]["low"] == found[2]["high"] == pytest.approx(4, rel=1e-6)
+    assert found[2]["low"] == found[2]["high"] == close(4)
 
 
 @given(st.lists(st.floats(0, 1), min_size=4, max_size=4), st.floats(0, 1))
@@ -81,7 +86,7 @@ def test_a_curve_reaches_first_where_it_has_the_accuracy(curve, accuracy):
     found = allocate.reached(curve, budgets, accuracy)
     assert (found is None) == (max(curve) < accuracy)
     if found is not None and found > 1:
-        assert np.interp(np.log(found), np.log(budgets), curve) == pytest.approx(accuracy, abs=1e-6)
+        assert np.interp(np.log(found), np.log(budgets), curve) == near(accuracy, terms=40, scale=1)
         earlier = itertools.takewhile(lambda pair: pair[0] < found - 1e-9, zip(budgets, curve))  # noqa: B905
         assert all(value < accuracy for _, value in earlier)
 

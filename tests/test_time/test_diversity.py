@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from closeness import assert_close, near
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,7 +35,7 @@ def counts(draw):
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(drawn):
     k, n, right = drawn
     subsets = list(itertools.combinations([True] * right + [False] * (n - right), k))
-    assert some_right(right, n, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+    assert some_right(right, n, k) == near(sum(map(any, subsets)) / len(subsets), terms=16)
 
 
 def test_pass_at_refuses_more_than_there_is():
@@ -48,7 +49,7 @@ def test_a_constant_difference_is_certain_however_questions_vary():
     regular = np.random.default_rng(0).normal(size=(50, 4))
     found = diversity.compare(regular, regular + 0.5, 5, resamples=200, seed=0)
     for of_measure in found["difference"].values():
-        assert all(value == pytest.approx(0.5) for value in of_measure.values())
+        assert all(value == near(0.5, terms=50, scale=4) for value in of_measure.values())
     assert found["fire"]["pass@1"]["high"] - found["fire"]["pass@1"]["low"] > 0.1
 
 
@@ -68,7 +69,7 @@ def test_measures_by_hand():
     texts = ["The answer is 8", "So 8. The answer is 8.0", "The answer is 9", "No idea", "nine"]
     found = diversity.measure(traces(texts), [problem(0)], GRADERS["default"], 5)
     assert diversity.measures(5) == ["pass@1", "pass@5", "distinct answers", "distinct right texts"]
-    np.testing.assert_allclose(found, [[2 / 5, 1, 2, 2]])
+    assert_close(found, [[2 / 5, 1, 2, 2]], terms=8, dtype="float64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,9 +156,7 @@ def test_a_stopped_comparison_goes_on_with_what_is_missing(tmp_path, monkeypatch
 
 def test_what_cannot_be_compared_is_refused(tmp_path):
     ready(tmp_path)
-    with pytest.raises(
-        UserError, match=r"with FIRE, as saved\.SavedModel, got object"
-    ):
+    with pytest.raises(UserError, match=r"with FIRE, as saved\.SavedModel, got object"):
         run(tmp_path, generator=object())
     with pytest.raises(UserError, match="got test; leave the others to evaluate"):
         run(tmp_path, splits=("test",))
@@ -228,4 +227,6 @@ def test_a_harvest_with_fire_keeps_the_models_own_log_probabilities(tmp_path):
     for trace in written:
         told = dict(zip(trace.top_tokens[:5], trace.top_logprobs[:5], strict=True))
         if trace.tokens[0] in told:
-            assert trace.logprobs[0] == pytest.approx(told[trace.tokens[0]], abs=1e-3)
+            assert trace.logprobs[0] == pytest.approx(
+                told[trace.tokens[0]], abs=5e-4
+            )  # two halves of a step

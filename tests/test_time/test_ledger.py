@@ -1,6 +1,7 @@
 """Costs against worked examples and against what single requests cost."""
 
 import pytest
+from closeness import near
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +21,7 @@ MODELS = {T5Config: ScoringModel(T5Model(T5)), DecoderConfig: ScoringModel(Decod
 def test_matched_samples_worked_by_hand():
     # M = 14: 14 + 3 * 13 / R, at the paper's three ratios of inference to pretraining.
     found = [ledger.matched_samples(14, ratio) for ratio in (0.16, 0.79, 22)]
-    assert found == pytest.approx([14 + 243.75, 14 + 39 / 0.79, 14 + 39 / 22])
+    assert found == near([14 + 243.75, 14 + 39 / 0.79, 14 + 39 / 22], terms=4)
     assert ledger.matched_samples(1, 0.5) == 1
     assert ledger.matched_ratio(53, 14) == 1  # 39 / 39
 
@@ -28,14 +29,16 @@ def test_matched_samples_worked_by_hand():
 @given(st.floats(1.01, 100), st.floats(0.01, 100))
 def test_the_ratio_is_the_inverse_of_the_samples(larger, ratio):
     samples = ledger.matched_samples(larger, ratio)
-    assert ledger.matched_ratio(samples, larger) == pytest.approx(ratio, rel=1e-6)
+    # The ratio is a quotient of differences, of numbers that may be nearly equal.
+    worst = (samples + larger) / min(samples - larger, larger - 1)
+    assert ledger.matched_ratio(samples, larger) == near(ratio, terms=4, scale=ratio * worst)
 
 
 @given(st.floats(1.01, 100), st.floats(0.01, 100))
 def test_matched_samples_cost_what_the_larger_model_costs(larger, ratio):
     # A unit is the smaller model's size times the tokens of pretraining.
     smaller = 6 + 2 * ledger.matched_samples(larger, ratio) * ratio
-    assert smaller == pytest.approx(larger * (6 + 2 * ratio))
+    assert smaller == near(larger * (6 + 2 * ratio), terms=8)
 
 
 @pytest.mark.parametrize("config", [T5, DECODER], ids=["encoder-decoder", "decoder-only"])

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 
 import pytest
+from closeness import near
 from planted import SUMS, Planted, Tree, solutions
 
 from distill.core.errors import UserError
@@ -44,8 +45,8 @@ def test_solutions_differ_in_length_so_that_its_factor_counts():
     # Without the factor n_x / n_y the likelihood would be weighted by the number of steps.
     wrong = {text: chance * len(steps.split(text)) for text, chance in solutions().items()}
     short = "2 + 2 = 4. The answer is 4"
-    assert wrong[short] / sum(wrong.values()) == pytest.approx(0.24 / 2.76)
-    assert solutions()[short] == pytest.approx(0.12)
+    assert wrong[short] / sum(wrong.values()) == near(0.24 / 2.76, terms=32)
+    assert solutions()[short] == near(0.12, terms=8)
 
 
 def test_what_is_charged_is_what_was_drawn_and_neighbours_do_not_count():

@@ -1,3 +1,4 @@
+import functools
 import math
 import pickle
 import re
@@ -5,6 +6,7 @@ import types
 
 import numpy as np
 import pytest
+from closeness import assert_close, gap, near
 from greedy import GreedyTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +21,9 @@ from tokalign.simulate import NgramTeacher
 WORDS = ["ab", "abc", " a", " ab", " b", "bc", "\n", "\n\n", " 12", "12", "120", "ca"]
 OTHER = ["a", " abc", "ba", " ", "1", "20", "\na", "cab", " bca"]
 texts = st.text(alphabet="abc 120\n", max_size=24)
+SHARES = 4  # roundings of a row's sum: of its shares, each in proportion, and of the two losses
+# Masses are computed in float64 and kept in float32.
+stored = functools.partial(near, dtype="float32", scale=1)
 
 
 @st.composite
@@ -44,6 +49,11 @@ def dense(projection, t):
     return {i: p for i, p in pairs if p > 0}
 
 
+def assert_sums_to_one(projection):
+    total = projection.top_probs.sum(axis=1, dtype=np.float64) + projection.lost.sum(axis=1)
+    assert_close(total, np.ones(len(total)), terms=SHARES)
+
+
 def assert_same_as_naive(traces, student, **options):
     cross = options.get("cross_whitespace", True)
     found = tokalign.project_batch(traces, student, **options)
@@ -54,9 +64,9 @@ def assert_same_as_naive(traces, student, **options):
             row = getattr(naive, options.get("rule", "marginal"))(t)
             probs = dense(projection, t)
             for token in probs.keys() | row["probs"].keys():
-                assert probs.get(token, 0) == pytest.approx(row["probs"].get(token, 0), abs=2e-6)
+                assert probs.get(token, 0) == stored(row["probs"].get(token, 0))
             lost = [row["beyond"], row["unspelled"]]
-            assert projection.lost[t].tolist() == pytest.approx(lost, abs=2e-6)
+            assert projection.lost[t].tolist() == stored(lost)
             assert (projection.kind[t] == Kind.ONE_HOT) == row["one_hot"]
 
 
@@ -98,16 +108,17 @@ def test_candidates_and_lost_mass_sum_to_one(trace, rule, cross, k):
         trace, GreedyTokenizer(OTHER), rule=rule, cross_whitespace=cross, k=k, rest="other"
     )
     total = found.top_probs.sum(axis=1, dtype=np.float64)
-    assert (total <= 1 + 1e-5).all() and (found.lost >= 0).all()
-    np.testing.assert_allclose(total + found.lost.sum(axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(total + found.other_probs, 1, atol=1e-5)
+    assert (total <= 1 + gap(SHARES)).all() and (found.lost >= 0).all()
+    assert_close(total + found.lost.sum(axis=1), np.ones(len(total)), terms=SHARES)
+    assert_close(total + found.other_probs, np.ones(len(total)), terms=SHARES)
 
 
 @settings(max_examples=50, deadline=None)
 @given(teacher_traces(), st.sampled_from(["marginal", "paper"]))
 def test_renormalised_rows_sum_to_one(trace, rule):
     found = tokalign.project(trace, GreedyTokenizer(OTHER), rule=rule, rest="renormalise")
-    np.testing.assert_allclose(found.top_probs.sum(axis=1, dtype=np.float64), 1, atol=1e-5)
+    total = found.top_probs.sum(axis=1, dtype=np.float64)
+    assert_close(total, np.ones(len(total)), terms=SHARES)
 
 
 @settings(max_examples=60, deadline=None)
@@ -137,8 +148,8 @@ def test_the_same_vocabulary_on_both_sides_is_the_identity(text):
     assert (found.kind == Kind.ONE_TO_ONE).all()
     other = tokenizer.spell(b"Z")[0]
     for t in range(len(tokens)):
-        assert dense(found, t) == pytest.approx({int(found.ids[t]): 0.5, other: 0.25})
-        assert found.lost[t].tolist() == pytest.approx([0.25, 0])
+        assert dense(found, t) == stored({int(found.ids[t]): 0.5, other: 0.25})
+        assert found.lost[t].tolist() == stored([0.25, 0])
 
 
 @settings(max_examples=40, deadline=None)
@@ -149,8 +160,8 @@ def test_a_trace_is_projected_alike_alone_and_among_others(traces):
     for trace, found in zip(traces, together, strict=True):
         alone = tokalign.project(trace, student, k=6)
         np.testing.assert_array_equal(found.kind, alone.kind)
-        np.testing.assert_allclose(found.top_probs, alone.top_probs, atol=1e-6)
-        np.testing.assert_allclose(found.lost, alone.lost, atol=1e-6)
+        assert_close(found.top_probs, alone.top_probs, terms=1)
+        assert_close(found.lost, alone.lost, terms=1)
 
 
 def trace_of(*tokens, end=float("nan")):
@@ -180,10 +191,10 @@ def test_golden_merged_position_multiplies_along_the_realised_path(t5):
     assert [Kind(k).name for k in found.kind] == ["ONE_TO_ONE", "MERGED", "ONE_HOT"]
     expected = {"▁$12": 0.25, "▁$48": 0.0, "▁the": 0.25, "▁$": 0.25}
     got = named(t5, found, 1)
-    assert got.pop("▁$12") == pytest.approx(expected["▁$12"], abs=1e-6)
-    assert got.pop("▁the") == pytest.approx(0.25, abs=1e-6)
-    assert sum(got.values()) == pytest.approx(0.25, abs=1e-6)
-    assert found.lost[1].tolist() == pytest.approx([0.25, 0], abs=1e-6)
+    assert got.pop("▁$12") == stored(expected["▁$12"])
+    assert got.pop("▁the") == stored(0.25)
+    assert sum(got.values()) == stored(0.25)
+    assert found.lost[1].tolist() == stored([0.25, 0])
 
 
 def test_golden_mass_passes_over_a_newline_that_the_student_drops(t5):
@@ -194,11 +205,11 @@ def test_golden_mass_passes_over_a_newline_that_the_student_drops(t5):
     )
     found = tokalign.project(trace, t5)
     assert [t5._model.id_to_piece(int(i)) for i in found.ids] == ["▁", ".", "▁She", "</s>"]
-    assert named(t5, found, 2) == pytest.approx({"▁She": 0.5, "▁He": 0.5})
+    assert named(t5, found, 2) == stored({"▁She": 0.5, "▁He": 0.5})
     uncrossed = tokalign.project(trace, t5, cross_whitespace=False)
     assert uncrossed.kind[2] == Kind.ONE_HOT
     paper = tokalign.project(trace, t5, rule="paper")
-    assert named(t5, paper, 2) == pytest.approx({"▁She": 0.5, "▁He": 0.5})
+    assert named(t5, paper, 2) == stored({"▁She": 0.5, "▁He": 0.5})
 
 
 def test_golden_inside_position_keeps_the_candidates_that_agree(t5):
@@ -206,25 +217,25 @@ def test_golden_inside_position_keeps_the_candidates_that_agree(t5):
     found = tokalign.project(trace, t5)
     assert [t5._model.id_to_piece(int(i)) for i in found.ids] == ["▁is", "▁", "124", "</s>"]
     assert [Kind(k).name for k in found.kind[1:3]] == ["SPLIT", "ONE_TO_ONE"]  # whitespace aside
-    assert named(t5, found, 1) == pytest.approx({"▁": 0.75, "▁the": 0.25})
-    assert named(t5, found, 2) == pytest.approx({"124": 2 / 3, "127": 1 / 3})
+    assert named(t5, found, 1) == stored({"▁": 0.75, "▁the": 0.25})
+    assert named(t5, found, 2) == stored({"124": 2 / 3, "127": 1 / 3})
 
 
 def test_golden_losses_are_told_apart(t5):
     trace = trace_of(("He", {"He": 1.0}), (" has", {" has": 0.5, " {}": 0.25, "½": 0.125}))
     found = tokalign.project(trace, t5)
     got = named(t5, found, 1)
-    assert got.pop("▁has") == pytest.approx(0.5)
-    assert found.lost[1][0] == pytest.approx(0.125)
-    assert sum(got.values()) + found.lost[1][1] == pytest.approx(0.375)
+    assert got.pop("▁has") == stored(0.5)
+    assert found.lost[1][0] == stored(0.125)
+    assert sum(got.values()) + found.lost[1][1] == near(0.375, terms=SHARES, dtype="float32")
 
 
 def test_the_end_takes_the_mass_that_is_told_of_it(t5):
     found = tokalign.project(trace_of(("yes", {"yes": 1.0}), end=math.log(0.75)), t5)
-    assert dense(found, 1) == pytest.approx({t5.eos_id: 0.75})
-    assert found.lost[1].tolist() == pytest.approx([0.25, 0])
+    assert dense(found, 1) == stored({t5.eos_id: 0.75})
+    assert found.lost[1].tolist() == stored([0.25, 0])
     early = tokalign.project(trace_of(("yes", {"yes": 1.0}), (" sir", {" sir": 0.5, "": 0.5})), t5)
-    assert dense(early, 1)[t5.eos_id] == pytest.approx(0.5)
+    assert dense(early, 1)[t5.eos_id] == stored(0.5)
 
 
 def test_the_empty_text_is_its_end(t5):
@@ -236,8 +247,7 @@ def test_text_cut_within_a_character_is_accounted_for(t5):
     for tokens in ([b" \xf0\x9f"], [b"a", b" \xf0\x9f", b"\x8e", b"\x89"], [b"\xff", b"b"]):
         trace = TeacherTrace.from_tokens([TeacherToken(t, -0.5, ((t, -0.5),)) for t in tokens])
         found = tokalign.project(trace, t5)
-        total = found.top_probs.sum(axis=1) + found.lost.sum(axis=1)
-        np.testing.assert_allclose(total, 1, atol=1e-5)
+        assert_sums_to_one(found)
         assert found.byte_ends[-1] == len(trace.text)
 
 
@@ -325,9 +335,8 @@ def test_any_bytes_and_any_masses_are_accounted_for(t5, p50k, tokens, rule, cros
     traces = [TeacherTrace.from_tokens(t, end_logprob=end) for t in tokens]
     for student in (t5, p50k):
         for found in tokalign.project_batch(traces, student, rule=rule, cross_whitespace=cross):
-            total = found.top_probs.sum(axis=1, dtype=np.float64) + found.lost.sum(axis=1)
-            np.testing.assert_allclose(total, 1, atol=1e-5)
-            assert (found.top_probs >= 0).all() and (found.lost > -1e-6).all()
+            assert_sums_to_one(found)
+            assert (found.top_probs >= 0).all() and (found.lost >= -gap(1)).all()
 
 
 def test_impossible_candidates_have_no_mass_and_do_no_harm(t5):
@@ -336,7 +345,7 @@ def test_impossible_candidates_have_no_mass_and_do_no_harm(t5):
         trace.tokens, np.array([-math.inf]), (b"b", b"a"), np.array([-math.inf, -9999.0]), [2]
     )
     found = tokalign.project(trace, t5)
-    np.testing.assert_allclose(found.top_probs.sum(axis=1) + found.lost.sum(axis=1), 1, atol=1e-5)
+    assert_sums_to_one(found)
 
 
 def test_any_record_with_the_fields_of_a_trace_is_projected(t5):
@@ -344,7 +353,7 @@ def test_any_record_with_the_fields_of_a_trace_is_projected(t5):
     fields = {name: getattr(trace, name) for name in trace.__dataclass_fields__}
     fields["top_logprobs"] = trace.top_logprobs.astype(np.float32)
     found = tokalign.project(types.SimpleNamespace(**fields, problem_id="p"), t5)
-    np.testing.assert_allclose(found.top_probs, tokalign.project(trace, t5).top_probs, atol=1e-6)
+    assert_close(found.top_probs, tokalign.project(trace, t5).top_probs, terms=2)
 
 
 def test_projections_travel_between_processes(t5):

@@ -23,7 +23,7 @@ from distill.models.saved import SavedModel
 from distill.models.t5 import T5Config, T5Model
 from distill.serving import serve
 from distill.targets import vocabulary
-from distill.training import evaluate, origin, train
+from distill.training import evaluate, origin, pretraining, train
 from tokalign import digests
 
 STUDENT = paths.shipped("data/vocabularies/student.model")
@@ -195,6 +195,22 @@ def test_a_refused_training_leaves_no_record(run_dir, tmp_path):
     ):
         raise UserError("room", "none", "make some")
     assert not (run_dir / "checkpoints").exists()
+
+
+def test_pretraining_from_a_start_of_another_vocabulary_is_refused(tmp_path):
+    other = other_vocabulary(tmp_path / "other.model", swapped)
+    with pytest.raises(UserError, match=r"of the start in .*, got that of the batches, .*other"):
+        pretraining.run(
+            run_dir=tmp_path / "run",
+            out_dir=str(tmp_path / "out"),
+            model=MODEL,
+            batches=None,
+            vocabulary_path=str(other),
+            optimizer=None,
+            steps=1,
+            save_every=1,
+            start=str(saved(tmp_path / "start")),
+        )
 
 
 # --- Saved weights, exports, imports -----------------------------------------------------------

@@ -16,6 +16,7 @@ from distill.training.optimizers import AdamW, Cosine
 from distill.training.train import Course, train
 
 VOCAB, WIDTH = 13, 8
+RATE, EPS = 1e-2, 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,12 @@ class TinyBatches:
 
 
 def optimizer(**settings):
-    return AdamW(schedule=Cosine(1e-2, steps=40, warmup=4), **settings)
+    """AdamW whose step is a smooth function of the gradient.
+
+    With Adam's small eps a step is the gradient's sign; where it is near 0, its rounding would
+    decide.
+    """
+    return AdamW(schedule=Cosine(RATE, steps=40, warmup=4), **{"eps": EPS, **settings})
 
 
 def course(**settings):

@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-import contextlib
 import errno
 import importlib
 import json
@@ -13,49 +12,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-# Each stage is a function with keyword-only arguments in a module that is imported when it runs.
-STAGES = {
-    "problems": ("distill.problems.problems", "run"),
-    "harvest": ("distill.traces.harvest", "run"),
-    "check": ("distill.grading.check", "run"),
-    "align": ("distill.targets.align", "run"),
-    "dataset": ("distill.targets.dataset", "run"),
-    "train": ("distill.training.train", "run"),
-    "evaluate": ("distill.training.evaluate", "run"),
-    "select": ("distill.training.select", "run"),
-    "final": ("distill.training.evaluate", "final"),
-    "export": ("distill.interop.export", "run"),
-    "report": ("distill.reports.report", "run"),
-    "initialise": ("distill.training.initialise", "run"),
-    "pretrain": ("distill.training.pretraining", "run"),
-    "diversity": ("distill.test_time.diversity", "run"),
-    "scale": ("distill.test_time.study", "run"),
-    "rollouts": ("distill.test_time.rollouts", "run"),
-    "verifier": ("distill.test_time.verifier", "run"),
-    "revisions": ("distill.test_time.revisions", "run"),
-    "chains": ("distill.test_time.chains", "run"),
-    "chain_verifier": ("distill.test_time.chains", "verifier"),
-}
-MAIN_JOB = tuple(STAGES)[:11]
-# Tools work on files or sockets instead of a run directory. Each is a module with
-# `main(arguments) -> int` that reads its own flags and imports what is heavy when it runs.
-TOOLS = {
-    "verify": "distill.runs.verify",
-    "watch": "distill.runs.watch",
-    "plan": "distill.runs.plan",
-    "launch": "distill.runs.launch",
-    "import": "distill.interop.importing",
-    "serve": "distill.serving.serve",
-    "merge": "distill.traces.merge",
-    "grade": "distill.grading.grade",
-    "vote": "distill.test_time.vote",
-    "answer": "distill.test_time.answer",
-}
+from distill.runs.commands import STAGES, TOOLS
+
 QUICKSTART = "runs/quickstart.gin"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ACCESS = (errno.EROFS, errno.EACCES, errno.EPERM)
 EPILOG = """\
-A run directory holds all that a run made; the same command again goes on where it stopped.
+A run directory holds all that a run made; the same command again resumes it.
 `distill STAGE --help` lists what gin binds in a stage.
 """
 
@@ -89,7 +52,7 @@ def _guarded(call: Callable[[], int], run_dir: Path | None) -> int:
     try:
         return call()
     except KeyboardInterrupt:
-        _complain("stopped; the same command goes on from here")
+        _complain("stopped; run the same command to resume")
         return 130
     except UserError as error:
         _complain(str(error).partition("\n")[0])  # gin adds a second line: where it called
@@ -117,16 +80,17 @@ def _guarded(call: Callable[[], int], run_dir: Path | None) -> int:
 
 def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from distill import config
+    from distill.runs import job
 
     overrides = [*config.overrides(rest), *_part(options)]
-    whole = options.command in ("run", "quickstart")
     files = options.gin_file or ([QUICKSTART] if options.command == "quickstart" else [])
-    modules = [STAGES[options.command][0]] if options.command in STAGES else []
-    config.load(files, overrides, options.gin_search_paths, modules)
-    told = files or overrides  # `distill report --run_dir=…` alone must not forget what the run was
-    with config.recorded(options.run_dir, options.command) if told else contextlib.nullcontext():
-        for stage in config.stages(MAIN_JOB) if whole else (options.command,):
-            result = config.configured(*STAGES[stage])(run_dir=options.run_dir)
+    result = job.execute(
+        files,
+        overrides,
+        run_dir=options.run_dir,
+        command=options.command,
+        search_paths=options.gin_search_paths,
+    )
     if options.json:
         _print(json.dumps(result))
     return 0

@@ -1,5 +1,6 @@
 """Gin configuration: files and overrides in, configured stages out; the only importer of gin."""
 
+import ast
 import contextlib
 import datetime
 import importlib
@@ -60,6 +61,37 @@ def load(
             "compare the name with `distill STAGE --help` and the files in gin_configs",
         ) from error
     _refuse_missing()
+
+
+def forget() -> None:
+    """Drop every binding and import of the configurations that were loaded in this process."""
+    gin.clear_config()
+
+
+def literal(value: object) -> str:
+    """Return a value as gin reads it; a text that begins with `@` or `%` is a reference.
+
+    Raises:
+        UserError: gin has no literal for it.
+
+    Example:
+        >>> literal("data/models/teacher"), literal("@saved.SavedModel()"), literal((1, "a", None))
+        ("'data/models/teacher'", '@saved.SavedModel()', "(1, 'a', None)")
+    """
+    if isinstance(value, str) and value[:1] in ("@", "%"):
+        return value
+    if isinstance(value, Path):
+        return repr(str(value))
+    try:
+        if ast.literal_eval(repr(value)) == value:
+            return repr(value)
+    except (ValueError, SyntaxError):
+        pass
+    raise UserError(
+        "numbers, texts, lists, tuples and dictionaries of them as bindings",
+        f"{type(value).__name__}",
+        "name it in the gin file, as a reference that begins with @",
+    )
 
 
 def overrides(arguments: Sequence[str]) -> list[str]:

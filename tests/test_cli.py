@@ -9,7 +9,8 @@ import gin
 import pytest
 
 from distill import config
-from distill.__main__ import STAGES, main
+from distill.__main__ import main
+from distill.runs.commands import STAGES
 
 COMMAND = (sys.executable, "-m", "distill")
 

@@ -54,6 +54,7 @@ BESIDE = {
     "revisions": ("revisions", "reviser"),
 }
 CONFIG = "config.gin"
+UNRECORDED = "0.1.0"  # the only version whose manifests do not name it
 # What a manifest holds, of every version.
 _FIELDS = {"stage": str, "settings": dict, "complete": bool, "seconds": float, "summary": dict}
 
@@ -294,11 +295,12 @@ class Stage:
     def _refuse_other(self, earlier: Mapping[str, Any]) -> None:
         if earlier["digest"] != self._manifest["digest"]:
             found = list(_differences(earlier["settings"], self._manifest["settings"]))
-            raise UserError(
-                f"the settings of the run in {self.run_dir}",
-                f"{self.name} with {found[0] if found else 'other inputs'}",
-                "use another --run_dir or the settings of that run",
-            )
+            got = f"{self.name} with {found[0] if found else 'other inputs'}"
+            do = "use another --run_dir or the settings of that run"
+            if (wrote := earlier.get("version", UNRECORDED)) != version():
+                got = f"{got}, written by distill {wrote}"
+                do = f"use another --run_dir, or distill {wrote} with the settings of that run"
+            raise UserError(f"the settings of the run in {self.run_dir}", got, do)
         for name, digest in earlier.get("made_from", {}).items():
             if self._manifest["made_from"].get(name, digest) != digest:
                 raise UserError(

@@ -137,6 +137,40 @@ def elected(keys: Sequence[str | None], weights: Sequence[float]) -> str | None:
     return next((key for key, each in sums.items() if each >= top - _TIE * abs(top)), None)
 
 
+def vote(
+    texts: Sequence[str], scores: Sequence[float] | None = None, *, grader: str = "default"
+) -> str | None:
+    """Return the answer that most of a question's solutions give, or that has the highest score.
+
+    Args:
+        texts: solutions of one question.
+        scores: a weight for each, such as a verifier's probability; None counts each once.
+        grader: reads the answers; two answers vote together where their keys are equal.
+
+    Returns:
+        The answer as its first solution writes it, None where no solution has one.
+
+    Raises:
+        ValueError: the number of scores differs from that of the texts.
+        UserError: there is no grader of that name, or it judges programs.
+
+    Example:
+        >>> vote(["The answer is 7.", "The answer is 6.", "So the answer is 7"])
+        '7'
+        >>> vote(["The answer is 7.", "The answer is 6."], [0.2, 0.9])
+        '6'
+    """
+    from distill.grading.graders import GRADERS
+
+    if grader not in GRADERS:
+        raise UserError(f"a grader of {', '.join(GRADERS)}", grader, "name one that reads answers")
+    reader = GRADERS[grader]
+    answers = [reader.extract(text) for text in texts]
+    keys = [None if answer is None else reader.key(answer) for answer in answers]
+    winner = elected(keys, [1.0] * len(keys) if scores is None else scores)
+    return next((a for a, key in zip(answers, keys, strict=True) if key == winner), None)
+
+
 def best(samples: Samples, k: int) -> float:
     """Return the probability that the sample with the highest score among k is right.
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from runs_world import DISTILL, SMALL_QUICKSTART, run_arguments, started
 
-from distill.__main__ import MAIN_JOB
 from distill.core.records import (
     AlignedTrace,
     PackedExample,
@@ -24,6 +23,7 @@ from distill.core.records import (
     Verdict,
 )
 from distill.core.store import Shards
+from distill.runs.commands import MAIN_JOB
 from distill.training import checkpoints
 from distill.training.metrics import read_lines
 

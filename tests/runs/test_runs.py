@@ -13,7 +13,7 @@ import sys
 import pytest
 from runs_world import DISTILL, ROOT, SMALL_QUICKSTART, run_arguments, started
 
-from distill.__main__ import STAGES
+from distill.runs.commands import STAGES
 from distill.training.metrics import read_lines
 
 # tests/models/test_shapes.py loads the published shapes, tests/interop/test_t5x.py what is for T5X.

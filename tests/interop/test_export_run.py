@@ -36,14 +36,14 @@ def test_transformers_in_another_process_answers_100_problems_as_the_shipped_stu
     found = benchmark.compare(tmp_path / "export", generator, asked, tmp_path)
     assert found["same_ids"] == found["same_answers"] == found["prompts"] == 100
     assert found["positions"] > 1000
-    assert found["largest_difference"] <= 1e-4
+    assert found["largest_difference"] <= benchmark.TOLERANCE
 
 
 def test_a_difference_is_an_exit_code(monkeypatch, capsys):
     benchmark = parity()
     same = {"prompts": 9, "same_ids": 9, "same_answers": 9, "positions": 40}
-    for worse, code in (({}, 0), ({"same_answers": 8}, 1), ({"largest_difference": 2e-4}, 1)):
-        found = {**same, "largest_difference": 1e-5, **worse}
+    for worse, code in (({}, 0), ({"same_answers": 8}, 1), ({"largest_difference": 2e-3}, 1)):
+        found = {**same, "largest_difference": 1e-6, **worse}
         monkeypatch.setattr(benchmark, "of_run", lambda *_, found=found: found)
         monkeypatch.setattr(sys, "argv", ["export_parity.py", "runs/some"])
         assert benchmark.main() == code

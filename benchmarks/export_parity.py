@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 MAX_NEW_TOKENS = 96
-# Of the largest logit: two float32 programs that sum some 10,000 terms in other orders differ by about
+# Of the largest logit: float32 programs that sum some 10,000 terms in other orders differ by about
 # 4 sqrt(n) u, with u = 2**-24 (Higham and Mary 2019, SIAM J. Sci. Comput. 41:A2815).
 TOLERANCE = 4 * 10_000**0.5 * 2**-24
 BATCH = 25

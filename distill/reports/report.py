@@ -366,11 +366,14 @@ def _cell(estimate: Mapping[str, float], sign: str = "") -> str:
 
 
 def _page(found: Mapping[str, Any], run_dir: Path) -> str:
+    from jinja2 import UndefinedError
+
     from distill.reports.page import page
 
+    damage = (ArithmeticError, AttributeError, LookupError, TypeError, UndefinedError, ValueError)
     try:
         return page(found)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except damage as error:
         got = f"figures of another kind ({type(error).__name__}: {error})"
         raise UserError(
             f"figures as the stages leave them in {run_dir}", got, "look with `distill verify`"

@@ -342,7 +342,7 @@ def test_a_student_that_was_only_evaluated_has_no_before_and_after(tmp_path):
 def test_a_report_without_a_field_that_the_page_shows_is_refused_and_nothing_is_written(tmp_path):
     counts = {"dropped": 3, "exact": 3}
     stage(tmp_path, "problems", problems=1, contaminated=counts)
-    with pytest.raises(UserError, match=r"got figures of another kind \(UndefinedError: .*by_set"):
+    with pytest.raises(UserError, match=r"got values of unexpected types .*Undefined.*by_set"):
         run(run_dir=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["manifests"]
 

@@ -66,6 +66,9 @@ def test_the_wheel_holds_its_packages_and_what_ships_and_nothing_of_the_checkout
     package = Path(found.stdout.split()[0]).parent
     assert (package / "gin_configs" / "runs" / "quickstart.gin").is_file()
     assert (package / "data" / "models" / "teacher").is_dir()
+    templates = ROOT / "distill" / "reports" / "templates"
+    shipped = {path.name for path in (package / "reports" / "templates").iterdir()}
+    assert shipped == {path.name for path in templates.iterdir()}
     assert not list(package.rglob("test_*.py"))
 
 

@@ -1,4 +1,4 @@
-"""A student as a Hugging Face directory: weights, tokenizer, generation settings and model card."""
+"""Export a student as a Hugging Face directory: weights, tokenizer, generation settings, card."""
 
 import html
 import json
@@ -34,7 +34,7 @@ def export(
     card: str,
     extra_ids: int = SENTINELS,
 ) -> None:
-    """Write a directory that transformers loads, whole or not at all.
+    """Write a directory that transformers loads, atomically.
 
     ```
     config.json, generation_config.json, model.safetensors
@@ -42,16 +42,16 @@ def export(
     README.md
     ```
     Args:
-        directory: made; where it exists its files of these names are replaced.
-        model: of T5's shape, v1.0 or v1.1.
+        directory: created if absent; existing files of these names are replaced.
+        model: a T5, v1.0 or v1.1.
         params: float32.
         sentencepiece_path: the vocabulary.
         card: the model card, Markdown.
-        extra_ids: sentinels after the vocabulary's pieces; 0 where they are among them.
+        extra_ids: number of sentinels to add after the pieces; 0 if the pieces contain them.
 
     Raises:
-        UserError: the vocabulary is missing, larger than the embedding, or one that the tokenizers
-            library reads otherwise than SentencePiece; or a parameter is not finite.
+        UserError: the vocabulary is missing, larger than the embedding, or cannot be expressed
+            exactly in the tokenizers library; or a parameter is not finite.
     """
     of_params = {name: Tensor.of(array) for name, array in by_path(params).items()}
     vocabulary = weights.Vocabulary(sentencepiece_path, extra_ids)
@@ -61,7 +61,15 @@ def export(
 def write(
     directory: Path, model: T5Model, params: Tensors, vocabulary: weights.Vocabulary, *, card: str
 ) -> None:
-    """Write what `export` writes, one parameter in memory at a time; `params` are by path."""
+    """Write the directory of `export` with one parameter in memory at a time.
+
+    Args:
+        directory: as in `export`.
+        model: as in `export`.
+        params: the parameters by path.
+        vocabulary: the SentencePiece model with its sentinels.
+        card: the model card, Markdown.
+    """
     tokenizer = tokenizer_json(vocabulary.path, vocabulary.extra_ids)
     size = len(tokenizer["model"]["vocab"])
     if size > model.config.vocab_size:
@@ -84,9 +92,9 @@ def write(
         for name, document in documents.items():
             text = json.dumps(document, indent=1, ensure_ascii=False)
             (temporary / name).write_text(text + "\n", encoding="utf-8")
-        whole = {name: tensor.finite(f"{name} to export") for name, tensor in params.items()}
-        theirs = hugging_face.renamed(whole, model.config)
-        tensors.write(temporary / "model.safetensors", theirs, {"format": "pt"})
+        finite = {name: tensor.finite(f"{name} to export") for name, tensor in params.items()}
+        renamed = hugging_face.renamed(finite, model.config)
+        tensors.write(temporary / "model.safetensors", renamed, {"format": "pt"})
         shutil.copyfile(vocabulary.path, temporary / "spiece.model")
         (temporary / "README.md").write_text(card, encoding="utf-8")
 
@@ -113,10 +121,10 @@ def _special_tokens(extra_ids: int) -> dict[str, Any]:
 
 
 def tokenizer_config(extra_ids: int = SENTINELS) -> dict[str, Any]:
-    """Return what AutoTokenizer reads first.
+    """Return the content of tokenizer_config.json, which AutoTokenizer reads first.
 
-    The class is the one that takes tokenizer.json as it is: T5's own builds its pipeline anew and
-    splits at blanks that SentencePiece does not know as such.
+    PreTrainedTokenizerFast uses tokenizer.json unchanged. T5's own class builds another pipeline,
+    which splits at whitespace that SentencePiece does not treat as whitespace.
     """
     return {
         **_special_tokens(extra_ids),
@@ -134,12 +142,12 @@ def tokenizer_config(extra_ids: int = SENTINELS) -> dict[str, Any]:
 def model_card(
     student: str, selection: Mapping[str, Any], accuracy: Mapping[str, Mapping[str, Any]]
 ) -> str:
-    """Return the card of a distilled student: what it is, how it did, how to ask it.
+    """Return the card of a distilled student: its training, its accuracy, how to load it.
 
     Args:
-        student: the start that was trained, in words of Markdown.
+        student: name of the initial weights, Markdown.
         selection: `reports/selection.json`.
-        accuracy: {step: {set: {"correct", "n"}}} of the final evaluation, "0" the start.
+        accuracy: {step: {set: {"correct", "n"}}} of stage `final`, "0" the initial weights.
     """
     step = selection["chosen_step"]
     before, after = accuracy["0"], accuracy[str(step)]
@@ -151,7 +159,7 @@ def model_card(
 
 
 def _plain(text: str) -> str:
-    r"""Return a text on one line that neither Markdown, HTML nor a terminal reads anything into.
+    r"""Return a text on one line, escaped for Markdown, HTML and terminals.
 
     Example:
         >>> _plain("<b>a|b")
@@ -195,15 +203,15 @@ def run(*, run_dir: Path, student: str | None = None, t5x: bool = False) -> dict
 
     Args:
         run_dir: the run; select and final are complete.
-        student: the directory of the start; where train found it if None.
-        t5x: write RUN_DIR/export_t5x/checkpoint_STEP too, which T5X restores.
+        student: directory of the initial weights; those of the stage train if None.
+        t5x: whether to write RUN_DIR/export_t5x/checkpoint_STEP too, which T5X restores.
 
     Returns:
         `step`, the checkpoint; `parameters`, their number; `bytes`, of all files.
 
     Raises:
-        UserError: a stage before is not complete, the start or the checkpoint is damaged, or it has
-            no SentencePiece vocabulary.
+        UserError: an earlier stage is not complete, the initial weights or the checkpoint are
+            damaged, or there is no SentencePiece vocabulary.
     """
     from distill.training import choice, initialise, origin
     from distill.training.lazy_params import open_params
@@ -219,13 +227,13 @@ def run(*, run_dir: Path, student: str | None = None, t5x: bool = False) -> dict
         model, params, vocabulary = weights.read(directory)
         origin.require(run_dir, directory, vocabulary)
         if not isinstance(model, T5Model):
-            raise UserError("a student of T5's shape", f"{model}", "train one to export it")
+            raise UserError("a student of T5's shape", f"{model}", "train a T5 to export it")
         if step := selection["chosen_step"]:
             params = open_params(run_dir / "checkpoints", step)
             weights.require_shapes(model, params, run_dir / "checkpoints")
-        origin = _plain(start) if start else "a random start"
+        initial = _plain(start) if start else "a random start"
         accuracy = manifest(run_dir, "final")["summary"]["accuracy"]
-        card = model_card(origin, selection, accuracy)
+        card = model_card(initial, selection, accuracy)
         write(run_dir / "export", model, params, vocabulary, card=card)
         if t5x:
             _write_t5x(run_dir / "export_t5x", params, step)
@@ -237,5 +245,7 @@ def run(*, run_dir: Path, student: str | None = None, t5x: bool = False) -> dict
 
 def _write_t5x(folder: Path, params: Tensors, step: int) -> None:
     directory = folder / f"checkpoint_{step}"
-    if not directory.exists():  # one that exists is whole, of a start that was killed after it
+    if (
+        not directory.exists()
+    ):  # an existing one is complete: it was written atomically before an interruption
         t5x_checkpoint.write(directory, params, step=step)

@@ -1,4 +1,4 @@
-"""Turn public weights into a student: a Hugging Face T5, or a T5X checkpoint with a vocabulary."""
+"""Import a Hugging Face T5, or a T5X checkpoint with a vocabulary, as a student."""
 
 import argparse
 import json
@@ -20,14 +20,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Rows of an embedding are the tokens, or as many as fill the next multiple of this.
+# An embedding has one row for each token, padded to at most the next multiple of this.
 ROWS_MULTIPLE = 128
 DTYPES = ("float32", "bfloat16", "float16")
 EPILOG = """\
 SRC is a directory of transformers (config.json, safetensors in one file or shards, spiece.model or
-tokenizer.json) or the directory of one T5X checkpoint (checkpoint_STEP, also at gs://). Tensors
-pass through memory one at a time. OUT_DIR holds what `train.run.student` takes; it appears whole or
-not at all.
+tokenizer.json) or the directory of one T5X checkpoint (checkpoint_STEP, also at gs://). The command
+holds one tensor in memory at a time. OUT_DIR is for `train.run.student`; it is written atomically.
 
   distill import flan-t5-base students/flan_t5_base
   distill import t5_1_1_base/checkpoint_1000000 students/t5 --vocabulary sentencepiece.model
@@ -35,17 +34,18 @@ not at all.
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Import and print what came in."""
+    """Import and print the number of parameters and bytes."""
     options = _parser().parse_args(arguments)
-    found = convert(
+    summary = convert(
         options.source,
         options.directory,
         vocabulary=options.vocabulary,
         dtype=options.dtype,
         rows=options.rows,
     )
-    told = f"{found['parameters']:,} parameters, {found['bytes']:,} bytes in {options.directory}"
-    sys.stdout.write((json.dumps(found) if options.json else told) + "\n")
+    sizes = f"{summary['parameters']:,} parameters, {summary['bytes']:,} bytes"
+    text = json.dumps(summary) if options.json else f"{sizes} in {options.directory}"
+    sys.stdout.write(text + "\n")
     return 0
 
 
@@ -59,44 +59,44 @@ def convert(
 ) -> dict[str, Any]:
     """Write a student from public weights, one tensor in memory at a time.
 
-    Where `rows` adds rows, they are copies of the padding token's, which no target ever holds: a
-    row of zeros would be likelier than most tokens, whose logits are negative.
+    Rows that `rows` adds are copies of the padding token's row, which is never a target. Rows of
+    zeros would be likelier than most tokens, whose logits are negative.
 
     Args:
         source: a directory of transformers, or the directory or URL of one T5X checkpoint.
-        directory: for `weights.load`; must not exist.
+        directory: the student, for `weights.load`; must not exist.
         vocabulary: a SentencePiece model; by default spiece.model of the source.
-        dtype: that the parameters are kept in.
-        rows: of the embedding and the head; as they are by default.
+        dtype: dtype of the parameters on disk.
+        rows: rows of the embedding and the head; unchanged by default.
 
     Returns:
-        `source`, the kind; `parameters`, their number; `bytes` of the weights.
+        `source`, "hugging_face" or "t5x"; `parameters`, their number; `bytes` of the weights.
 
     Raises:
-        UserError: the source is no T5 or not whole, the vocabulary is missing or not that of the
-            weights, or the directory exists.
+        UserError: the source is not a T5 or is incomplete, the vocabulary is missing or does not
+            belong to the weights, or the directory exists.
     """
     from distill.models import weights
 
     if directory.exists():
-        raise UserError(f"no {directory} yet", "one", "remove it or name another")
-    kind, model, tensors = _opened(source)
+        raise UserError(f"no directory {directory}", "one", "remove it or name another")
+    kind, model, tensors = _read(source)
     rows = model.config.vocab_size if rows is None else rows
-    name, found = _vocabulary(source, vocabulary, rows)
+    name, pieces = _vocabulary(source, vocabulary, rows)
     model, tensors = _with_rows(model, tensors, rows)
     tensors = {
         name: tensor.cast(dtype).finite(f"{name} of {source} as {dtype}")
         for name, tensor in tensors.items()
     }
-    _refuse_full_disk(directory, sum(tensor.nbytes for tensor in tensors.values()))
+    _require_disk_space(directory, sum(tensor.nbytes for tensor in tensors.values()))
     logger.info("import: %d tensors of %s", len(tensors), source)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
-        path.write_bytes(found.content)
-        chosen = weights.Vocabulary(path, found.extra_ids)
+        path.write_bytes(pieces.content)
+        copied = weights.Vocabulary(path, pieces.extra_ids)
         if kind == "hugging_face":
-            weights.require_exported(Path(source), chosen)
-        weights.write(directory, model, tensors, chosen, dtype=dtype)
+            weights.require_exported(Path(source), copied)
+        weights.write(directory, model, tensors, copied, dtype=dtype)
     return {
         "source": kind,
         "parameters": sum(math.prod(tensor.shape) for tensor in tensors.values()),
@@ -104,28 +104,30 @@ def convert(
     }
 
 
-def _refuse_full_disk(directory: Path, wanted: int) -> None:
-    there = next(path for path in directory.absolute().parents if path.exists())
-    if (free := shutil.disk_usage(there).free) < wanted:
-        raise UserError(f"room for {wanted:,} bytes in {there}", f"{free:,}", "free some disk")
+def _require_disk_space(directory: Path, size: int) -> None:
+    parent = next(path for path in directory.absolute().parents if path.exists())
+    if (free := shutil.disk_usage(parent).free) < size:
+        raise UserError(f"room for {size:,} bytes in {parent}", f"{free:,}", "free disk space")
 
 
-def _opened(source: str) -> "tuple[str, T5Model, Tensors]":
-    """Return what the source is, and what it holds, none of it read."""
+def _read(source: str) -> "tuple[str, T5Model, Tensors]":
+    """Return the kind of the source, its model and its tensors, which are read lazily."""
     from distill.models import documents, hugging_face, t5x_checkpoint, weights
 
     config = Path(source) / weights.CONFIG
     if "://" not in source and not Path(source).is_dir():
-        raise UserError(f"a directory {source}", "none", "name one of transformers or of T5X")
+        raise UserError(f"a directory {source}", "none", "name a directory of transformers or T5X")
     if "://" in source or not (config.exists() or hugging_face.is_adapter(Path(source))):
         return "t5x", *t5x_checkpoint.read(source)
     if config.exists() and "kind" in documents.read(config):
-        raise UserError("weights to import", f"{source}, which is imported", "train from it")
+        raise UserError(
+            "weights to import", f"{source}, which is imported already", "train from it"
+        )
     return "hugging_face", *hugging_face.read(Path(source))
 
 
 def _with_rows(model: "T5Model", tensors: "Tensors", rows: int) -> "tuple[T5Model, Tensors]":
-    """Return the model with as many rows of the embedding, and of the head if it has one."""
+    """Return the model with `rows` rows of the embedding, and of the head if it has one."""
     import dataclasses
 
     axes = {"token_embedder/embedding": 0, "decoder/logits_dense/kernel": 1}
@@ -137,21 +139,21 @@ def _with_rows(model: "T5Model", tensors: "Tensors", rows: int) -> "tuple[T5Mode
     return dataclasses.replace(model, config=config), resized
 
 
-def _vocabulary(source: str, given: Path | None, rows: int) -> "tuple[str, Found]":
-    """Return the name and content of the vocabulary, whose tokens may be the weights' rows."""
+def _vocabulary(source: str, path: Path | None, rows: int) -> "tuple[str, Found]":
+    """Return the name and content of the vocabulary, whose size must fit the rows."""
     from distill.models import hugging_face_vocabulary
 
-    name = hugging_face_vocabulary.SPIECE if given is None else given.name
-    found = hugging_face_vocabulary.read(Path(source), given)
-    tokens = len(hugging_face_vocabulary.tokens(found))
+    name = hugging_face_vocabulary.SPIECE if path is None else path.name
+    pieces = hugging_face_vocabulary.read(Path(source), path)
+    tokens = len(hugging_face_vocabulary.tokens(pieces))
     if not 0 <= rows - tokens < ROWS_MULTIPLE:
         raise UserError(
-            f"an embedding of {tokens:,} rows, as {given or source} has tokens, or up to "
+            f"an embedding of {tokens:,} rows, as {path or source} has tokens, or up to "
             f"{ROWS_MULTIPLE - 1} more",
             f"{rows:,}",
             "give the vocabulary of these weights: --vocabulary",
         )
-    return name, found
+    return name, pieces
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -162,10 +164,14 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("source", metavar="SRC", help="what to import")
-    parser.add_argument("directory", metavar="OUT_DIR", type=Path, help="where to; made")
-    parser.add_argument("--vocabulary", type=Path, help="SentencePiece model; SRC/spiece.model")
+    parser.add_argument("source", metavar="SRC", help="the weights to import")
+    parser.add_argument("directory", metavar="OUT_DIR", type=Path, help="directory to create")
+    parser.add_argument(
+        "--vocabulary", type=Path, help="SentencePiece model; SRC/spiece.model by default"
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="%(default)s")
-    parser.add_argument("--rows", type=int, help="of the embedding, such as 32128; as they are")
+    parser.add_argument(
+        "--rows", type=int, help="rows of the embedding, such as 32128; unchanged by default"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser

@@ -1,4 +1,4 @@
-"""The pictures of a run's page as data URIs, one for light and one for dark screens."""
+"""Plots of a run's page as PNG data URIs, each for the light and the dark colour scheme."""
 
 import base64
 import io
@@ -17,7 +17,7 @@ Counts = Mapping[str, int]
 
 
 class Theme(NamedTuple):
-    """The colours of paper, text, grid and curves."""
+    """The colours of background, text, grid and curves."""
 
     paper: str
     ink: str
@@ -25,7 +25,7 @@ class Theme(NamedTuple):
     curves: tuple[str, ...]
 
 
-# Okabe and Ito's colours, which the colour-blind can tell apart, lightened for dark paper.
+# Okabe and Ito's palette, which is safe for colour-blind readers; lighter on a dark background.
 LIGHT_CURVES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DARK_CURVES = ("#63B3ED", "#FF8A3D", "#3ECF9B", "#E79AC8", "#F2C14E", "#A9C7FF")
 LIGHT = Theme("#ffffff", "#1c2430", "#d5dae1", LIGHT_CURVES)
@@ -33,22 +33,28 @@ DARK = Theme("#161b22", "#e3e8ee", "#3a434f", DARK_CURVES)
 
 
 class Picture(NamedTuple):
-    """One picture twice, as data URIs, and in words for those who do not see it."""
+    """One plot in both colour schemes, with its alternative text.
+
+    Attributes:
+        light: data URI of the PNG for the light scheme.
+        dark: data URI of the PNG for the dark scheme.
+        alt_text: description for readers who cannot see the plot.
+    """
 
     light: str
     dark: str
-    words: str
+    alt_text: str
 
 
-def picture(draw: Callable[[Axes, Theme], None], height: float, words: str) -> Picture:
-    """Draw on one pair of axes, once for each theme.
+def picture(draw: Callable[[Axes, Theme], None], height: float, alt_text: str) -> Picture:
+    """Draw a plot once for each theme.
 
     Args:
-        draw: puts the curves on the axes.
+        draw: draws the curves on the axes.
         height: inches; the width is fixed.
-        words: what the picture shows.
+        alt_text: description of the plot.
     """
-    return Picture(_png(draw, height, LIGHT), _png(draw, height, DARK), words)
+    return Picture(_png(draw, height, LIGHT), _png(draw, height, DARK), alt_text)
 
 
 def _png(draw: Callable[[Axes, Theme], None], height: float, theme: Theme) -> str:
@@ -59,14 +65,14 @@ def _png(draw: Callable[[Axes, Theme], None], height: float, theme: Theme) -> st
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     draw(axes, theme)
-    _colour(axes, theme)
+    _apply_theme(axes, theme)
     buffer = io.BytesIO()
-    # Without the software's name and date, equal runs give equal bytes.
+    # Without Matplotlib's version in the metadata, equal runs give equal bytes.
     figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _colour(axes: Axes, theme: Theme) -> None:
+def _apply_theme(axes: Axes, theme: Theme) -> None:
     axes.tick_params(colors=theme.ink, which="both")
     for spine in axes.spines.values():
         spine.set_color(theme.faint)
@@ -75,11 +81,11 @@ def _colour(axes: Axes, theme: Theme) -> None:
     legend = axes.get_legend()
     for text in legend.get_texts() if legend else ():
         text.set_color(theme.ink)
-        text.set_parse_math(False)  # a set's name may hold dollar signs
+        text.set_parse_math(False)  # a set's name may contain dollar signs
 
 
 def _legend(axes: Axes, entries: int) -> None:
-    """Put the legend above the axes, where it hides nothing."""
+    """Put the legend above the axes, where it covers no curve."""
     columns = min(entries, 3)
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns)
 
@@ -93,8 +99,8 @@ def loss(steps: Sequence[int], losses: Sequence[float]) -> Picture:
         axes.grid(axis="y", color=theme.faint, linewidth=0.6)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
-    words = f"Loss from {losses[0]:.3f} to {losses[-1]:.3f} nats per token at step {steps[-1]}."
-    return picture(draw, 3.0, words)
+    alt_text = f"Loss from {losses[0]:.3f} to {losses[-1]:.3f} nats per token at step {steps[-1]}."
+    return picture(draw, 3.0, alt_text)
 
 
 def checkpoints(table: Mapping[int, Mapping[str, Counts]], chosen: int | None) -> Picture:
@@ -114,16 +120,16 @@ def checkpoints(table: Mapping[int, Mapping[str, Counts]], chosen: int | None) -
         axes.grid(axis="y", color=theme.faint, linewidth=0.6)
         _legend(axes, len(sets) + 1)
 
-    words = f"Accuracy on {', '.join(sets)} at steps {', '.join(map(str, sorted(table)))}"
+    alt_text = f"Accuracy on {', '.join(sets)} at steps {', '.join(map(str, sorted(table)))}"
     marked = "" if chosen is None else f"; step {chosen} is marked as chosen"
-    return picture(draw, 3.4, f"{words}{marked}.")
+    return picture(draw, 3.4, f"{alt_text}{marked}.")
 
 
 def price(entries: Sequence[Mapping[str, Any]]) -> Picture:
-    """Return the mean over held-out sets and that over general ones, step by step, with bands.
+    """Return the mean accuracy over held-out and over general sets by step, with intervals.
 
     Args:
-        entries: of each `step` the estimates `specific` and `general` as {value, low, high}.
+        entries: {"step", "specific", "general"}, the estimates as {"value", "low", "high"}.
     """
     steps = [entry["step"] for entry in entries]
 
@@ -141,8 +147,8 @@ def price(entries: Sequence[Mapping[str, Any]]) -> Picture:
         _legend(axes, 2)
 
     first, last = entries[0]["general"]["value"], entries[-1]["general"]["value"]
-    words = f"Mean over general sets from {first:.0%} at step {steps[0]} to {last:.0%} at step"
-    return picture(draw, 3.0, f"{words} {steps[-1]}, beside that over held-out sets.")
+    alt_text = f"Mean over general sets from {first:.0%} at step {steps[0]} to {last:.0%} at step"
+    return picture(draw, 3.0, f"{alt_text} {steps[-1]}, beside that over held-out sets.")
 
 
 def change(before: Mapping[str, Counts], after: Mapping[str, Counts]) -> Picture:
@@ -154,8 +160,8 @@ def change(before: Mapping[str, Counts], after: Mapping[str, Counts]) -> Picture
             ("before", before, -0.13, theme.curves[4]),
             ("after", after, 0.13, theme.curves[0]),
         ):
-            counted = [Accuracy(**table[name]) for name in sets]
-            _whiskers(axes, counted, shift, colour, label)
+            accuracies = [Accuracy(**table[name]) for name in sets]
+            _whiskers(axes, accuracies, shift, colour, label)
         axes.set_yticks(range(len(sets)), sets, parse_math=False)
         axes.set(xlim=(0, 1), ylim=(len(sets) - 0.5, -0.5), xlabel="accuracy, with 95 % intervals")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -166,18 +172,18 @@ def change(before: Mapping[str, Counts], after: Mapping[str, Counts]) -> Picture
 
 
 def by_budget(study: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any] | None]]:
-    """Return a study's estimates by strategy or policy, one for each budget, None for none.
+    """Return a study's estimates by strategy or policy, one per budget, None if there is none.
 
     Args:
-        study: what the stage `scale` reports.
+        study: the report of the stage `scale`.
     """
-    found: dict[str, list[Mapping[str, Any] | None]] = {}
+    estimates: dict[str, list[Mapping[str, Any] | None]] = {}
     for each in study["curves"]:
         points = {point["budget"]: point for point in each["points"]}
-        found[each["strategy"]] = [points.get(budget) for budget in study["budgets"]]
+        estimates[each["strategy"]] = [points.get(budget) for budget in study["budgets"]]
     for kind, policy in study["policies"].items():
-        found[f"policy, {kind} bins"] = list(policy["points"])
-    return found
+        estimates[f"policy, {kind} bins"] = list(policy["points"])
+    return estimates
 
 
 def compute_curves(study: Mapping[str, Any], bin_: int | None = None) -> Picture:
@@ -185,12 +191,12 @@ def compute_curves(study: Mapping[str, Any], bin_: int | None = None) -> Picture
     budgets = study["budgets"]
 
     def draw(axes: Axes, theme: Theme) -> None:
-        for place, (name, points) in enumerate(by_budget(study).items()):
-            there = [(b, p) for b, p in zip(budgets, points, strict=True) if p is not None]
-            rows = [p if bin_ is None else p["by_bin"]["oracle"][bin_] for _, p in there]
-            colour = theme.curves[place % len(theme.curves)]
-            style = "s--" if name.startswith("policy") else "o:" if place > 5 else "o-"
-            at, values = [b for b, _ in there], [row["value"] for row in rows]
+        for position, (name, points) in enumerate(by_budget(study).items()):
+            present = [(b, p) for b, p in zip(budgets, points, strict=True) if p is not None]
+            rows = [p if bin_ is None else p["by_bin"]["oracle"][bin_] for _, p in present]
+            colour = theme.curves[position % len(theme.curves)]
+            style = "s--" if name.startswith("policy") else "o:" if position > 5 else "o-"
+            at, values = [b for b, _ in present], [row["value"] for row in rows]
             axes.plot(at, values, style, color=colour, label=name, markersize=4, linewidth=1.6)
             low, high = ([row[end] for row in rows] for end in ("low", "high"))
             axes.fill_between(at, low, high, color=colour, alpha=0.05, linewidth=0)
@@ -202,15 +208,15 @@ def compute_curves(study: Mapping[str, Any], bin_: int | None = None) -> Picture
         if bin_ is None:
             _legend(axes, len(by_budget(study)))
 
-    where = "on all questions" if bin_ is None else f"in bin {bin_ + 1} of difficulty"
-    return picture(draw, 4.6 if bin_ is None else 2.8, f"Accuracy over the budget {where}.")
+    scope = "on all questions" if bin_ is None else f"in bin {bin_ + 1} of difficulty"
+    return picture(draw, 4.6 if bin_ is None else 2.8, f"Accuracy over the budget {scope}.")
 
 
 def _whiskers(
-    axes: Axes, counted: Sequence[Accuracy], shift: float, colour: str, label: str
+    axes: Axes, accuracies: Sequence[Accuracy], shift: float, colour: str, label: str
 ) -> None:
-    values = [accuracy.value for accuracy in counted]
-    ends = [accuracy.interval() for accuracy in counted]
+    values = [accuracy.value for accuracy in accuracies]
+    ends = [accuracy.interval() for accuracy in accuracies]
     lengths: Any = [
         [max(value - low, 0) for value, (low, _) in zip(values, ends, strict=True)],
         [max(high - value, 0) for value, (_, high) in zip(values, ends, strict=True)],

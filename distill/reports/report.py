@@ -1,4 +1,7 @@
-"""What a run came to, as JSON and as one HTML page; it measures nothing itself."""
+"""Report a run's results as JSON and as one HTML page; runs no model.
+
+Stages that are not complete are named in `absent` with the reason.
+"""
 
 import collections
 import dataclasses
@@ -38,7 +41,7 @@ KINDS = {
 
 
 def report(run_dir: Path) -> dict[str, Any]:
-    """Return everything that is known of a run; a part that is not known is named in `absent`.
+    """Return the results of a run; parts without results are listed in `absent` with the reason.
 
     Args:
         run_dir: the run, complete or not.
@@ -48,36 +51,36 @@ def report(run_dir: Path) -> dict[str, Any]:
         `{"value", "low", "high"}` in shares with its 95 % interval; times are seconds.
 
     Raises:
-        UserError: no stage was ever started there, or what a stage left is damaged.
+        UserError: the directory has no manifest, or a file of a stage is damaged.
     """
     files.require_plain(run_dir)
     manifests = _manifests(run_dir)
-    found: dict[str, Any] = {"run": run_dir.resolve().name, **_made(manifests)}
-    found |= _stages(manifests)
-    complete = [made for made in manifests.values() if made["complete"]]
-    for made in complete:
-        require_unchanged(run_dir, made, (".json", ".jsonl"))
-    summaries = {made["stage"]: made["summary"] for made in complete}
+    result: dict[str, Any] = {"run": run_dir.resolve().name, **_provenance(manifests)}
+    result |= _stages(manifests)
+    complete = [manifest for manifest in manifests.values() if manifest["complete"]]
+    for manifest in complete:
+        require_unchanged(run_dir, manifest, (".json", ".jsonl"))
+    summaries = {manifest["stage"]: manifest["summary"] for manifest in complete}
     absent = {}
     for part, (stage, make) in _PARTS.items():
         value = _part(run_dir, summaries, part, make) if stage in summaries else None
         if value:
-            found[part] = value
+            result[part] = value
         else:
-            left = "left none" if stage in summaries else "is not complete"
-            absent[part] = f"stage {stage} {left}"
-    if "scale" in summaries:  # no part of the main job, so nobody misses it
-        found["scaling"] = files.read_object(run_dir / "reports" / "scale.json", follow=False)
-    return {**found, "absent": absent}
+            reason = "left none" if stage in summaries else "is not complete"
+            absent[part] = f"stage {stage} {reason}"
+    if "scale" in summaries:  # an optional stage, which is not listed as absent
+        result["scaling"] = files.read_object(run_dir / "reports" / "scale.json", follow=False)
+    return {**result, "absent": absent}
 
 
 def _part(run_dir: Path, summaries: Summaries, name: str, make: Part) -> Any:
     try:
         return make(run_dir, summaries)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        got = f"values of another kind ({type(error).__name__}: {error})"
+        got = f"values of unexpected types ({type(error).__name__}: {error})"
         raise UserError(
-            f"{name} as the stages leave it in {run_dir}", got, "look at it with `distill verify`"
+            f"{name} as the stages write it in {run_dir}", got, "check it with `distill verify`"
         ) from error
 
 
@@ -85,30 +88,35 @@ def _manifests(run_dir: Path) -> dict[str, dict[str, Any]]:
     paths = sorted((run_dir / "manifests").glob("*.json"))
     if not paths:
         raise UserError(f"a run in {run_dir}", "none", "give the --run_dir of a run")
-    found = {path.stem: read_manifest(path) for path in paths}
-    known = [name for name in ORDER if name in found]
-    return {name: found[name] for name in (*known, *sorted(found.keys() - set(known)))}
+    manifests = {path.stem: read_manifest(path) for path in paths}
+    ordered = [name for name in ORDER if name in manifests]
+    others = sorted(manifests.keys() - set(ordered))
+    return {name: manifests[name] for name in (*ordered, *others)}
 
 
-def _made(manifests: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the version that reports, and with which version and when each stage was made.
+def _provenance(manifests: Mapping[str, Any]) -> dict[str, Any]:
+    """Return this version, the date of the last stage, and each stage's version and dates.
 
-    The report's date is that of its last stage: the same run has the same report.
+    The report has no date of its own, so that equal runs have equal reports.
     """
     names = ("version", "started", "finished")
-    made = {
+    stages = {
         stage: {name: str(manifest[name]) for name in names if name in manifest}
         for stage, manifest in manifests.items()
     }
-    dates = [of.get("finished", of.get("started")) for of in made.values()]
+    dates = [fields.get("finished", fields.get("started")) for fields in stages.values()]
     date = {"date": max(filter(None, dates))} if any(dates) else {}
-    return {"version": version(), **date, "made": {name: of for name, of in made.items() if of}}
+    return {
+        "version": version(),
+        **date,
+        "made": {name: fields for name, fields in stages.items() if fields},
+    }
 
 
 def _stages(manifests: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "complete": {name: manifest["complete"] for name, manifest in manifests.items()},
-        "seconds": {name: round(found["seconds"], 3) for name, found in manifests.items()},
+        "seconds": {name: round(manifest["seconds"], 3) for name, manifest in manifests.items()},
         "settings": {name: manifest["settings"] for name, manifest in manifests.items()},
     }
 
@@ -121,39 +129,39 @@ def _summary(stage: str) -> Part:
 
 
 def _harvest(run_dir: Path, summaries: Summaries) -> dict[str, Any]:
-    """Return the teacher's traces and, where they are checked, the yield and the verdicts.
+    """Return the summary of the harvest and, if it is checked, the yield and the verdicts.
 
-    `yield` is a share, `yield_of` the same as counts.
+    `yield` is a share, `yield_of` its counts.
     """
     checked = summaries.get("check", {})
     names = {"yield": "yield_of", "outcomes": "verdicts"}
-    found = {new: checked[old] for old, new in names.items() if old in checked}
-    if found.get("yield_of", {}).get("n"):
-        found["yield"] = found["yield_of"]["correct"] / found["yield_of"]["n"]
-    return {**summaries["harvest"], **found}
+    verdicts = {new: checked[old] for old, new in names.items() if old in checked}
+    if verdicts.get("yield_of", {}).get("n"):
+        verdicts["yield"] = verdicts["yield_of"]["correct"] / verdicts["yield_of"]["n"]
+    return {**summaries["harvest"], **verdicts}
 
 
 def _alignment(run_dir: Path, summaries: Summaries) -> dict[str, Any]:
-    """Return the alignment's counts; `coverage` is a share, `coverage_of` the same as a pair."""
-    found = dict(summaries["align"])
-    pair = found.pop("coverage", {})
-    if pair:
-        found["coverage_of"] = pair
-    if pair.get("count"):
-        found["coverage"] = pair["sum"] / pair["count"]
-    return found
+    """Return the alignment's counts; `coverage` is a share, `coverage_of` its sum and count."""
+    counts = dict(summaries["align"])
+    coverage = counts.pop("coverage", {})
+    if coverage:
+        counts["coverage_of"] = coverage
+    if coverage.get("count"):
+        counts["coverage"] = coverage["sum"] / coverage["count"]
+    return counts
 
 
 def _training(run_dir: Path, summaries: Summaries) -> dict[str, Any] | None:
-    """Return the loss curve in at most CURVE_POINTS points, each the mean of a stretch of steps."""
+    """Return the loss curve in at most CURVE_POINTS points, each a mean of consecutive steps."""
     lines = read_lines(run_dir / "checkpoints" / "metrics.jsonl")
     if not lines:
         return None
     size = -(-len(lines) // CURVE_POINTS)
-    stretches = [lines[start : start + size] for start in range(0, len(lines), size)]
+    chunks = [lines[start : start + size] for start in range(0, len(lines), size)]
     curve = {
-        "step": [stretch[-1]["step"] for stretch in stretches],
-        "loss": [statistics.fmean(line["loss"] for line in stretch) for stretch in stretches],
+        "step": [chunk[-1]["step"] for chunk in chunks],
+        "loss": [statistics.fmean(line["loss"] for line in chunk) for chunk in chunks],
     }
     speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
     median = {"tokens_per_second": statistics.median(speeds)} if speeds else {}
@@ -170,7 +178,7 @@ def _checkpoints(run_dir: Path, summaries: Summaries) -> dict[str, Any]:
 
 
 def _table(run_dir: Path, predictions: Iterable[Prediction]) -> dict[str, dict[str, Counts]]:
-    """Count by step and set, the sets in the problems' order."""
+    """Return counts by step and set, the sets in the order of the problems."""
     sets = dict.fromkeys(problem.source for problem in Shards(run_dir / "problems", Problem))
     return {
         str(step): {name: dataclasses.asdict(of_step[name]) for name in sets if name in of_step}
@@ -179,10 +187,13 @@ def _table(run_dir: Path, predictions: Iterable[Prediction]) -> dict[str, dict[s
 
 
 def _selection(run_dir: Path, summaries: Summaries) -> dict[str, Any]:
-    """Return the choice, with the price of specialising where general sets were followed."""
+    """Return the choice, with the price of specialising if general sets were evaluated."""
     selection = choice.read(run_dir)
-    followed = [entry for entry in selection["steps"] if entry.get("general")]
-    return {**selection, **({"price": [_price(entry) for entry in followed]} if followed else {})}
+    with_general = [entry for entry in selection["steps"] if entry.get("general")]
+    return {
+        **selection,
+        **({"price": [_price(entry) for entry in with_general]} if with_general else {}),
+    }
 
 
 def _price(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,7 +208,7 @@ def _price(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _accuracy(run_dir: Path, summaries: Summaries) -> dict[str, Any]:
     """Return the figures of the report halves and test splits, before and after, paired.
 
-    Where nothing was chosen there is no after, and so nothing to tell.
+    Empty without a chosen checkpoint, since there is no model after.
     """
     if "select" not in summaries:
         return {}
@@ -207,16 +218,18 @@ def _accuracy(run_dir: Path, summaries: Summaries) -> dict[str, Any]:
     names = {"before": 0, "after": selection["chosen_step"]}
     if "validation_step" in selection:
         names["validation_choice"] = selection["validation_step"]
-    found: dict[str, Any] = {name: table[str(step)] for name, step in names.items()}
-    pairs = {name: pair(_rights(predictions, name, names["after"])) for name in found["before"]}
+    accuracy: dict[str, Any] = {name: table[str(step)] for name, step in names.items()}
+    pairs = {
+        name: pair(_correct_pairs(predictions, name, names["after"])) for name in accuracy["before"]
+    }
     return {
-        **found,
+        **accuracy,
         "difference": {name: _difference(paired) for name, paired in pairs.items()},
-        "mean": _means(found, pairs, _counted(selection)),
+        "mean": _means(accuracy, pairs, _sets_of_choice(selection)),
     }
 
 
-def _rights(
+def _correct_pairs(
     predictions: Iterable[Prediction], source: str, step: int
 ) -> Iterator[tuple[bool, bool]]:
     """Yield whether each problem of a set was right before and after."""
@@ -235,8 +248,8 @@ def _estimate(estimate: Estimate) -> dict[str, float]:
     return dict(zip(("value", "low", "high"), estimate, strict=True))
 
 
-def _counted(selection: Mapping[str, Any]) -> set[str]:
-    """Return the sets that had a say in the choice; a mean over others would be another mean."""
+def _sets_of_choice(selection: Mapping[str, Any]) -> set[str]:
+    """Return the sets that the choice averages; the report averages the same sets."""
     first = selection["steps"][0]
     return {name for split in ("selection", "validation") for name in first.get(split, {})}
 
@@ -244,10 +257,10 @@ def _counted(selection: Mapping[str, Any]) -> set[str]:
 def _means(
     tables: Mapping[str, Mapping[str, Counts]],
     pairs: Mapping[str, Paired],
-    counted: set[str],
+    selected: set[str],
 ) -> dict[str, Any]:
-    """Return the plain means over the counted sets, of every table and of the differences."""
-    sets = [name for name in pairs if name in counted]
+    """Return the unweighted means over the selected sets, of each table and of the differences."""
+    sets = [name for name in pairs if name in selected]
     if not sets:
         return {}
     means = {
@@ -259,7 +272,7 @@ def _means(
 
 
 def _samples(run_dir: Path, summaries: Summaries) -> list[dict[str, Any]]:
-    """Return a few problems of each kind with both answers, by the order of their ids."""
+    """Return a few problems of each kind with both answers, in the order of their ids."""
     if "select" not in summaries:
         return []
     chosen = choice.read(run_dir)["chosen_step"]
@@ -275,13 +288,13 @@ def _samples(run_dir: Path, summaries: Summaries) -> list[dict[str, Any]]:
         for kind, rights in KINDS.items()
         for problem_id in kinds[rights][:SAMPLES_PER_KIND]
     }
-    asked = {problem.problem_id: problem for problem in Shards(run_dir / "problems", Problem)}
+    problems = {problem.problem_id: problem for problem in Shards(run_dir / "problems", Problem)}
     return [
         {
             "kind": kind,
             "problem_id": problem_id,
-            "question": asked[problem_id].question,
-            "gold": asked[problem_id].answer,
+            "question": problems[problem_id].question,
+            "gold": problems[problem_id].answer,
             "before": texts[problem_id][0].text,
             "after": texts[problem_id][chosen].text,
         }
@@ -290,7 +303,7 @@ def _samples(run_dir: Path, summaries: Summaries) -> list[dict[str, Any]]:
 
 
 def _traces(run_dir: Path, summaries: Summaries) -> list[dict[str, Any]]:
-    """Return the first traces of the teacher with their verdicts, where there are any."""
+    """Return the first traces of the teacher that have verdicts."""
     verdicts = {
         (verdict.problem_id, verdict.sample): verdict
         for verdict in Shards(run_dir / "verdicts", Verdict)
@@ -308,7 +321,7 @@ def _traces(run_dir: Path, summaries: Summaries) -> list[dict[str, Any]]:
 
 
 def _first(traces: Iterable[Trace]) -> Iterator[Trace]:
-    """Yield one trace each of the first problems."""
+    """Yield one trace for each of the first problems."""
     seen: set[str] = set()
     for trace in traces:
         if trace.problem_id not in seen:
@@ -318,7 +331,7 @@ def _first(traces: Iterable[Trace]) -> Iterator[Trace]:
             return
 
 
-# Each part with the stage that must be complete.
+# The stage that must be complete for each part, and the function that returns the part.
 _PARTS: dict[str, tuple[str, Part]] = {
     "problems": ("problems", _summary("problems")),
     "harvest": ("harvest", _harvest),
@@ -365,36 +378,42 @@ def _cell(estimate: Mapping[str, float], sign: str = "") -> str:
     return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
-def _page(found: Mapping[str, Any], run_dir: Path) -> str:
+def _page(figures: Mapping[str, Any], run_dir: Path) -> str:
+    from jinja2 import UndefinedError
+
     from distill.reports.page import page
 
+    damage = (ArithmeticError, AttributeError, LookupError, TypeError, UndefinedError, ValueError)
     try:
-        return page(found)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        got = f"figures of another kind ({type(error).__name__}: {error})"
+        return page(figures)
+    except damage as error:
+        got = f"values of unexpected types ({type(error).__name__}: {error})"
         raise UserError(
-            f"figures as the stages leave them in {run_dir}", got, "look with `distill verify`"
+            f"figures as the stages write them in {run_dir}", got, "check with `distill verify`"
         ) from error
 
 
 def run(*, run_dir: Path) -> dict[str, Any]:
-    """Write `report.html` and `report.json` of a run, complete or not, and return the latter.
+    """Write `report.html` and `report.json` of a run, complete or not.
 
     Args:
         run_dir: the run.
+
+    Returns:
+        The content of `report.json`.
     """
     start = time.monotonic()
     logger.info("report: start")
-    found = report(run_dir)
-    html = _page(found, run_dir)
-    files.write_json(run_dir / "report.json", found)
+    result = report(run_dir)
+    html = _page(result, run_dir)
+    files.write_json(run_dir / "report.json", result)
     files.write_text(run_dir / "report.html", html)
     written = sums.of(run_dir, (run_dir / name for name in ("report.html", "report.json")))
     files.write_text(sums.path_of(run_dir, "report"), sums.text(written))
-    for line in table(found["accuracy"]).splitlines() if "accuracy" in found else ():
+    for line in table(result["accuracy"]).splitlines() if "accuracy" in result else ():
         logger.info("%s", line)
-    for part, reason in found["absent"].items():
+    for part, reason in result["absent"].items():
         logger.info("report: no %s: %s", part, reason)
     seconds = time.monotonic() - start
     logger.info("report: done in %.1f s, %s", seconds, run_dir / "report.html")
-    return found
+    return result

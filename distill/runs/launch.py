@@ -1,6 +1,6 @@
-"""Print what starts a run on a TPU slice, a SLURM cluster or GKE; with --yes, start it.
+"""Print the commands that start a run on a TPU slice, a SLURM cluster or GKE; --yes runs them.
 
-Each process runs `distill STAGE` with DISTILL_CLUSTER=detected, which lets JAX find the others.
+Each process runs `distill STAGE` with DISTILL_CLUSTER=detected, by which JAX finds its peers.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from distill.core import credentials, terminal
 from distill.core.errors import UserError
 
 ENVIRONMENT = {"DISTILL_CLUSTER": "detected"}
-# A pod that is evicted must not end as one that is done, or its job would not begin again.
+# An evicted pod must not exit with 0, or Kubernetes would not restart its job.
 EVICTED = {"DISTILL_TERMINATED_CODE": "143"}
 GRACE_SECONDS = 120  # between SIGTERM and SIGKILL, to save a checkpoint
 LABEL = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
@@ -28,30 +28,30 @@ TOPOLOGY = re.compile(r"[1-9][0-9]*(x[1-9][0-9]*){1,2}")
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A program with its arguments and what it reads.
+    """A program with its arguments and its standard input.
 
     Attributes:
-        arguments: the program and its arguments; no shell reads them.
-        text: what it reads from standard input.
+        arguments: the program and its arguments; no shell parses them.
+        text: its standard input.
     """
 
     arguments: tuple[str, ...]
     text: str = ""
 
     def __str__(self) -> str:
-        """The command as a POSIX shell takes it."""
+        """Return the command in the syntax of a POSIX shell."""
         line = shlex.join(self.arguments)
         return f"{line} <<'END_OF_INPUT'\n{self.text}END_OF_INPUT" if self.text else line
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the commands of a target; run them one after the other where --yes is given.
+    """Print the commands of a target; with --yes, run them in order.
 
     Returns:
         0, or the exit code of the command that failed.
 
     Raises:
-        UserError: an argument cannot be what it is for, or the target's program is not installed.
+        UserError: an argument is invalid, or the target's program is not installed.
     """
     options, rest = _parser().parse_known_args(arguments)
     commands = options.commands(options, _stage(options, rest))
@@ -68,15 +68,15 @@ def _run(command: Command) -> int:
         raise UserError(
             f"{program} on the PATH", "none", "install it or run the commands elsewhere"
         )
-    given = command.text or None
-    return subprocess.run(command.arguments, input=given, text=True, check=False).returncode
+    stdin = command.text or None
+    return subprocess.run(command.arguments, input=stdin, text=True, check=False).returncode
 
 
 def _stage(options: argparse.Namespace, rest: Sequence[str]) -> list[str]:
-    """The command line of each process.
+    """Return the command line of each process.
 
     Raises:
-        UserError: an argument is none of `distill STAGE`, or holds a control character.
+        UserError: `distill STAGE` does not take an argument, or it has a control character.
     """
     files = [f"--gin_file={file}" for file in options.gin_file]
     stage = ["distill", options.stage, *files, f"--run_dir={options.run_dir}", *rest]
@@ -94,24 +94,24 @@ def _stage(options: argparse.Namespace, rest: Sequence[str]) -> list[str]:
 
 
 def tpu(options: argparse.Namespace, stage: Sequence[str]) -> list[Command]:
-    """Make a TPU slice and run the stage on each of its hosts."""
-    where = [f"--zone={options.zone}"]
-    where += [f"--project={options.project}"] if options.project else []
+    """Create a TPU slice and run the stage on each of its hosts."""
+    location = [f"--zone={options.zone}"]
+    location += [f"--project={options.project}"] if options.project else []
     slices = ["gcloud", "compute", "tpus", "tpu-vm"]
-    what = [f"--accelerator-type={options.accelerator}", f"--version={options.version}"]
-    what += ["--spot"] if options.spot else []
-    # The remote shell reads one string, so it is quoted once for that shell and passed as one.
+    machine = [f"--accelerator-type={options.accelerator}", f"--version={options.version}"]
+    machine += ["--spot"] if options.spot else []
+    # The remote shell parses one string, so the command is quoted once for that shell.
     script = f"{_assignments()} {shlex.join(stage)}"
     script = f"{options.setup} && {script}" if options.setup else script
-    everywhere = ["--worker=all", f"--command={script}"]
+    remote = ["--worker=all", f"--command={script}"]
     return [
-        Command((*slices, "create", options.name, *where, *what)),
-        Command((*slices, "ssh", options.name, *where, *everywhere)),
+        Command((*slices, "create", options.name, *location, *machine)),
+        Command((*slices, "ssh", options.name, *location, *remote)),
     ]
 
 
 def slurm(options: argparse.Namespace, stage: Sequence[str]) -> list[Command]:
-    """Submit a batch script; JAX takes one process for each GPU."""
+    """Submit a batch script with one process for each GPU."""
     directives = {
         "job-name": options.name,
         "nodes": options.nodes,
@@ -120,12 +120,12 @@ def slurm(options: argparse.Namespace, stage: Sequence[str]) -> list[Command]:
         "time": options.time,
         "partition": options.partition,
         "account": options.account,
-        # SIGTERM to the processes, not to the script, so long before the time is over.
+        # Seconds before the time limit at which the processes, not the script, get SIGTERM.
         "signal": f"TERM@{GRACE_SECONDS}",
     }
-    given = [f"#SBATCH --{name}={value}" for name, value in directives.items() if value]
+    headers = [f"#SBATCH --{name}={value}" for name, value in directives.items() if value]
     setup = [options.setup] if options.setup else []
-    script = ["#!/bin/bash", *given, "#SBATCH --requeue", *setup, f"export {_assignments()}"]
+    script = ["#!/bin/bash", *headers, "#SBATCH --requeue", *setup, f"export {_assignments()}"]
     return [Command(("sbatch",), "\n".join([*script, f"srun {shlex.join(stage)}"]) + "\n")]
 
 
@@ -139,7 +139,7 @@ def gke(options: argparse.Namespace, stage: Sequence[str]) -> list[Command]:
             "correct one of them",
         )
     manifest = _job_set(options, stage, hosts=chips // options.chips_per_host)
-    return [Command(("kubectl", "apply", "--filename=-"), _yaml(manifest) + "\n")]
+    return [Command(("kubectl", "apply", "--filename=-"), yaml_text(manifest) + "\n")]
 
 
 def _job_set(options: argparse.Namespace, stage: Sequence[str], *, hosts: int) -> dict[str, Any]:
@@ -187,11 +187,11 @@ def _assignments() -> str:
     return " ".join(f"{name}={shlex.quote(value)}" for name, value in ENVIRONMENT.items())
 
 
-def _yaml(value: Any, indent: int = 0) -> str:
-    """Return YAML in blocks; every string is in JSON's quotes, so none can end its place.
+def yaml_text(value: Any, indent: int = 0) -> str:
+    """Return YAML in block style; strings are JSON strings, so a value cannot end its own quotes.
 
     Example:
-        >>> print(_yaml({"names": ["a", "no: b"], "count": 2}))
+        >>> print(yaml_text({"names": ["a", "no: b"], "count": 2}))
         "names":
           - "a"
           - "no: b"
@@ -201,44 +201,44 @@ def _yaml(value: Any, indent: int = 0) -> str:
     match value:
         case Mapping():
             return "\n".join(
-                f"{space}{json.dumps(key)}:{_below(value[key], indent)}" for key in value
+                f"{space}{json.dumps(key)}:{_nested_yaml(value[key], indent)}" for key in value
             )
         case list():
-            blocks = (_yaml(item, indent + 2) for item in value)
+            blocks = (yaml_text(item, indent + 2) for item in value)
             return "\n".join(f"{space}- {block[indent + 2 :]}" for block in blocks)
         case _:
             return f"{space}{json.dumps(value)}"
 
 
-def _below(value: Any, indent: int) -> str:
+def _nested_yaml(value: Any, indent: int) -> str:
     nested = isinstance(value, Mapping | list)
-    return f"\n{_yaml(value, indent + 2)}" if nested else f" {json.dumps(value)}"
+    return f"\n{yaml_text(value, indent + 2)}" if nested else f" {json.dumps(value)}"
 
 
 # --- Arguments ---------------------------------------------------------------------------------
 
 
-def _matching(pattern: re.Pattern[str], what: str) -> Callable[[str], str]:
+def _checker(pattern: re.Pattern[str], expected: str) -> Callable[[str], str]:
     def check(text: str) -> str:
         if not pattern.fullmatch(text):
-            raise argparse.ArgumentTypeError(f"expected {what}, got {text!r}")
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
         return text
 
     return check
 
 
-_label = _matching(LABEL, "a name of lower-case letters, digits and hyphens, at most 40")
-_word = _matching(WORD, "letters, digits and any of . _ : / @ -")
-_topology = _matching(TOPOLOGY, "a topology such as 4x4")
-_path = _matching(re.compile(r"/[A-Za-z0-9._/-]*"), "an absolute path")
+_label = _checker(LABEL, "a name of lower-case letters, digits and hyphens, at most 40")
+_word = _checker(WORD, "letters, digits and any of . _ : / @ -")
+_topology = _checker(TOPOLOGY, "a topology such as 4x4")
+_path = _checker(re.compile(r"/[A-Za-z0-9._/-]*"), "an absolute path")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="distill launch",
         description=__doc__,
-        epilog="--gin.NAME=VALUE after the flags is passed on. The run directory, with its dataset "
-        "and manifests, has to lie where every host sees it.",
+        epilog="--gin.NAME=VALUE after the flags is passed to the stage. Every host must see the "
+        "run directory, with its dataset and manifests, under the same path.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -250,31 +250,35 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _target(targets: Any, name: str, commands: Callable[..., list[Command]]) -> Any:
-    found = targets.add_parser(name, help=commands.__doc__, allow_abbrev=False)
-    found.set_defaults(commands=commands)
-    found.add_argument("--gin_file", action="append", required=True, help="repeatable, later wins")
-    found.add_argument("--run_dir", required=True, help="as the hosts see it")
-    found.add_argument("--stage", default="train", type=_word, help="%(default)s")
-    found.add_argument("--name", default="distill", type=_label, help="of what is made")
-    found.add_argument("--yes", action="store_true", help="run what is printed")
-    return found
+    parser = targets.add_parser(name, help=commands.__doc__, allow_abbrev=False)
+    parser.set_defaults(commands=commands)
+    parser.add_argument("--gin_file", action="append", required=True, help="repeatable, later wins")
+    parser.add_argument("--run_dir", required=True, help="its path on the hosts")
+    parser.add_argument("--stage", default="train", type=_word, help="%(default)s")
+    parser.add_argument(
+        "--name", default="distill", type=_label, help="name of the slice or job, %(default)s"
+    )
+    parser.add_argument("--yes", action="store_true", help="run the printed commands")
+    return parser
 
 
 def _setup_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--setup",
         default="",
-        help="a line of shell before the stage, as it is: to install, mount or activate",
+        help="a line of shell to run before the stage, unquoted: to install, mount or activate",
     )
 
 
 def _tpu_arguments(parser: argparse.ArgumentParser) -> None:
     _setup_argument(parser)
     parser.add_argument("--zone", required=True, type=_word)
-    parser.add_argument("--project", type=_word, help="gcloud's own where not given")
+    parser.add_argument("--project", type=_word, help="gcloud's default if absent")
     parser.add_argument("--accelerator", default="v5litepod-16", type=_word, help="%(default)s")
     parser.add_argument("--version", default="v2-alpha-tpuv5-lite", type=_word, help="%(default)s")
-    parser.add_argument("--spot", action="store_true", help="may be taken back; train goes on")
+    parser.add_argument(
+        "--spot", action="store_true", help="a slice that may be preempted; train resumes"
+    )
 
 
 def _slurm_arguments(parser: argparse.ArgumentParser) -> None:
@@ -287,9 +291,15 @@ def _slurm_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _gke_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--image", required=True, type=_word, help="with distill installed")
-    parser.add_argument("--claim", required=True, type=_label, help="of the volume of --run_dir")
-    parser.add_argument("--mount", default="/runs", type=_path, help="of the volume, %(default)s")
+    parser.add_argument(
+        "--image", required=True, type=_word, help="container image with distill installed"
+    )
+    parser.add_argument(
+        "--claim", required=True, type=_label, help="persistent volume claim that holds --run_dir"
+    )
+    parser.add_argument(
+        "--mount", default="/runs", type=_path, help="path of the volume, %(default)s"
+    )
     parser.add_argument("--accelerator", default="tpu-v5-lite-podslice", type=_word)
     parser.add_argument("--topology", default="4x4", type=_topology, help="%(default)s")
     parser.add_argument("--chips_per_host", default=4, type=int, help="%(default)s")

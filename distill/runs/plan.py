@@ -1,8 +1,8 @@
-"""Say whether a training step fits accelerators that need not be there, by their own compiler.
+"""Compile a training step for accelerators and report whether it fits; needs no accelerator.
 
-The flags are those of `distill train`: its gin files and the shapes of the start are read, nothing
-is written and no accelerator is used. The compiler for TPUs comes with `pip install 'jax[tpu]'`,
-that for GPUs with `jax[cuda12]`; it takes minutes for a large model.
+The flags are those of `distill train`. The command reads the gin files and the shapes of the
+initial weights and writes nothing. The compiler for TPUs comes with `pip install 'jax[tpu]'`, the
+compiler for GPUs with `jax[cuda12]`; compiling a large model takes minutes.
 """
 
 import argparse
@@ -15,10 +15,10 @@ from typing import Any
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Compile one step for the devices and print what each of them would hold.
+    """Compile one step for the devices and print the memory that each device needs.
 
     Raises:
-        UserError: the step does not fit, the devices are not known, or the run cannot be planned.
+        UserError: the step does not fit, the devices are unknown, or a setting is invalid.
     """
     options, rest = _parser().parse_known_args(arguments)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX reads these when it is imported
@@ -32,29 +32,29 @@ def main(arguments: Sequence[str]) -> int:
     modules = ["distill.targets.dataset", "distill.training.train"]
     config.load(options.gin_file, config.overrides(rest), options.gin_search_paths, modules)
     lengths, training = (config.bound(module, "run") for module in modules)
-    found = plan(options.on, options.run_dir, lengths, training)
-    terminal.show(json.dumps(found) if options.json else _told(found))
+    figures = plan(options.on, options.run_dir, lengths, training)
+    terminal.show(json.dumps(figures) if options.json else _summary(figures))
     return 0
 
 
 def plan(
     on: str, run_dir: Path, lengths: Mapping[str, Any], training: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what a step of the run holds on each device, and the least time that it takes.
+    """Return the memory of a step on each device and the least time that it takes.
 
     Args:
-        on: the devices, as of `accelerators.absent`.
-        run_dir: where `initialise` left the start, if `training` names none.
+        on: the devices, as `accelerators.absent` takes them.
+        run_dir: the run, whose initial weights are used if `training` names none.
         lengths: arguments of `dataset.run`: source_length, target_length, k.
         training: arguments of `train.run`.
 
     Returns:
         `devices`, `kind`, `mesh`, `batch_size`, `microbatches`, `bytes_kept` (state and batch),
-        `bytes_besides`, `bytes_limit`, `seconds_at_peak` of a step (None where not known) and
-        `seconds_compiling`.
+        `bytes_besides` (temporaries), `bytes_limit`, `seconds_at_peak` of a step (None if the
+        devices' peak is unknown) and `seconds_compiling`.
 
     Raises:
-        UserError: the step does not fit, or it cannot be cut over the devices.
+        UserError: the step does not fit, or it cannot be partitioned over the devices.
     """
     import jax
 
@@ -68,7 +68,7 @@ def plan(
     devices = accelerators.absent(on)
     mesh = training["mesh"](devices=devices)
     layout = placement.state_layout(model, params, optimizer, mesh, rules)
-    rows = placement.batch_layout(_batch(lengths, training["batch_size"]), mesh, parts)
+    rows = placement.batch_layout(padding_batch(lengths, training["batch_size"]), mesh, parts)
     advance = compiled(model, training["loss"], optimizer, parts, layout, rules)
     stack = placement.stacked(rows, training["steps_per_call"])
     key, start = jax.eval_shape(jax.random.key, 0), time.perf_counter()
@@ -87,8 +87,16 @@ def plan(
     }
 
 
-def _batch(lengths: Mapping[str, Any], size: int) -> dict[str, Any]:
-    """A batch of padding, of the shapes that stage `dataset` writes."""
+def padding_batch(lengths: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """Return a batch of padding with the shapes and dtypes of stage `dataset`.
+
+    Args:
+        lengths: source_length, target_length and k.
+        size: rows of the batch.
+
+    Returns:
+        The arrays of `PackedExample` by field, each with `size` rows.
+    """
     import dataclasses
 
     import numpy as np
@@ -106,18 +114,20 @@ def _batch(lengths: Mapping[str, Any], size: int) -> dict[str, Any]:
     return {name: np.broadcast_to(dtype(name)(0), shape(name)) for name in names}
 
 
-def _told(found: Mapping[str, Any]) -> str:
-    axes = ", ".join(f"{axis} {size}" for axis, size in found["mesh"].items())
-    kept, besides, limit = (found[f"bytes_{each}"] / 1e9 for each in ("kept", "besides", "limit"))
-    batch = f"{found['batch_size']} rows in {found['microbatches']} microbatches"
+def _summary(figures: Mapping[str, Any]) -> str:
+    axes = ", ".join(f"{axis} {size}" for axis, size in figures["mesh"].items())
+    kept, besides, limit = (figures[f"bytes_{each}"] / 1e9 for each in ("kept", "besides", "limit"))
+    batch = f"{figures['batch_size']} rows in {figures['microbatches']} microbatches"
     lines = [
-        f"{found['devices']} x {found['kind']} ({axes}), {batch}: a step fits",
-        f"a device holds {kept:.3g} GB of state and batch and {besides:.3g} GB besides, of "
-        f"{limit:.3g}",
+        f"{figures['devices']} x {figures['kind']} ({axes}), {batch}: a step fits",
+        f"a device holds {kept:.3g} GB of state and batch and {besides:.3g} GB of temporaries, "
+        f"its limit is {limit:.3g} GB",
     ]
-    if found["seconds_at_peak"]:
-        lines += [f"at the devices' peak a step would take {found['seconds_at_peak']:.2g} s"]
-    return "\n".join([*lines, f"compiled in {found['seconds_compiling']:.0f} s, nothing was run"])
+    if figures["seconds_at_peak"]:
+        lines += [f"at the devices' peak a step would take {figures['seconds_at_peak']:.2g} s"]
+    return "\n".join(
+        [*lines, f"compiled in {figures['seconds_compiling']:.0f} s, nothing was executed"]
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -132,7 +142,9 @@ def _parser() -> argparse.ArgumentParser:
         "--on", required=True, help="v5e:4x4, v4:2x2x4, v5p:…, v6e:…, h100:8, cpu:8"
     )
     parser.add_argument("--gin_file", action="append", default=[], help="a gin file; repeatable")
-    parser.add_argument("--gin_search_paths", action="append", default=[], help="where to look")
+    parser.add_argument(
+        "--gin_search_paths", action="append", default=[], help="directory of gin files; repeatable"
+    )
     parser.add_argument("--run_dir", type=Path, default=Path("runs/quickstart"), help="%(default)s")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     return parser

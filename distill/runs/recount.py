@@ -1,4 +1,4 @@
-"""What a run's records say, counted anew and compared with what its stages and report state."""
+"""Recompute counts from a run's records and compare them with its manifests and report."""
 
 import dataclasses
 import json
@@ -17,12 +17,12 @@ from distill.traces import harvest
 from distill.training import choice, evaluate, metrics, select, train
 
 Manifests = Mapping[str, Mapping[str, Any]]
-# What arithmetic on values of other kinds raises: a manifest that no stage wrote.
-WRONG_KINDS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+# What arithmetic on values of unexpected types raises, such as those of an edited manifest.
+TYPE_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def faults(run_dir: Path, complete: Manifests) -> Iterator[str]:
-    """Yield a line for each statement that the records do not bear out.
+    """Yield a line for each recorded value that differs from the records.
 
     Args:
         run_dir: the run directory.
@@ -32,17 +32,18 @@ def faults(run_dir: Path, complete: Manifests) -> Iterator[str]:
         if name not in complete:
             continue
         try:
-            yield from _differing(name, complete[name]["summary"], recount(run_dir, complete[name]))
+            recomputed = recount(run_dir, complete[name])
+            yield from _differences(name, complete[name]["summary"], recomputed)
         except UserError as error:
-            yield f"{name}: its summary cannot be counted anew: {error}"
-        except WRONG_KINDS as error:
-            yield f"{name}: its manifest holds no values as the stage writes them: {_line(error)}"
+            yield f"{name}: its summary cannot be recomputed: {error}"
+        except TYPE_ERRORS as error:
+            yield f"{name}: its manifest has values of unexpected types: {_line(error)}"
 
 
-def _differing(name: str, stated: Any, counted: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in json.loads(json.dumps(counted)).items():
-        if key in stated and stated[key] != value:
-            got = f"{stated[key]!r:.80}"
+def _differences(name: str, recorded: Any, recomputed: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in json.loads(json.dumps(recomputed)).items():
+        if key in recorded and recorded[key] != value:
+            got = f"{recorded[key]!r:.80}"
             yield f"{name}: it states {key} {got}, its records give {value!r:.80}"
 
 
@@ -61,11 +62,11 @@ def _harvest(run_dir: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     settings = manifest["settings"]
     top = settings.get("sampling", {}).get("top_logprobs", 0)
     split, samples = settings.get("split"), settings.get("samples", 0)
-    every = Shards(run_dir / "problems", Problem)
-    asked = {problem.problem_id for problem in every if problem.split == split}
+    problems = Shards(run_dir / "problems", Problem)
+    problem_ids = {problem.problem_id for problem in problems if problem.split == split}
     traces = Shards(run_dir / "traces", Trace)
-    kept = (t for t in traces if t.problem_id in asked and t.sample < samples)
-    counted = harvest.summarise(kept, top)
+    in_settings = (t for t in traces if t.problem_id in problem_ids and t.sample < samples)
+    counted = harvest.summarise(in_settings, top)
     return counted if "sampling" in settings else {"traces": counted["traces"]}
 
 
@@ -78,7 +79,7 @@ def _train(run_dir: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     return train.counts(lines) if lines else {}
 
 
-def _evaluated(folder: str) -> Callable[[Path, Mapping[str, Any]], dict[str, Any]]:
+def _recount_of_predictions(folder: str) -> Callable[[Path, Mapping[str, Any]], dict[str, Any]]:
     def counted(run_dir: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
         predictions = Shards(run_dir / folder, Prediction)
         accuracy = {
@@ -92,23 +93,30 @@ def _evaluated(folder: str) -> Callable[[Path, Mapping[str, Any]], dict[str, Any
 
 
 def _select(run_dir: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the steps that the predictions lead to, after comparing the whole selection."""
-    stated = choice.read(run_dir)
+    """Select again from the predictions and return the steps.
+
+    Raises:
+        UserError: the recorded selection differs.
+    """
+    recorded = choice.read(run_dir)
     settings = manifest["settings"]
     rule = select.rule_of(settings.get("rule"))
-    if rule is None:  # one of the user's own
-        return {name: stated[name] for name in choice.STEPS if name in stated}
+    if rule is None:  # a user's own rule, which cannot be applied again
+        return {name: recorded[name] for name in choice.STEPS if name in recorded}
     names = ("sets", "validation_sets", "general")
-    how = {name: settings[name] for name in names if name in settings}
-    made = json.loads(json.dumps(select.selection(run_dir, rule, **how)))
-    if made != stated:
-        wrong = sorted(k for k in {*made, *stated} if made.get(k) != stated.get(k))
+    options = {name: settings[name] for name in names if name in settings}
+    recomputed = json.loads(json.dumps(select.selection(run_dir, rule, **options)))
+    if recomputed != recorded:
         raise UserError(
-            "the selection that the predictions lead to in reports/selection.json",
-            f"another {', '.join(wrong)}",
+            "the selection that follows from the predictions in reports/selection.json",
+            f"another {', '.join(_differing_keys(recomputed, recorded))}",
             "restore it",
         )
-    return {name: made[name] for name in choice.STEPS if name in made}
+    return {name: recomputed[name] for name in choice.STEPS if name in recomputed}
+
+
+def _differing_keys(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
+    return sorted(key for key in {*left, *right} if left.get(key) != right.get(key))
 
 
 def _export(run_dir: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,9 +131,9 @@ _RECOUNTS: dict[str, Callable[[Path, Mapping[str, Any]], dict[str, Any]]] = {
     "check": _check,
     "train": _train,
     "pretrain": _train,
-    "evaluate": _evaluated("predictions"),
+    "evaluate": _recount_of_predictions("predictions"),
     "select": _select,
-    "final": _evaluated("final"),
+    "final": _recount_of_predictions("final"),
     "export": _export,
 }
 
@@ -133,20 +141,20 @@ _RECOUNTS: dict[str, Callable[[Path, Mapping[str, Any]], dict[str, Any]]] = {
 # --- The report --------------------------------------------------------------------------------
 
 
-def of_report(run_dir: Path) -> tuple[list[str], list[str]]:
-    """Return faults and notes of a report that is compared with one made anew; it writes none."""
+def compare_report(run_dir: Path) -> tuple[list[str], list[str]]:
+    """Compare `report.json` with a new report and return (faults, notes); writes nothing."""
     path = run_dir / "report.json"
     if not path.exists():
         return [], []
     try:
-        stated = files.read_object(path, follow=False)
-        made = json.loads(files.json_text(report.report(run_dir)))
+        recorded = files.read_object(path, follow=False)
+        recomputed = json.loads(files.json_text(report.report(run_dir)))
     except UserError as error:
         return [f"report.json: {error}"], []
-    if stated.get("version") != made["version"]:
-        return [], ["report.json: another version made it, so it is not compared with the records"]
-    if stated.get("complete") != made["complete"]:
-        return [], ["report.json: it was made when other stages were complete"]
-    named = {"run"}  # after the directory, which may have been copied
-    wrong = sorted(key for key in {*made, *stated} - named if made.get(key) != stated.get(key))
-    return [f"report.json: its {key} is not what the run holds" for key in wrong], []
+    if recorded.get("version") != recomputed["version"]:
+        return [], ["report.json: another version wrote it, so it is not compared with the records"]
+    if recorded.get("complete") != recomputed["complete"]:
+        return [], ["report.json: it was written when other stages were complete"]
+    # "run" is the directory's name, which differs in a copy.
+    keys = [key for key in _differing_keys(recomputed, recorded) if key != "run"]
+    return [f"report.json: its {key} differs from the run" for key in keys], []

@@ -1,4 +1,4 @@
-"""What makes a run directory sound; reads all of it and changes nothing."""
+"""Check all files and records of a run directory; changes nothing."""
 
 import dataclasses
 import hashlib
@@ -21,20 +21,20 @@ from distill.training import evaluate
 Value = TypeVar("Value")
 Key = tuple[str, int]
 Manifests = Mapping[str, Mapping[str, Any]]
-# What Orbax raises for a checkpoint that is not as it was written.
+# What Orbax raises for a damaged checkpoint.
 DAMAGE = (UserError, OSError, ValueError, TypeError, LookupError)
 
 
 @dataclasses.dataclass
 class Soundness:
-    """What a check of a run directory found.
+    """The result of checking a run directory.
 
     Attributes:
-        stages: whether each stage that was started is complete.
+        stages: whether each stage with a manifest is complete.
         records: number of records in each folder of shards.
-        notes: what is worth knowing and no fault.
-        not_covered: what no checksum stands for.
-        faults: what is not as the stages left it.
+        notes: observations that are not faults.
+        not_covered: files that no checksum covers.
+        faults: differences from what the stages recorded.
     """
 
     stages: dict[str, bool] = dataclasses.field(default_factory=dict)
@@ -49,14 +49,21 @@ class Soundness:
         return not self.faults
 
     def lines(self) -> list[str]:
-        """Return the findings for people, the verdict last."""
+        """Return the findings as lines of text, the verdict last."""
         words = {True: "complete", False: "not complete"}
         states = [f"{name}: {words[done]}" for name, done in self.stages.items()]
         counts = [f"{name}: {count} records" for name, count in self.records.items()]
         notes = [f"note: {note}" for note in self.notes]
-        left = [f"not covered: {what}" for what in self.not_covered]
+        uncovered = [f"not covered: {name}" for name in self.not_covered]
         faults = [f"fault: {fault}" for fault in self.faults]
-        return [*states, *counts, *notes, *left, *faults, "sound" if self.sound else "not sound"]
+        return [
+            *states,
+            *counts,
+            *notes,
+            *uncovered,
+            *faults,
+            "sound" if self.sound else "not sound",
+        ]
 
     def as_json(self) -> dict[str, Any]:
         """Return the findings as JSON."""
@@ -64,7 +71,7 @@ class Soundness:
 
 
 class _Contents(NamedTuple):
-    """What the shards hold, as far as keys and counts go."""
+    """The keys and counts of the shards' records."""
 
     problems: list[Problem]
     traces: list[Key]
@@ -79,69 +86,69 @@ class _Contents(NamedTuple):
 def check(run_dir: Path, *, contents: bool = True) -> Soundness:
     """Check every file, manifest, key, count, checkpoint and exported tensor of a run directory.
 
-    A stage that is not complete is said, and is no fault: what it has written so far is checked
-    for damage, for keys that stand twice and for keys of nothing, but not for holes.
+    A stage that is not complete is listed and is not a fault. Its files are checked for damage,
+    duplicate keys and unknown keys, but not for missing keys.
 
     Args:
         run_dir: the run.
-        contents: whether records, counts and tensors are read too, and not checksums alone.
+        contents: whether records, counts and tensors are checked, not only checksums.
 
     Raises:
         UserError: there is no run in the directory.
     """
-    run_dir, found = Path(run_dir), Soundness()
+    run_dir, result = Path(run_dir), Soundness()
     if not (run_dir / "manifests").is_dir():
         raise UserError(f"a run directory at {run_dir}", "no manifests in it", "correct the path")
     try:
         files.require_plain(run_dir)
-    except UserError as error:  # nothing is read through a link
-        found.faults.append(str(error))
-        return found
-    manifests = _manifests(run_dir, found)
-    _check_inputs(manifests, found)
-    compared = checksums.check(run_dir, manifests)
-    found.faults += compared.faults
-    found.notes += compared.notes
-    found.not_covered += compared.not_covered
+    except UserError as error:  # links are not followed
+        result.faults.append(str(error))
+        return result
+    manifests = _manifests(run_dir, result)
+    _check_inputs(manifests, result)
+    report = checksums.check(run_dir, manifests)
+    result.faults += report.faults
+    result.notes += report.notes
+    result.not_covered += report.not_covered
     if contents:
-        _check_contents(run_dir, manifests, found)
-    return found
+        _check_contents(run_dir, manifests, result)
+    return result
 
 
-def _check_contents(run_dir: Path, manifests: Manifests, found: Soundness) -> None:
+def _check_contents(run_dir: Path, manifests: Manifests, result: Soundness) -> None:
     complete = {name: manifest for name, manifest in manifests.items() if manifest["complete"]}
-    contents = _contents(run_dir, found)
+    contents = _contents(run_dir, result)
     for stage, folder in DIRECTORIES.items():
-        if _parts(run_dir, folder) and not any(_is_of(name, stage) for name in manifests):
-            found.faults.append(f"{folder}: shards without a manifest of their stage")
+        if _parts(run_dir, folder) and not any(_is_stage(name, stage) for name in manifests):
+            result.faults.append(f"{folder}: shards without a manifest of their stage")
     checks: dict[str, Callable[[], None]] = {
-        "keys": lambda: _check_keys(contents, complete, found),
-        "checkpoints": lambda: _check_checkpoints(run_dir, complete, found),
-        "export": lambda: _check_export(run_dir, complete, found),
+        "keys": lambda: _check_keys(contents, complete, result),
+        "checkpoints": lambda: _check_checkpoints(run_dir, complete, result),
+        "export": lambda: _check_export(run_dir, complete, result),
     }
     for name, run in checks.items():
         try:
             run()
-        except recount.WRONG_KINDS as error:
+        except recount.TYPE_ERRORS as error:
             got = f"{type(error).__name__}: {_first_line(error)}"
-            found.faults.append(f"{name}: a manifest holds no values as stages write them, {got}")
-    found.faults += recount.faults(run_dir, complete)
-    faults, notes = recount.of_report(run_dir)
-    found.faults += faults
-    found.notes += notes
+            result.faults.append(f"{name}: a manifest has values of unexpected types, {got}")
+    result.faults += recount.faults(run_dir, complete)
+    faults, notes = recount.compare_report(run_dir)
+    result.faults += faults
+    result.notes += notes
     for path in sorted(run_dir.glob("reports/*.json")):
-        _json(path, run_dir, found)
+        _check_json(path, run_dir, result)
 
 
-def _is_of(manifest: str, stage: str) -> bool:
+def _is_stage(manifest: str, stage: str) -> bool:
     return manifest == stage or manifest.startswith(f"{stage}-")
 
 
-def _json(path: Path, run_dir: Path, found: Soundness) -> None:
+def _check_json(path: Path, run_dir: Path, result: Soundness) -> None:
     try:
         files.read_json(path, follow=False)
     except UserError as error:
-        found.faults.append(f"{path.relative_to(run_dir)}: {error}")
+        result.faults.append(f"{path.relative_to(run_dir)}: {error}")
 
 
 def _first_line(error: BaseException) -> str:
@@ -151,32 +158,32 @@ def _first_line(error: BaseException) -> str:
 # --- Manifests ---------------------------------------------------------------------------------
 
 
-def _manifests(run_dir: Path, found: Soundness) -> dict[str, dict[str, Any]]:
+def _manifests(run_dir: Path, result: Soundness) -> dict[str, dict[str, Any]]:
     manifests = {}
     for path in sorted((run_dir / "manifests").glob("*.json")):
         try:
             manifests[path.stem] = stages.read_manifest(path)
-            found.stages[path.stem] = manifests[path.stem]["complete"]
+            result.stages[path.stem] = manifests[path.stem]["complete"]
         except UserError as error:
-            found.faults.append(f"manifests/{path.name}: {error}")
+            result.faults.append(f"manifests/{path.name}: {error}")
     return manifests
 
 
-def _check_inputs(manifests: Manifests, found: Soundness) -> None:
-    """Check that each stage had the settings it states and the inputs that are there now."""
+def _check_inputs(manifests: Manifests, result: Soundness) -> None:
+    """Check that each manifest's digest matches its settings and its present inputs."""
     for name, manifest in manifests.items():
         inputs = manifest.get("inputs")
         if inputs is None:
-            found.notes.append(f"{name}: its manifest names no inputs")
+            result.notes.append(f"{name}: its manifest names no inputs")
             continue
         text = json.dumps([name, manifest["settings"], inputs], sort_keys=True)
         if hashlib.sha256(text.encode()).hexdigest() != manifest.get("digest"):
-            found.faults.append(f"{name}: its digest is not of the settings in its manifest")
+            result.faults.append(f"{name}: its digest does not match the settings in its manifest")
         for source, digest in inputs.items():
             if not manifests.get(source, {"complete": False})["complete"]:
-                found.faults.append(f"{name}: its input {source} is not complete")
+                result.faults.append(f"{name}: its input {source} is not complete")
             elif manifests[source].get("digest") != digest:
-                found.faults.append(f"{name}: it was made from another {source}")
+                result.faults.append(f"{name}: it was made from another {source}")
 
 
 # --- Shards ------------------------------------------------------------------------------------
@@ -186,11 +193,11 @@ def _parts(run_dir: Path, folder: str) -> list[Path]:
     return sorted((run_dir / folder).rglob("part-*.parquet"))
 
 
-def _contents(run_dir: Path, found: Soundness) -> _Contents:
+def _contents(run_dir: Path, result: Soundness) -> _Contents:
     def read(folder: str, record: type, key: Callable[[Any, Path], Value]) -> list[Value]:
-        values = list(_records(run_dir, folder, record, key, found))
+        values = list(_records(run_dir, folder, record, key, result))
         if values:
-            found.records[folder] = len(values)
+            result.records[folder] = len(values)
         return values
 
     def sample(record: Any, _: Path) -> Key:
@@ -216,62 +223,66 @@ def _records(
     folder: str,
     record: type,
     key: Callable[[Any, Path], Value],
-    found: Soundness,
+    result: Soundness,
 ) -> Iterable[Value]:
-    """Yield what `key` makes of each record; a shard that cannot be read is a fault."""
+    """Yield `key` of each record; a shard that cannot be read is a fault."""
     for path in _parts(run_dir, folder):
         try:
             for row in Shards(path.parent, record).read(path):
                 yield key(row, path)
         except UserError as error:
-            found.faults.append(f"{path.relative_to(run_dir)}: {_first_line(error)}")
+            result.faults.append(f"{path.relative_to(run_dir)}: {_first_line(error)}")
 
 
 # --- Keys --------------------------------------------------------------------------------------
 
 
-def _check_keys(contents: _Contents, complete: Manifests, found: Soundness) -> None:
+def _check_keys(contents: _Contents, complete: Manifests, result: Soundness) -> None:
     problems = [problem.problem_id for problem in contents.problems]
     verdicts = [key for key, _ in contents.verdicts]
     right = [key for key, outcome in contents.verdicts if outcome == "right"]
-    _once("problems", problems, found)
+    _check_unique("problems", problems, result)
     for name in ("traces", "aligned", "predictions", "final", "diversity"):
-        _once(name, getattr(contents, name), found)
-    _once("verdicts", verdicts, found)
-    _known("traces", (key[0] for key in contents.traces), problems, "problem", found)
-    _known("verdicts", verdicts, contents.traces, "trace", found)
-    _known("aligned", contents.aligned, right, "right verdict", found)
+        _check_unique(name, getattr(contents, name), result)
+    _check_unique("verdicts", verdicts, result)
+    _check_keys_exist("traces", (key[0] for key in contents.traces), problems, "problem", result)
+    _check_keys_exist("verdicts", verdicts, contents.traces, "trace", result)
+    _check_keys_exist("aligned", contents.aligned, right, "right verdict", result)
     if "harvest" in complete:
-        _whole("traces", contents.traces, _harvested(contents, complete["harvest"]), found)
+        _check_complete(
+            "traces", contents.traces, _expected_traces(contents, complete["harvest"]), result
+        )
     if "check" in complete:
-        _whole("verdicts", verdicts, contents.traces, found)
+        _check_complete("verdicts", verdicts, contents.traces, result)
     if "align" in complete:
         dropped = complete["align"]["summary"].get("dropped", {})
         refused = sum(dropped.get(reason, 0) for reason in ("refused", "too_long"))
-        _whole("aligned", contents.aligned, right, found, but=refused)
+        _check_complete("aligned", contents.aligned, right, result, allowed=refused)
     if "dataset" in complete:
         rows = complete["dataset"]["summary"].get("rows", len(contents.dataset))
-        _count("dataset", len(contents.dataset), rows, found)
+        _check_count("dataset", len(contents.dataset), rows, result)
     if "diversity" in complete:
-        _check_diversity(contents, complete["diversity"], found)
+        _check_diversity(contents, complete["diversity"], result)
     for name, folder, splits in (
         ("evaluate", "predictions", evaluate.STEERING),
         ("final", "final", evaluate.REPORTED),
     ):
         rows = getattr(contents, folder)
-        _known(folder, (key for _, key in rows), problems, "problem", found)
+        _check_keys_exist(folder, (key for _, key in rows), problems, "problem", result)
         if name in complete:
-            _whole(folder, rows, _asked(contents, splits, complete[name]), found)
+            _check_complete(
+                folder, rows, _expected_predictions(contents, splits, complete[name]), result
+            )
 
 
-def _harvested(contents: _Contents, manifest: Mapping[str, Any]) -> Iterable[Key]:
+def _expected_traces(contents: _Contents, manifest: Mapping[str, Any]) -> Iterable[Key]:
     settings = manifest["settings"]
     split, samples = settings.get("split"), settings.get("samples", 0)
-    asked = (problem.problem_id for problem in contents.problems if problem.split == split)
-    return itertools.product(asked, range(samples))
+    problem_ids = (problem.problem_id for problem in contents.problems if problem.split == split)
+    return itertools.product(problem_ids, range(samples))
 
 
-def _asked(
+def _expected_predictions(
     contents: _Contents, splits: tuple[str, ...], manifest: Mapping[str, Any]
 ) -> Iterable[tuple[int, str]]:
     steps = [int(step) for step in manifest["summary"].get("accuracy", {})]
@@ -281,48 +292,48 @@ def _asked(
     return itertools.product(steps, (problem.problem_id for problem in chosen))
 
 
-def _check_diversity(contents: _Contents, manifest: Mapping[str, Any], found: Soundness) -> None:
+def _check_diversity(contents: _Contents, manifest: Mapping[str, Any], result: Soundness) -> None:
     samples = manifest["settings"].get("samples", 0)
     questions = sum(manifest["summary"].get("questions", {}).values())
     for name, count in sorted(Counter(name for name, _ in contents.diversity).items()):
-        _count(f"diversity/{name}", count, samples * questions, found)
+        _check_count(f"diversity/{name}", count, samples * questions, result)
 
 
-def _once(folder: str, keys: Iterable[Hashable], found: Soundness) -> None:
-    twice = [key for key, count in Counter(keys).items() if count > 1]
-    if twice:
-        found.faults.append(f"{folder}: {_some(twice)} more than once")
+def _check_unique(folder: str, keys: Iterable[Hashable], result: Soundness) -> None:
+    duplicates = [key for key, count in Counter(keys).items() if count > 1]
+    if duplicates:
+        result.faults.append(f"{folder}: {_keys_text(duplicates)} more than once")
 
 
-def _known(
-    folder: str, keys: Iterable[Any], known: Iterable[Any], what: str, found: Soundness
+def _check_keys_exist(
+    folder: str, keys: Iterable[Any], known: Iterable[Any], kind: str, result: Soundness
 ) -> None:
     if unknown := set(keys) - set(known):
-        found.faults.append(f"{folder}: {_some(unknown)} without a {what}")
+        result.faults.append(f"{folder}: {_keys_text(unknown)} without a {kind}")
 
 
-def _whole(
-    folder: str, keys: Iterable[Any], wanted: Iterable[Any], found: Soundness, but: int = 0
+def _check_complete(
+    folder: str, keys: Iterable[Any], expected: Iterable[Any], result: Soundness, allowed: int = 0
 ) -> None:
-    missing = set(wanted) - set(keys)
-    if len(missing) > but:
-        found.faults.append(f"{folder}: {_some(missing)} missing")
+    missing = set(expected) - set(keys)
+    if len(missing) > allowed:
+        result.faults.append(f"{folder}: {_keys_text(missing)} missing")
 
 
-def _count(folder: str, got: int, expected: int, found: Soundness) -> None:
+def _check_count(folder: str, got: int, expected: int, result: Soundness) -> None:
     if got != expected:
-        found.faults.append(f"{folder}: expected {expected} records, got {got}")
+        result.faults.append(f"{folder}: expected {expected} records, got {got}")
 
 
-def _some(keys: Iterable[Any]) -> str:
+def _keys_text(keys: Iterable[Any]) -> str:
     ordered = sorted(keys)
-    return f"{len(ordered)} keys, {ordered[0]} the first,"
+    return f"{len(ordered)} keys, first {ordered[0]},"
 
 
 # --- Weights -----------------------------------------------------------------------------------
 
 
-def _check_checkpoints(run_dir: Path, complete: Manifests, found: Soundness) -> None:
+def _check_checkpoints(run_dir: Path, complete: Manifests, result: Soundness) -> None:
     if not (run_dir / "checkpoints").is_dir() and "train" not in complete:
         return
     import jax
@@ -332,23 +343,23 @@ def _check_checkpoints(run_dir: Path, complete: Manifests, found: Soundness) -> 
     steps = checkpoints.steps(run_dir / "checkpoints")
     last = complete.get("train", {}).get("summary", {}).get("steps")
     if last is not None and last not in steps:
-        found.faults.append(f"checkpoints: none of the last step, {last}")
+        result.faults.append(f"checkpoints: the last step, {last}, is missing")
     for step in steps:
-        if any(fault.startswith(f"checkpoints/params/{step}/") for fault in found.faults):
-            continue  # bytes that nobody wrote are not given to Orbax
+        if any(fault.startswith(f"checkpoints/params/{step}/") for fault in result.faults):
+            continue  # Orbax must not parse bytes that fail their checksum
         try:
             params = checkpoints.load_params(run_dir / "checkpoints", step)
         except DAMAGE as error:
-            found.faults.append(f"checkpoints/params/{step}: {_first_line(error)}")
+            result.faults.append(f"checkpoints/params/{step}: {_first_line(error)}")
             continue
         leaves = jax.tree.leaves(params)
         if not all(bool(jax.numpy.isfinite(leaf).all()) for leaf in leaves):
-            found.faults.append(f"checkpoints/params/{step}: a tensor is not finite")
+            result.faults.append(f"checkpoints/params/{step}: a tensor is not finite")
     if steps:
-        found.records["checkpoints"] = len(steps)
+        result.records["checkpoints"] = len(steps)
 
 
-def _check_export(run_dir: Path, complete: Manifests, found: Soundness) -> None:
+def _check_export(run_dir: Path, complete: Manifests, result: Soundness) -> None:
     folder = run_dir / "export"
     if "export" not in complete:
         return
@@ -356,11 +367,11 @@ def _check_export(run_dir: Path, complete: Manifests, found: Soundness) -> None:
     from safetensors.numpy import load_file
 
     for path in sorted(folder.glob("*.json")):
-        _json(path, run_dir, found)
+        _check_json(path, run_dir, result)
     try:
         tensors = load_file(folder / "model.safetensors")
     except (SafetensorError, *DAMAGE) as error:
-        found.faults.append(f"export/model.safetensors: {_first_line(error)}")
+        result.faults.append(f"export/model.safetensors: {_first_line(error)}")
         return
-    wrong = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
-    found.faults += [f"export/model.safetensors: {name} is not finite" for name in wrong]
+    infinite = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
+    result.faults += [f"export/model.safetensors: {name} is not finite" for name in infinite]

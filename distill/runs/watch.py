@@ -1,7 +1,7 @@
 """Watch a run in the terminal: stage, step, loss, speed, time left and last checkpoint.
 
-Reads RUN_DIR/manifests and RUN_DIR/checkpoints/metrics.jsonl and changes nothing, so it may look at
-a run that has not begun, goes on, was killed or is done.
+Reads RUN_DIR/manifests and RUN_DIR/checkpoints/metrics.jsonl and changes nothing, so the run may be
+pending, running, killed or complete.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from distill.core.errors import UserError
 from distill.core.stages import read_manifest
 
 BARS = "▁▂▃▄▅▆▇█"
-WIDTH = 48  # columns of the loss
-RECENT = 50  # steps whose median makes the speed and the time left
+WIDTH = 48  # columns of the loss curve
+RECENT = 50  # steps whose median gives the speed and the time left
 TRAINING = ("train", "pretrain")
 SHOWN = ("step", "loss", "seconds", "tokens_per_second")
 LOCKS = Path("/proc/locks")
@@ -29,7 +29,7 @@ CLEAR = "\x1b[H\x1b[J"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print what a run does, once or until interrupted.
+    """Print the state of a run, once or until interrupted.
 
     Raises:
         UserError: RUN_DIR is a file, or a manifest is damaged.
@@ -37,13 +37,13 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     if options.run_dir.is_file():
         raise UserError("a run directory", f"the file {options.run_dir}", "name the directory")
-    watched = Watched(options.run_dir)
+    monitor = RunMonitor(options.run_dir)
     if options.once or not sys.stdout.isatty():
-        terminal.show(watched.page())
+        terminal.show(monitor.page())
         return 0
     try:
         while True:
-            page = watched.page()
+            page = monitor.page()
             sys.stdout.write(CLEAR)
             terminal.show(page)
             sys.stdout.flush()
@@ -52,21 +52,21 @@ def main(arguments: Sequence[str]) -> int:
         return 0
 
 
-class Lines:
-    """The whole lines of a metrics file that grows; read on from where the last reading ended."""
+class MetricsReader:
+    """Reads the complete lines of a growing metrics file, from the end of the previous read."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.lines = path, []
         self._offset, self._inode = 0, -1
 
     def read(self) -> list[dict[str, Any]]:
-        """Return all lines up to the last whole one; a resumed run's file is read anew."""
+        """Return all complete lines; reads a resumed run's file again from its start."""
         if not self.path.exists():
             return []
         with files.opened(self.path, follow=False) as file:
-            found = os.fstat(file.fileno())
-            if found.st_ino != self._inode or found.st_size < self._offset:
-                self.lines, self._offset, self._inode = [], 0, found.st_ino
+            status = os.fstat(file.fileno())
+            if status.st_ino != self._inode or status.st_size < self._offset:
+                self.lines, self._offset, self._inode = [], 0, status.st_ino
             file.seek(self._offset)
             whole = file.read().rpartition(b"\n")
         self._offset += len(whole[0]) + len(whole[1])
@@ -75,24 +75,23 @@ class Lines:
 
 
 def _figures(line: bytes, path: Path) -> dict[str, Any]:
-    """Return a line of metrics that holds what `watch` shows, as numbers."""
-    found = files.parse_object(line, f"a line of {path}")
-    wrong = [name for name in SHOWN if not isinstance(found.get(name), int | float)]
-    if wrong or not isinstance(found["step"], int):
-        name = wrong[0] if wrong else "step"
-        raise UserError(f"a number as {name} in each line of {path}", "another", "restore the file")
-    return found
+    """Parse a line of metrics and require the numbers that `watch` shows."""
+    figures = files.parse_object(line, f"a line of {path}")
+    invalid = [name for name in SHOWN if not isinstance(figures.get(name), int | float)]
+    if invalid or not isinstance(figures["step"], int):
+        name, got = (invalid or ["step"])[0], "another value"
+        raise UserError(f"a number as {name} in each line of {path}", got, "restore the file")
+    return figures
 
 
 @dataclasses.dataclass(frozen=True)
-class Started:
+class StageStatus:
     """A stage that has a manifest.
 
     Attributes:
         name: of the stage.
-        manifest: as it stands.
-        running: whether a process of this machine holds the stage's lock; None where that cannot be
-            told.
+        manifest: its present content.
+        running: whether a process of this machine holds the stage's lock; None if unknown.
     """
 
     name: str
@@ -101,7 +100,7 @@ class Started:
 
     @property
     def state(self) -> str:
-        """One word or two for people."""
+        """The state in words."""
         if self.manifest["complete"]:
             return "done"
         return {True: "running", False: "not running on this machine", None: "not done"}[
@@ -109,15 +108,15 @@ class Started:
         ]
 
 
-class Watched:
-    """A run directory under observation."""
+class RunMonitor:
+    """Reads the state of a run directory; call `page` repeatedly."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
-        self._lines = Lines(run_dir / "checkpoints" / "metrics.jsonl")
+        self._lines = MetricsReader(run_dir / "checkpoints" / "metrics.jsonl")
 
     def page(self) -> str:
-        """Return what there is to see now."""
+        """Return the present state as text."""
         stages = self._stages()
         if not stages:
             return f"{self.run_dir}: no stage has started"
@@ -127,13 +126,13 @@ class Watched:
             shown += _training(training[-1], self._lines.read(), self._last_checkpoint())
         return "\n".join(shown)
 
-    def _stages(self) -> list[Started]:
-        """The stages with a manifest, the one that was touched last at the end."""
+    def _stages(self) -> list[StageStatus]:
+        """Return the stages with a manifest, ordered by the manifests' modification times."""
         files.require_plain(self.run_dir / "manifests")
         paths = list((self.run_dir / "manifests").glob("*.json"))
         locked = _locked_inodes()
         return [
-            Started(path.stem, read_manifest(path), _holds(path.with_suffix(".lock"), locked))
+            StageStatus(path.stem, read_manifest(path), _holds(path.with_suffix(".lock"), locked))
             for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns)
         ]
 
@@ -146,15 +145,15 @@ class Watched:
         return f"step {max(steps):,}" if steps else "none yet"
 
 
-def _stage(stage: Started) -> str:
+def _stage(stage: StageStatus) -> str:
     seconds = stage.manifest["seconds"]
-    spent = f" in {_duration(seconds)}" if stage.manifest["complete"] else ""
-    return f"  {stage.name:<12} {stage.state}{spent}"
+    duration = f" in {_duration(seconds)}" if stage.manifest["complete"] else ""
+    return f"  {stage.name:<12} {stage.state}{duration}"
 
 
-def _training(stage: Started, lines: Sequence[Mapping[str, Any]], checkpoint: str) -> list[str]:
-    stated = stage.manifest["settings"].get("steps", 0)
-    steps = stated if isinstance(stated, int) else 0
+def _training(stage: StageStatus, lines: Sequence[Mapping[str, Any]], checkpoint: str) -> list[str]:
+    setting = stage.manifest["settings"].get("steps", 0)
+    steps = setting if isinstance(setting, int) else 0
     if not lines:
         return [f"step 0 of {steps:,}"]
     last, recent = lines[-1], lines[-RECENT:]
@@ -171,20 +170,20 @@ def _training(stage: Started, lines: Sequence[Mapping[str, Any]], checkpoint: st
 
 
 def _speed(recent: Sequence[Mapping[str, Any]], seconds: float) -> str:
-    """Speed over the recent steps; figures that a run does not have are left out."""
+    """Return the speed over the recent steps; omits figures that the lines do not have."""
     rate = statistics.median(line["tokens_per_second"] for line in recent)
     parts = [f"{rate:,.0f} tokens/s", f"{seconds:.3g} s a step"]
     if all("input_wait_seconds" in line for line in recent):
-        waited = sum(line["input_wait_seconds"] for line in recent)
-        parts.append(f"{100 * waited / sum(line['seconds'] for line in recent):.1f} % input wait")
+        wait = sum(line["input_wait_seconds"] for line in recent)
+        parts.append(f"{100 * wait / sum(line['seconds'] for line in recent):.1f} % input wait")
     if all("model_flops_utilisation" in line for line in recent):
-        used = statistics.median(line["model_flops_utilisation"] for line in recent)
-        parts.append(f"{100 * used:.1f} % of peak FLOPs")
+        utilisation = statistics.median(line["model_flops_utilisation"] for line in recent)
+        parts.append(f"{100 * utilisation:.1f} % of peak FLOPs")
     return ", ".join(parts)
 
 
 def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
-    """Return the values as bars, means of equal stretches, the lowest and highest at the ends.
+    """Return the values as bars, each the mean of an equal share, scaled from lowest to highest.
 
     Example:
         >>> sparkline([3.0, 2.0, 1.0, 1.0], width=4), sparkline([1.0])
@@ -199,7 +198,7 @@ def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Return seconds for people.
+    """Return seconds in the largest units that fit.
 
     Example:
         >>> _duration(8.25), _duration(75), _duration(7_260)
@@ -212,7 +211,10 @@ def _duration(seconds: float) -> str:
 
 
 def _locked_inodes() -> set[int] | None:
-    """The inodes on which some process of this machine holds a lock; asking for one would race."""
+    """Return the inodes that a process of this machine locks, None if unknown.
+
+    Reads the kernel's list: trying to take a lock would race with the stage.
+    """
     if not LOCKS.exists():
         return None
     fields = (line.split() for line in LOCKS.read_text().splitlines() if " FLOCK " in line)
@@ -230,7 +232,7 @@ def _holds(lock: Path, locked: set[int] | None) -> bool | None:
 def _parser() -> argparse.ArgumentParser:
     summary = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog="distill watch", description=summary)
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="of `distill run`")
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="directory of `distill run`")
     parser.add_argument("--once", action="store_true", help="print once and exit")
-    parser.add_argument("--interval", type=float, default=2.0, help="seconds between looks")
+    parser.add_argument("--interval", type=float, default=2.0, help="seconds between updates")
     return parser

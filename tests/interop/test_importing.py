@@ -238,7 +238,7 @@ def test_nothing_is_written_over(tmp_path, capsys):
     source = exported(tmp_path / "hf")
     imported(source, tmp_path / "ours")
     assert "remove it or name another" in refused(capsys, source, tmp_path / "ours")
-    assert "which is imported" in refused(capsys, tmp_path / "ours", tmp_path / "again")
+    assert "which is imported already" in refused(capsys, tmp_path / "ours", tmp_path / "again")
     assert "a directory" in refused(capsys, tmp_path / "none", tmp_path / "again")
 
 

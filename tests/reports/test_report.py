@@ -120,12 +120,45 @@ def test_hostile_text_is_shown_and_makes_no_element(whole):
     assert "\x1b" not in text
 
 
+PARTS = (
+    "accuracy",
+    "checkpoints",
+    "training",
+    "harvest",
+    "alignment",
+    "dataset",
+    "samples",
+    "traces",
+)
+EMPTY = {
+    "run": "mine",
+    "complete": {},
+    "settings": {},
+    "seconds": {},
+    "absent": dict.fromkeys((*PARTS, "selection"), "stage final is not complete"),
+}
+
+
 @given(st.text())
-def test_escaped_text_is_text_alone_and_can_be_encoded(value):
-    found = Tags(f'<p title="{page._text(value)}">{page._text(value)}</p>')
-    assert found.seen == ["p"]
-    assert [name for name, _ in found.attributes] == ["title"]
-    page._text(value).encode()
+def test_any_text_is_text_alone_and_can_be_encoded(value):
+    absent = dict.fromkeys(EMPTY["absent"], value)
+    settings = {"train": {"student": value}}
+    text = page.page({**EMPTY, "run": value, "absent": absent, "settings": settings})
+    plain = Tags(page.page({**EMPTY, "settings": {"train": {"student": "S"}}}))
+    found = Tags(text)
+    assert set(found.seen) == set(plain.seen)
+    assert found.attributes == plain.attributes
+    text.encode()
+
+
+def test_hostile_text_of_an_attribute_stays_in_the_attribute():
+    checkpoints = {"0": {HOSTILE: {"correct": 1, "n": 2}}}
+    absent = {part: reason for part, reason in EMPTY["absent"].items() if part != "checkpoints"}
+    found = Tags(page.page({**EMPTY, "checkpoints": checkpoints, "absent": absent}))
+    attributes = dict(found.attributes)
+    assert "<img src=x onerror='alert(2)'>" in attributes["alt"]
+    assert not [name for name in attributes if name.startswith("on")]
+    assert found.seen.count("img") == 1
 
 
 def test_the_page_loads_nothing_from_outside(whole):
@@ -304,6 +337,14 @@ def test_a_student_that_was_only_evaluated_has_no_before_and_after(tmp_path):
     found = report(tmp_path)
     assert {"accuracy", "samples", "selection"} <= found["absent"].keys()
     assert "All checkpoints" in page.page(found)
+
+
+def test_a_report_without_a_field_that_the_page_shows_is_refused_and_nothing_is_written(tmp_path):
+    counts = {"dropped": 3, "exact": 3}
+    stage(tmp_path, "problems", problems=1, contaminated=counts)
+    with pytest.raises(UserError, match=r"got values of unexpected types .*Undefined.*by_set"):
+        run(run_dir=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["manifests"]
 
 
 def test_a_directory_without_a_run_is_refused_and_stays_as_it_was(tmp_path):

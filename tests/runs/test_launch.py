@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from distill.__main__ import main
-from distill.runs.launch import Command, _yaml
+from distill.runs.launch import Command, yaml_text
 
 RUN = ("--gin_file=runs/gsm8k_flan_t5_xl.gin", "--run_dir=/runs/xl")
 TPU = ("launch", "tpu", "--zone=us-east5-a", *RUN)
@@ -92,8 +92,8 @@ def test_no_name_leaves_its_place(name):
     inner = shlex.join(stage)
     command = Command(("gcloud", "ssh", f"--command={inner}"))
     assert shlex.split(shlex.split(str(command))[2].removeprefix("--command=")) == stage
-    assert _yaml({"command": stage}).count("\n") == 3
-    assert json.loads(_yaml({"command": stage}).splitlines()[3].strip()[2:]) == stage[2]
+    assert yaml_text({"command": stage}).count("\n") == 3
+    assert json.loads(yaml_text({"command": stage}).splitlines()[3].strip()[2:]) == stage[2]
 
 
 HOSTILE = "/runs/$(touch pwned)'\"; touch pwned #`touch pwned`"

@@ -70,7 +70,7 @@ def test_the_plan_is_of_the_step_that_the_trainer_compiles(start, tmp_path):
     model, params = train.start_of(tmp_path, str(start), {})
     layout = placement.state_layout(model, params, optimizer, mesh)
     advance = compiled(model, Chunked(DistributionMatching()), optimizer, 2, layout)
-    rows = placement.stacked(placement.batch_layout(plan._batch(LENGTHS, 8), mesh, 2), 1)
+    rows = placement.stacked(placement.batch_layout(plan.padding_batch(LENGTHS, 8), mesh, 2), 1)
     kept, besides, limit = placement.require_room(advance, layout, rows, jax.random.key(0))
     assert (found["bytes_kept"], found["bytes_besides"]) == (kept, besides)
     assert found["bytes_limit"] == limit == accelerators.memory_bytes(jax.devices()[0])

@@ -154,7 +154,10 @@ DAMAGES = {
         "predictions: 4 keys, .*missing",
     ),
     "twice": (lambda d: copy(d, "traces"), "traces: 4 keys, .* more than once"),
-    "not of the run": (lambda d: copy(d, "traces"), "part-000009.parquet: it is not of the run"),
+    "not of the run": (
+        lambda d: copy(d, "traces"),
+        "part-000009.parquet: it does not belong to the run",
+    ),
     "another kind": (another_kind, "verdicts/part-000000.*expected columns of Verdict"),
     "no JSON": (lambda d: (d / "manifests" / "check.json").write_text("{"), "manifests/check.json"),
     "no field": (
@@ -163,7 +166,7 @@ DAMAGES = {
     ),
     "other settings": (
         lambda d: rewrite(d / "manifests" / "harvest.json", settings={"samples": 9}),
-        "harvest: its digest is not of the settings",
+        "harvest: its digest does not match the settings",
     ),
     "other input": (
         lambda d: rewrite(d / "manifests" / "harvest.json", digest="0"),
@@ -205,7 +208,7 @@ def test_a_run_that_stopped_half_way_is_said_and_sound(tmp_path):
     found = soundness.check(tmp_path)
     assert found.sound and found.stages == {"problems": True, "harvest": False}
     assert "harvest: not complete" in found.lines()
-    assert found.notes == ["traces/.part.1.tmp is left of a start that was stopped"]
+    assert found.notes == ["traces/.part.1.tmp is a temporary file of a process that was stopped"]
 
 
 def test_an_older_run_without_checksums_is_sound_and_noted(run_dir):
@@ -294,7 +297,7 @@ def test_a_file_of_no_stage_and_a_lock_that_holds_something_are_said(run_dir):
     assert found.sound and found.not_covered == ["notes.txt"]
     (run_dir / "manifests" / "train.lock").write_text("x")
     faults = soundness.check(run_dir, contents=False).faults
-    assert faults == ["manifests/train.lock: a lock is empty, this one is not"]
+    assert faults == ["manifests/train.lock: expected an empty lock file"]
 
 
 def forged(run_dir, name, **summary):
@@ -333,7 +336,7 @@ def test_a_forged_report_is_not_what_the_run_holds(run_dir):
     sums.path_of(run_dir, "report").write_text(
         sums.text(sums.of(run_dir, [path, run_dir / "report.html"]))
     )
-    assert soundness.check(run_dir).faults == ["report.json: its seconds is not what the run holds"]
+    assert soundness.check(run_dir).faults == ["report.json: its seconds differs from the run"]
 
 
 @pytest.mark.parametrize("value", [[], "x", {"b": 3}, {"5": []}, 10**30, None])

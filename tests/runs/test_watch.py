@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from distill.__main__ import main
 from distill.core.store import Stage
 from distill.runs import watch
-from distill.runs.watch import Lines, Watched, sparkline
+from distill.runs.watch import MetricsReader, RunMonitor, sparkline
 
 
 def line(step, **more):
@@ -33,7 +33,7 @@ def metrics(run_dir, count, tail=""):
 
 
 def page(run_dir):
-    return Watched(run_dir).page()
+    return RunMonitor(run_dir).page()
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_checkpoints_elsewhere_are_named(killed):
 
 def test_lines_are_read_on_and_anew_after_a_resume(tmp_path):
     path = metrics(tmp_path, 3, tail='{"step"')
-    lines = Lines(path)
+    lines = MetricsReader(path)
     assert [found["step"] for found in lines.read()] == [1, 2, 3]
     metrics(tmp_path, 5)
     assert [found["step"] for found in lines.read()] == [1, 2, 3, 4, 5]

@@ -23,49 +23,22 @@ from distill.core.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# What each stage fills with shards, as a folder of the run directory.
-DIRECTORIES = {
-    "problems": "problems",
-    "harvest": "traces",
-    "check": "verdicts",
-    "align": "aligned",
-    "dataset": "dataset",
-    "evaluate": "predictions",
-    "final": "final",
-    "diversity": "diversity",
-    "scale": "scale",
-    "rollouts": "rollouts",
-    "chains": "chains",
-}
-# What else a stage writes, as patterns of files and folders in the run directory.
-BESIDE = {
-    "problems": ("contamination",),
-    "harvest": ("spent",),
-    "initialise": ("start",),
-    "train": ("checkpoints",),
-    "pretrain": ("checkpoints",),
-    "select": ("reports/selection.json",),
-    "export": ("export", "export_t5x"),
-    "diversity": ("reports/diversity*",),
-    "scale": ("reports/scale*",),
-    "verifier-process": ("verifier/process", "reports/verifier-process.*"),
-    "verifier-outcome": ("verifier/outcome", "reports/verifier-outcome.*"),
-    "chain_verifier": ("verifier/chains",),
-    "revisions": ("revisions", "reviser"),
-}
 CONFIG = "config.gin"
 # What a manifest holds, of every version.
 _FIELDS = {"stage": str, "settings": dict, "complete": bool, "seconds": float, "summary": dict}
 
 
-def outputs(run_dir: Path, name: str) -> Iterator[Path]:
+def outputs(run_dir: Path, patterns: Iterable[str]) -> Iterator[Path]:
     """Yield the files of a stage in a run directory, without what killed starts have left.
+
+    Args:
+        run_dir: the run.
+        patterns: of the stage's files and folders, relative to the run directory.
 
     Raises:
         UserError: a link, FIFO, socket or device lies there.
     """
-    folder = (DIRECTORIES[name],) if name in DIRECTORIES else ()
-    for pattern in (*folder, *BESIDE.get(name, ())):
+    for pattern in patterns:
         for top in sorted(run_dir.glob(pattern)):
             yield from (path for path in files.walk(top) if not is_temporary(path))
 
@@ -132,8 +105,10 @@ class Stage:
     the lists are a chain up to the problems.
     """
 
-    def __init__(self, run_dir: Path, name: str, settings: Mapping[str, Any]) -> None:
-        self.run_dir, self.name = Path(run_dir), name
+    def __init__(
+        self, run_dir: Path, name: str, settings: Mapping[str, Any], outputs: Iterable[str] = ()
+    ) -> None:
+        self.run_dir, self.name, self.outputs = Path(run_dir), name, tuple(outputs)
         self._path = self.run_dir / "manifests" / f"{name}.json"
         self._digests: dict[str, str] = {}
         described = json.dumps(describe(settings))
@@ -158,6 +133,7 @@ class Stage:
         settings: Mapping[str, Any],
         inputs: Sequence[str] = (),
         reads: Iterable[str | Path | None] = (),
+        outputs: Iterable[str] = (),
     ) -> Iterator["Stage"]:
         """Open a stage for one process; its seconds are kept however the block ends.
 
@@ -172,13 +148,15 @@ class Stage:
             inputs: stages that must be complete.
             reads: more files and folders whose content decides, as the settings name them; None is
                 passed over.
+            outputs: patterns of the files and folders of the run directory that this stage alone
+                fills; `finish` lists their SHA-256.
 
         Raises:
             UserError: an input is not complete, the directory belongs to another run, a file has
                 another content than the run was made from, another process runs this stage, or a
                 link in the directory leads elsewhere.
         """
-        stage = cls(run_dir, name, settings)
+        stage = cls(run_dir, name, settings, outputs)
         named = [*input_files.named(settings), *(Path(path) for path in reads if path is not None)]
         files.require_plain(stage.run_dir)
         stage._path.parent.mkdir(parents=True, exist_ok=True)
@@ -226,7 +204,7 @@ class Stage:
 
         All that the stage has written is read once, for its SHA-256.
         """
-        self._digests = sums.of(self.run_dir, outputs(self.run_dir, self.name))
+        self._digests = sums.of(self.run_dir, outputs(self.run_dir, self.outputs))
         found = {"summary": summary, "files": len(self._digests), "version": version()}
         seals = journal.seals(journal.read(self.run_dir / CONFIG), self.run_dir / CONFIG)
         config = {"config": seals[-1]} if seals else {}

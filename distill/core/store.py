@@ -20,10 +20,9 @@ from distill.core.files import (
     temporary_beside,
     write_json,
 )
-from distill.core.stages import DIRECTORIES, Stage, describe, manifest
+from distill.core.stages import Stage, describe, manifest
 
 __all__ = [
-    "DIRECTORIES",
     "Shards",
     "Stage",
     "atomic_path",

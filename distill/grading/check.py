@@ -21,6 +21,8 @@ from distill.grading.graders import (
 
 __all__ = ["GRADERS", "Grader", "Judge", "agreement", "check", "judge", "run", "summarise"]
 
+# Files and folders of a run directory that the stage fills, as patterns.
+OUTPUTS = ("verdicts",)
 SHARD_VERDICTS = 4096
 
 
@@ -136,7 +138,7 @@ def run(*, run_dir: Path, grader: str = "default", beside: str | None = None) ->
     run_dir = Path(run_dir)
     inputs = ["problems", "harvest"]
     settings = {"grader": grader, "beside": beside}
-    with Stage.open(run_dir, "check", settings=settings, inputs=inputs) as stage:
+    with Stage.open(run_dir, "check", settings=settings, inputs=inputs, outputs=OUTPUTS) as stage:
         if stage.complete:
             return stage.summary
         shards = Shards(run_dir / "verdicts", Verdict)

@@ -47,6 +47,8 @@ __all__ = [
     "summarise",
 ]
 
+# Files and folders of a run directory that the stage fills, as patterns.
+OUTPUTS = ("problems", "contamination")
 SHARD_PROBLEMS = 4096
 
 
@@ -261,7 +263,7 @@ def run(
     settings: dict[str, Any] = {"sources": sources}
     if contamination is not None:
         settings["contamination"] = contamination
-    with Stage.open(run_dir, "problems", settings=settings) as stage:
+    with Stage.open(run_dir, "problems", settings=settings, outputs=OUTPUTS) as stage:
         if stage.complete:
             return stage.summary
         shards = Shards(run_dir / "problems", Problem)

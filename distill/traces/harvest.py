@@ -26,6 +26,8 @@ from distill.text.prompts import TeacherPrompt
 logger = logging.getLogger(__name__)
 Key = tuple[str, int]
 
+# Files and folders of a run directory that the stage fills, as patterns.
+OUTPUTS = ("traces", "spent")
 HARVESTED_SPLITS = ("train", "validation")
 
 
@@ -313,7 +315,13 @@ def run(
         "seed": seed,
     }
     name = _stage_name(part)
-    with Stage.open(run_dir, name, settings=settings, inputs=["problems"]) as stage:
+    with Stage.open(
+        run_dir,
+        name,
+        settings=settings,
+        inputs=["problems"],
+        outputs=() if part else OUTPUTS,  # parts share a folder, which the whole stage lists
+    ) as stage:
         if stage.complete:
             return stage.summary
         first, step = part or (0, 1)

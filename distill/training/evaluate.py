@@ -454,6 +454,8 @@ def _chosen_steps(run_dir: Path) -> list[int]:
 
 _EVALUATE = _Kind("evaluate", "predictions", STEERING, ["train"], _saved_steps)
 _FINAL = _Kind("final", "final", REPORTED, ["train", "select"], _chosen_steps)
+# The places of a run directory that each of the two stages fills, by the stage's name.
+OUTPUTS = {kind.name: (kind.folder,) for kind in (_EVALUATE, _FINAL)}
 
 
 def _stage(
@@ -463,7 +465,14 @@ def _stage(
     settings = options.settings() | ({} if trained else {"student": student})
     inputs = ["problems", *(kind.after if trained else ())]
     reads = [student]
-    with Stage.open(run_dir, kind.name, settings=settings, inputs=inputs, reads=reads) as stage:
+    with Stage.open(
+        run_dir,
+        kind.name,
+        settings=settings,
+        inputs=inputs,
+        reads=reads,
+        outputs=OUTPUTS[kind.name],
+    ) as stage:
         if not stage.complete:
             steps = kind.steps(run_dir) if trained else [0]
             made, through = students(run_dir, start=student, **how), options.through

@@ -242,7 +242,7 @@ def test_descriptions_are_json_and_stable():
 
 
 def test_a_complete_stage_lists_the_checksum_of_each_of_its_files_and_of_its_manifest(tmp_path):
-    with Stage.open(tmp_path, "check", settings={}) as stage:
+    with Stage.open(tmp_path, "check", settings={}, outputs=["verdicts"]) as stage:
         shards = Shards(tmp_path / "verdicts", Verdict)
         for sample in range(2):
             shards.append([Verdict("a", sample, "right", "1", "equal")])

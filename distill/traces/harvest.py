@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from distill.core import seeds
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Generator, Request, Sampling
 from distill.core.progress import progress
@@ -38,8 +39,7 @@ def sample_seed(seed: int, problem_id: str, sample: int) -> int:
         >>> sample_seed(0, "gsm8k/train/0", 0) == sample_seed(0, "gsm8k/train/0", 0)
         True
     """
-    digest = hashlib.sha256(f"{seed}\0{problem_id}\0{sample}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
+    return seeds.from_names(seed, problem_id, sample)
 
 
 def harvest(

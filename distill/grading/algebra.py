@@ -66,7 +66,7 @@ class Algebra:
         self.attempt = tuple(attempt)
         self.killed = 0
         self._known: dict[tuple[str, str], bool | None] = {}
-        self._held: tuple[str, ...] | None = None
+        self._protections: tuple[str, ...] | None = None
         self._worker: _Worker | None = None
 
     def __enter__(self) -> "Algebra":
@@ -81,9 +81,9 @@ class Algebra:
             self._worker.end()
             self._worker = None
 
-    def held(self) -> tuple[str, ...] | None:
-        """Return the protections in force in the worker, None where none has been needed."""
-        return self._held
+    def protections(self) -> tuple[str, ...] | None:
+        """Return the protections in force in the worker, None before one has started."""
+        return self._protections
 
     def equal(self, prediction: str, gold: str) -> bool | None:
         """Return whether an answer is right, as `answers.equal`, None where nothing can tell."""
@@ -107,7 +107,7 @@ class Algebra:
             self.close()  # it died while it waited, through no fault of the next pair
         if self._worker is None:
             self._worker = _Worker(self.memory_bytes, self.attempt)
-            self._held = self._worker.protections
+            self._protections = self._worker.protections
         return self._worker
 
 
@@ -128,8 +128,8 @@ class _Worker:
         os.close(inner_pairs)
         os.close(inner_answers)
         self._pairs = os.fdopen(pairs, "wb", buffering=0)
-        ready, *held = self._line(_START_SECONDS).decode("ascii", "replace").split(":")
-        self.protections = tuple(held)
+        ready, *protections = self._line(_START_SECONDS).decode("ascii", "replace").split(":")
+        self.protections = tuple(protections)
         if ready != "ready":
             self.end()
             raise RuntimeError(f"expected a worker that starts, got {self._process.returncode}")

@@ -13,9 +13,10 @@ from distill.grading.graders import (
     GRADERS,
     Grader,
     Judge,
+    Judgement,
     confinement,
     judge,
-    opened,
+    open_grader,
     require,
 )
 
@@ -63,17 +64,21 @@ def check(traces: Iterable[Trace], problems: Iterable[Problem], grader: Judge) -
             raise UserError(
                 f"{grader.field} with {trace.problem_id}", "none", "name a grader of its answers"
             )
-        outcome, answer, reason = _unfinished(trace) or grader(trace.text, gold)
-        yield Verdict(trace.problem_id, trace.sample, outcome, answer, reason)
+        judgement = _unfinished(trace) or grader(trace.text, gold)
+        yield Verdict(trace.problem_id, trace.sample, *judgement)
 
 
-def _unfinished(trace: Trace) -> tuple[str, None, str] | None:
-    return {
-        "length": ("truncated", None, f"no end within {len(trace.tokens)} tokens"),
-        "content_filter": ("filtered", None, "withheld by the generator's content filter"),
-        "error": ("undecided", None, "the generator failed, or its tokens do not spell its text"),
-        "too_long": ("undecided", None, "prompt and chain are longer than the generator reads"),
-    }.get(trace.finish_reason)
+def _unfinished(trace: Trace) -> Judgement | None:
+    decisions = {
+        "length": ("truncated", f"no end within {len(trace.tokens)} tokens"),
+        "content_filter": ("filtered", "withheld by the generator's content filter"),
+        "error": ("undecided", "the generator failed, or its tokens do not spell its text"),
+        "too_long": ("undecided", "prompt and chain are longer than the generator reads"),
+    }
+    if trace.finish_reason not in decisions:
+        return None
+    outcome, reason = decisions[trace.finish_reason]
+    return Judgement(outcome, None, reason)
 
 
 def summarise(verdicts: Iterable[Verdict]) -> dict[str, Any]:
@@ -146,14 +151,14 @@ def run(*, run_dir: Path, grader: str = "default", beside: str | None = None) ->
         traces = Shards(run_dir / "traces", Trace)
         left = (trace for trace in traces if (trace.problem_id, trace.sample) not in done)
         problems = Shards(run_dir / "problems", Problem)
-        with opened(grader) as judging:
+        with open_grader(grader) as judging:
             verdicts = check(left, problems, judging)
             shown = progress(verdicts, name="check", total=len(traces), done=len(done))
             _write(shown, shards)
             confined = confinement(judging)
         summary = {**summarise(shards), **confined}
         if beside is not None:
-            with opened(grader) as one, opened(beside) as other:
+            with open_grader(grader) as one, open_grader(beside) as other:
                 table = agreement(traces, problems, (one, other))
             summary[f"outcomes_by_{beside}"] = table
         stage.finish(**summary)

@@ -112,7 +112,7 @@ def text_of(row: dict[str, Any], key: str, name: str) -> str:
     return value
 
 
-def grade(
+def grade_rows(
     named_rows: Iterable[tuple[str, dict[str, Any]]], grader: "Judge"
 ) -> Iterator[dict[str, Any]]:
     """Yield every row with its verdict, the answer it was found for, and the reason.
@@ -129,7 +129,7 @@ def grade(
     Example:
         >>> from distill.grading.graders import GRADERS
         >>> row = {"prediction": "The answer is 6.", "gold": 7}
-        >>> [graded] = grade([("row 1", row)], GRADERS["default"])
+        >>> [graded] = grade_rows([("row 1", row)], GRADERS["default"])
         >>> graded["verdict"], graded["extracted"], graded["reason"]
         ('wrong', '6', 'gold is 7')
     """
@@ -138,17 +138,18 @@ def grade(
         tested = grader.field == "tests"
         gold = text_of(row, "tests", name) if tested else gold_of(row, name)
         try:
-            verdict, extracted, reason = grader(prediction, gold)
+            judgement = grader(prediction, gold)
         except UserError as error:
             raise UserError(f"{error.expected} on {name}", error.got, error.do) from error
-        yield {**row, "verdict": verdict, "extracted": extracted, "reason": reason}
+        outcome, answer, reason = judgement
+        yield {**row, "verdict": outcome, "extracted": answer, "reason": reason}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Grade a file; print the counts."""
     options = _parser().parse_args(arguments)
     from distill.core.store import atomic_path
-    from distill.grading.graders import confinement, opened
+    from distill.grading.graders import confinement, open_grader
 
     output = options.output or options.file.with_suffix(".graded.jsonl")
     if output.is_dir():
@@ -156,9 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     counts: Counter[str] = Counter(dict.fromkeys(VERDICTS, 0))
     named_rows = rows(options.file)
     with contextlib.ExitStack() as stack:
-        grader = stack.enter_context(opened(options.grader))
+        grader = stack.enter_context(open_grader(options.grader))
         file = stack.enter_context(stack.enter_context(atomic_path(output)).open("w"))
-        for row in grade(named_rows, grader):
+        for row in grade_rows(named_rows, grader):
             counts[row["verdict"]] += 1
             file.write(json.dumps(row) + "\n")
         confined = confinement(grader)

@@ -30,9 +30,9 @@ __all__ = [
     "GUARANTEES",
     "PROTECTIONS",
     "Assertion",
-    "Judgement",
     "Limits",
     "Sandbox",
+    "SandboxResult",
     "Submission",
     "judge",
     "split_asserts",
@@ -62,7 +62,7 @@ class Submission:
 
 
 @dataclasses.dataclass(frozen=True)
-class Judgement:
+class SandboxResult:
     """What was found of one candidate.
 
     Attributes:
@@ -80,7 +80,7 @@ class Judgement:
 
 def judge(
     candidate: str, assertions: Sequence[Assertion], limits: Limits | None = None
-) -> Judgement:
+) -> SandboxResult:
     """Judge one candidate in a sandbox of its own; for many, keep a Sandbox.
 
     Args:
@@ -159,7 +159,7 @@ class Sandbox:
             if future.exception() is None:
                 future.result().end()
 
-    def judge(self, submission: Submission) -> Judgement:
+    def judge(self, submission: Submission) -> SandboxResult:
         """Run a candidate once and compare what its calls gave with what was expected.
 
         An assert that cannot be parted leaves a candidate undecided unless another refutes it.
@@ -177,11 +177,11 @@ class Sandbox:
         unparted = len(submission.assertions) - len(parted)
         if outcome == "right" and unparted:
             outcome, reason = "undecided", f"{unparted} of the asserts cannot be parted"
-        return Judgement(outcome, reason, answers.protections, time.monotonic() - start)
+        return SandboxResult(outcome, reason, answers.protections, time.monotonic() - start)
 
-    def judge_all(self, submissions: Iterable[Submission]) -> Iterator[Judgement]:
+    def judge_all(self, submissions: Iterable[Submission]) -> Iterator[SandboxResult]:
         """Judge many candidates, `workers` at a time, in their order and in bounded memory."""
-        waiting: collections.deque[Future[Judgement]] = collections.deque()
+        waiting: collections.deque[Future[SandboxResult]] = collections.deque()
         with ThreadPoolExecutor(self.workers, thread_name_prefix="sandbox-judge") as pool:
             for submission in submissions:
                 waiting.append(pool.submit(self.judge, submission))

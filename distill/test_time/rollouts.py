@@ -158,7 +158,7 @@ def _ends_right(beginning: Beginning, completion: Completion, grader: Grader) ->
     whole = cut_after_answer(completion)
     if whole.finish_reason != "stop":
         return False
-    return judge(beginning.prefix + whole.text, beginning.problem.answer, grader)[0] == "right"
+    return judge(beginning.prefix + whole.text, beginning.problem.answer, grader).outcome == "right"
 
 
 def _sum(one: Rollouts, more: Rollouts) -> Rollouts:

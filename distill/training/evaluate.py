@@ -500,7 +500,9 @@ def _fill(
     for name in options.ways:
         _require("set", sorted({problem.source for problem in every}), name)
     with contextlib.ExitStack() as stack:
-        judges = {name: stack.enter_context(graders.opened(name)) for name in _graders(options)}
+        judges = {
+            name: stack.enter_context(graders.open_grader(name)) for name in _graders(options)
+        }
         how = {
             "format": _prompts(options, [p for p in every if p.split == "train"]),
             "grader": judges[options.grader],
@@ -547,7 +549,7 @@ def _graded_again(
             judge, outcome = beside[prediction.source], prediction.outcome
             if outcome in _FINISHED:
                 gold = getattr(asked[prediction.problem_id], judge.field)
-                outcome, _, _ = judge(prediction.text, gold)
+                outcome = judge(prediction.text, gold).outcome
             yield dataclasses.replace(prediction, outcome=outcome)
 
 

@@ -156,7 +156,7 @@ for forbidden in (
 
 def test_the_worker_cannot_write_open_sockets_or_start_processes(tmp_path, deciding):
     deciding.equal("x + 1", "1 + x")
-    if unguarded(deciding.held()):
+    if unguarded(deciding.protections()):
         pytest.skip("this kernel grants no Landlock or seccomp")
     done = subprocess.run(
         [sys.executable, "-c", CONFINED, str(tmp_path / "made"), ":".join(PROTECTIONS)],
@@ -164,21 +164,21 @@ def test_the_worker_cannot_write_open_sockets_or_start_processes(tmp_path, decid
         text=True,
     )
     held, _, refused = done.stdout.partition("\n")
-    assert int(held) == len(deciding.held())
+    assert int(held) == len(deciding.protections())
     assert refused == "refused " * 5
 
 
 def test_what_confines_the_worker_is_what_confines_programs(deciding):
     deciding.equal("x + 1", "1 + x")
     with Sandbox(workers=1, require=[]) as sandbox:
-        assert deciding.held() == sandbox.protections
+        assert deciding.protections() == sandbox.protections
 
 
 def test_protections_that_are_missing_are_reported():
     with Algebra(attempt=[]) as open_wide:
-        assert open_wide.held() is None
+        assert open_wide.protections() is None
         assert open_wide.equal("x + 1", "1 + x") is True
-        assert "files" in unguarded(open_wide.held())
+        assert "files" in unguarded(open_wide.protections())
 
 
 def test_no_protection_is_claimed_outside_linux(monkeypatch):

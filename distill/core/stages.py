@@ -230,7 +230,7 @@ class Stage:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        descriptor = _opened_lock(self._path.with_suffix(".lock"))
+        descriptor = open_lock(self._path.with_suffix(".lock"))
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
@@ -290,7 +290,7 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _opened_lock(path: Path) -> int:
+def open_lock(path: Path) -> int:
     """Open a lock without following a link and without emptying what is there."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:

@@ -85,6 +85,10 @@ class Algebra:
         """Return the protections in force in the worker, None before one has started."""
         return self._protections
 
+    def worker_pid(self) -> int | None:
+        """Return the process id of the worker, None while there is none."""
+        return self._worker.pid if self._worker is not None else None
+
     def equal(self, prediction: str, gold: str) -> bool | None:
         """Return whether an answer is right, as `answers.equal`, None where nothing can tell."""
         return answers.equal(prediction, gold, self._compare)
@@ -133,6 +137,11 @@ class _Worker:
         if ready != "ready":
             self.end()
             raise RuntimeError(f"expected a worker that starts, got {self._process.returncode}")
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
 
     def waits(self) -> bool:
         """Return whether the process is there."""

@@ -141,7 +141,7 @@ class Sandbox:
             self._order_child()
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
-            self.protections = self._ask("", "", []).protections
+            self.protections = self.run("", "", []).protections
             _require(require, self.protections)
             undo.pop_all()
 
@@ -172,7 +172,7 @@ class Sandbox:
         parted = [one for one in submission.assertions if one.call is not None]
         wanted = [self._value(one.expected) for one in parted]
         calls = [one.call for one in parted if one.call is not None]
-        answers = self._ask(submission.candidate, submission.setup, calls)
+        answers = self.run(submission.candidate, submission.setup, calls)
         outcome, reason = _compare(parted, wanted, answers)
         unparted = len(submission.assertions) - len(parted)
         if outcome == "right" and unparted:
@@ -193,7 +193,12 @@ class Sandbox:
     def _order_child(self) -> None:
         self._ready.put(self._starter.submit(self._start))
 
-    def _ask(self, candidate: str, setup: str, calls: Sequence[str]) -> Answers:
+    def run(self, candidate: str, setup: str, calls: Sequence[str]) -> Answers:
+        """Run a candidate, then its setup, in a fresh child, and return a line for each call.
+
+        Raises:
+            UserError: a child could not start.
+        """
         self._order_child()
         running = self._ready.get().result()
         try:
@@ -213,7 +218,7 @@ class Sandbox:
 
     def _compute(self, expression: str, used: set[str]) -> str:
         modules = sorted((used & sys.stdlib_module_names) - set(dir(builtins)))
-        answers = self._ask("".join(f"import {name}\n" for name in modules), "", [expression])
+        answers = self.run("".join(f"import {name}\n" for name in modules), "", [expression])
         found = answers.ending[1] if answers.ending else answers.lines[0]
         if not found.startswith("="):
             raise ValueError(f"expected an expression with a value, got {expression!r}: {found}")

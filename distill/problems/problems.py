@@ -246,15 +246,17 @@ def run(
     run_dir: Path,
     sources: Sequence[Source],
     contamination: Contamination | None = None,
+    problems_per_shard: int = SHARD_PROBLEMS,
 ) -> dict[str, Any]:
-    """Fill RUN_DIR/problems from the sources; go on where an earlier start stopped.
+    """Fill RUN_DIR/problems from the sources; resume where an earlier start stopped.
 
     Args:
         run_dir: the run directory.
         sources: where the problems come from.
-        contamination: what counts as a training question that an evaluation set holds too; each is
-            recorded in RUN_DIR/contamination, and left out if its kind is to be dropped. Not looked
-            for where None.
+        contamination: rules by which a training question overlaps with an evaluation set; each
+            overlap is recorded in RUN_DIR/contamination, and the question is dropped if the rules
+            drop its kind. None skips the search.
+        problems_per_shard: most problems in one shard; excluded from the run's identity.
 
     Raises:
         UserError: a source cannot be read, gives no problem, or repeats a problem_id.
@@ -273,7 +275,7 @@ def run(
             evaluated = (problem for problem in _all(sources) if problem.split != TRAINED)
             read = clean(read, Index(evaluated, contamination), overlaps)
         left = (problem for problem in read if problem.problem_id not in done)
-        while shards.append(islice(left, SHARD_PROBLEMS)):
+        while shards.append(islice(left, problems_per_shard)):
             pass
         found = summarise(shards)
         if contamination is not None:

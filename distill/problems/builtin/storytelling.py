@@ -160,7 +160,7 @@ def tell(story: Story, draw: Draw) -> Told:
 
 
 def _attempt(story: Story, draw: Draw) -> Told | None:
-    parts = _plan(story, draw)
+    parts = plan(story, draw)
     if parts is None:
         return None
     cast, numbers = _cast(story, draw), dict[str, int]()
@@ -180,7 +180,7 @@ def _attempt(story: Story, draw: Draw) -> Told | None:
     return Told(_join(clauses, asked, joins, draw), "\n".join(chain), answer)
 
 
-def _plan(story: Story, draw: Draw) -> list[Part] | None:
+def plan(story: Story, draw: Draw) -> list[Part] | None:
     """Draw an opening, events and a closing; None where the equations are not as many as wanted."""
     wanted = draw.pick(story.steps)
     opening, closing = draw.pick(story.opening), draw.pick(story.closing)

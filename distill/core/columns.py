@@ -112,7 +112,7 @@ def columns(record: type) -> dict[str, _Column]:
     return {name: _COLUMNS[key] for name, key in keys.items()}
 
 
-def with_default(record: Any) -> set[str]:
+def optional_fields(record: Any) -> set[str]:
     """Return the fields that a record can do without, as one of an earlier version does."""
     missing = dataclasses.MISSING
     return {

@@ -86,7 +86,7 @@ def _secrets(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
             yield name, secret
 
 
-def hidden(text: str) -> str:
+def mask(text: str) -> str:
     """Return a text with what `refuse` recognises replaced by `***`."""
     text = _ADDRESS.sub(lambda match: HIDDEN if _of_address(match[0]) else match[0], text)
     for _, secret in _secrets(os.environ):
@@ -109,11 +109,11 @@ def is_secret_name(name: str) -> bool:
     return _SECRET_SETTING.search(name) is not None
 
 
-def without(text: str, secret: str) -> str:
+def mask_secret(text: str, secret: str) -> str:
     """Return a text without a secret and without long parts of it, plain or encoded.
 
     Example:
-        >>> without("bad key abcdefghij or 6162636465666768696a or abcdefghi", "abcdefghij")
+        >>> mask_secret("bad key abcdefghij or 6162636465666768696a or abcdefghi", "abcdefghij")
         'bad key *** or *** or ***'
     """
     if len(secret) < _SHORTEST:

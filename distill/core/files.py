@@ -22,23 +22,16 @@ MOST_DEPTH = 64  # of lists and objects within each other
 # --- Reading -----------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def opened(path: Path, *, follow: bool = True) -> Iterator[BufferedReader]:
-    """Open a regular file for reading; a FIFO, socket or device is refused and never waited for.
+def open_regular(path: Path, *, follow: bool = True) -> BufferedReader:
+    """Open a regular file for reading; refuse a FIFO, socket or device without waiting for it.
 
     Args:
         path: the file.
         follow: whether the path may be a link.
 
     Raises:
-        UserError: there is no such file, it is something else, or it may not be read.
+        UserError: there is no such file, it is something else, or it cannot be read.
     """
-    with open_regular(Path(path), follow=follow) as file:
-        yield file
-
-
-def open_regular(path: Path, *, follow: bool = True) -> BufferedReader:
-    """Return what `opened` yields; the caller closes it."""
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     try:
         descriptor = os.open(path, flags)
@@ -82,9 +75,9 @@ def read_bytes(path: Path, *, limit: int = MOST_BYTES, follow: bool = True) -> b
         follow: whether the path may be a link.
 
     Raises:
-        UserError: it is larger than `limit`, or as `opened`.
+        UserError: it is larger than `limit`, or as `open_regular`.
     """
-    with opened(path, follow=follow) as file:
+    with open_regular(path, follow=follow) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise UserError(f"at most {limit:,} bytes in {path}", "more", "use a smaller file")
@@ -171,8 +164,8 @@ def _refuse_depth(value: object) -> None:
 
 
 def sha256(path: Path, *, follow: bool = True) -> str:
-    """Return a regular file's SHA-256 in hexadecimal; raises as `opened`."""
-    with opened(path, follow=follow) as file:
+    """Return a regular file's SHA-256 in hexadecimal; raises as `open_regular`."""
+    with open_regular(path, follow=follow) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

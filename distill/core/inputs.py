@@ -23,18 +23,18 @@ class ReadsFiles(Protocol):
         ...
 
 
-def named(value: object) -> Iterator[Path]:
+def paths_in(value: object) -> Iterator[Path]:
     """Yield the files that settings name, in the order of the settings."""
     if isinstance(value, ReadsFiles) and not isinstance(value, type):
         yield from map(Path, value.input_files())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
-            yield from named(getattr(value, field.name))
+            yield from paths_in(getattr(value, field.name))
     elif isinstance(value, Mapping):
-        yield from named(list(value.values()))
+        yield from paths_in(list(value.values()))
     elif isinstance(value, Sequence | set | frozenset) and not isinstance(value, str | bytes):
         for item in value:
-            yield from named(item)
+            yield from paths_in(item)
 
 
 def identities(
@@ -76,7 +76,7 @@ def _present(names: Iterable[Path]) -> dict[str, Path]:
 
 def _identity(path: Path, earlier: Mapping[str, Any]) -> dict[str, Any]:
     """Return a file's size, time of change and SHA-256."""
-    with files.opened(path) as file:
+    with files.open_regular(path) as file:
         status = os.fstat(file.fileno())
         now = {"bytes": status.st_size, "modified_ns": status.st_mtime_ns}
         unchanged = all(earlier.get(name) == value for name, value in now.items())

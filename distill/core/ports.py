@@ -149,7 +149,7 @@ class Completion:
         counts = (usage.prompt_tokens, usage.completion_tokens)
         return dataclasses.replace(self, prompt_tokens=counts[0], completion_tokens=counts[1])
 
-    def traced(self) -> dict[str, Any]:
+    def trace_fields(self) -> dict[str, Any]:
         """Return the fields that a `records.Trace` has too; `from_trace` is the inverse."""
         return {name: value for name, value in vars(self).items() if name not in _COUNTS}
 

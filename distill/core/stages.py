@@ -157,7 +157,10 @@ class Stage:
                 link in the directory leads elsewhere.
         """
         stage = cls(run_dir, name, settings, outputs)
-        named = [*input_files.named(settings), *(Path(path) for path in reads if path is not None)]
+        named = [
+            *input_files.paths_in(settings),
+            *(Path(path) for path in reads if path is not None),
+        ]
         files.require_plain(stage.run_dir)
         stage._path.parent.mkdir(parents=True, exist_ok=True)
         with stage._lock():

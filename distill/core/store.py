@@ -9,11 +9,11 @@ from typing import Any, Generic, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distill.core.columns import columns, with_default
+from distill.core.columns import columns, optional_fields
 from distill.core.errors import UserError
 from distill.core.files import (
     atomic_path,
-    opened,
+    open_regular,
     read_json,
     sha256,
     sync,
@@ -125,14 +125,14 @@ class Shards(Generic[Record]):
         Raises:
             UserError: it is damaged, no regular file, or holds records of another kind.
         """
-        with opened(path, follow=False) as stream:
+        with open_regular(path, follow=False) as stream:
             file = self._open(path, stream)
             present = [name for name in self._schema if name in file.schema_arrow.names]
             for rows in _batches(path, file):
                 yield from self._decoded(path, rows, present)
 
     def _count(self, path: Path) -> int:
-        with opened(path, follow=False) as stream:
+        with open_regular(path, follow=False) as stream:
             return self._open(path, stream).metadata.num_rows
 
     def _decoded(
@@ -144,7 +144,7 @@ class Shards(Generic[Record]):
             return [self.record(**dict(zip(present, row, strict=True))) for row in found]
 
     def _table(self, path: Path, names: Sequence[str]) -> pa.Table:
-        with opened(path, follow=False) as stream, _undamaged(path):
+        with open_regular(path, follow=False) as stream, _undamaged(path):
             return self._open(path, stream).read(columns=list(names))
 
     def _open(self, path: Path, stream: BufferedReader) -> pq.ParquetFile:
@@ -154,7 +154,7 @@ class Shards(Generic[Record]):
             schema = file.schema_arrow
         types = {name: column.arrow for name, column in self._schema.items()}
         found = {field.name: field.type for field in schema}
-        later = {name: types[name] for name in with_default(self.record) - found.keys()}
+        later = {name: types[name] for name in optional_fields(self.record) - found.keys()}
         if {**found, **later} != types:
             raise UserError(
                 f"columns of {self.record.__name__} in {path}",

@@ -42,7 +42,7 @@ def line(text: str) -> str:
 
 def show(text: str) -> None:
     """Print a text that may quote files or users: visible, and without what looks like a key."""
-    sys.stdout.write(f"{visible(credentials.hidden(text))}\n")
+    sys.stdout.write(f"{visible(credentials.mask(text))}\n")
 
 
 class Formatter(logging.Formatter):
@@ -50,4 +50,4 @@ class Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, visible and without keys."""
-        return visible(credentials.hidden(super().format(record)))
+        return visible(credentials.mask(super().format(record)))

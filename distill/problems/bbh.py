@@ -11,7 +11,7 @@ from distill.core.errors import UserError
 from distill.core.records import Problem
 from distill.problems import rowfiles
 from distill.problems.benchmarks import HALVES, halves, require_count
-from distill.problems.download import cached
+from distill.problems.download import fetch
 
 TASKS = (
     "boolean_expressions",
@@ -149,7 +149,7 @@ def examples_of(path: Path) -> tuple[str, tuple[Example, ...]]:
 
 
 def _file(folder: str | Path | None, name: str) -> Path:
-    return Path(folder) / name if folder else cached(f"bbh/{name}")
+    return Path(folder) / name if folder else fetch(f"bbh/{name}")
 
 
 def _known(task: str) -> str:

@@ -17,7 +17,7 @@ from distill.core import seeds
 from distill.core.errors import UserError
 from distill.core.records import Problem
 from distill.problems import rowfiles
-from distill.problems.download import cached
+from distill.problems.download import fetch
 
 HALVES = ("selection", "report")
 _VALIDATION = 20
@@ -232,7 +232,7 @@ def _unix(source: str) -> str:
 
 
 def _file(path: str | Path | None, name: str) -> Path:
-    return Path(path) if path else cached(name)
+    return Path(path) if path else fetch(name)
 
 
 def _given(path: str | Path | None) -> tuple[Path, ...]:

@@ -63,7 +63,7 @@ class Lines:
         """Return all lines up to the last whole one; a resumed run's file is read anew."""
         if not self.path.exists():
             return []
-        with files.opened(self.path, follow=False) as file:
+        with files.open_regular(self.path, follow=False) as file:
             found = os.fstat(file.fileno())
             if found.st_ino != self._inode or found.st_size < self._offset:
                 self.lines, self._offset, self._inode = [], 0, found.st_ino

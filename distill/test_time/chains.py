@@ -63,7 +63,7 @@ def draw(
                 prompt=attempt.prompt,
                 model=models.generator.model,
                 seed=attempt.seed,
-                **attempt.completion.traced(),
+                **attempt.completion.trace_fields(),
             )
 
 

@@ -146,7 +146,7 @@ def _traces(
             prompt=request.prompt,
             model=model,
             seed=request.seed,
-            **completion.traced(),
+            **completion.trace_fields(),
         )
 
 

@@ -144,7 +144,7 @@ def _drawn(sampling: Sampling, voting: Voting | None) -> Sampling:
 
 
 def _trace(problem: Problem, sample: int, asked: Request, completion: Completion) -> Trace:
-    written = cut_after_answer(completion).traced()
+    written = cut_after_answer(completion).trace_fields()
     if completion.finish_reason == "too_long":
         logger.warning("%s is longer than the generator reads", problem.problem_id)
     return Trace(problem.problem_id, sample, asked.prompt, **written, model="", seed=asked.seed)

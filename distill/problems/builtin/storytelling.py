@@ -102,7 +102,7 @@ class Story:
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
+class Exercise:
     """A told story: question, gold chain (one step a line, the answer last) and answer."""
 
     question: str
@@ -151,7 +151,7 @@ def fixed(*tales: Part, things: str, bags: str = "bags boxes", steps: tuple[int,
     return Story(words(things), words(bags), (part("", ""),), (), tales, steps)
 
 
-def tell(story: Story, draw: Draw) -> Told:
+def tell(story: Story, draw: Draw) -> Exercise:
     """Draw one problem of a story; parts whose numbers do not work out are drawn again."""
     while True:
         told = _attempt(story, draw)
@@ -159,7 +159,7 @@ def tell(story: Story, draw: Draw) -> Told:
             return told
 
 
-def _attempt(story: Story, draw: Draw) -> Told | None:
+def _attempt(story: Story, draw: Draw) -> Exercise | None:
     parts = plan(story, draw)
     if parts is None:
         return None
@@ -177,7 +177,7 @@ def _attempt(story: Story, draw: Draw) -> Told | None:
     joins = ("", *(draw.pick(story.joins) for _ in parts[2:]), "")
     answer = str(numbers["t"])
     chain.append(f"The answer is {answer}")
-    return Told(_join(clauses, asked, joins, draw), "\n".join(chain), answer)
+    return Exercise(_join(clauses, asked, joins, draw), "\n".join(chain), answer)
 
 
 def plan(story: Story, draw: Draw) -> list[Part] | None:

@@ -116,8 +116,8 @@ def report_keys(name: str, grader_name: str, found: Sequence[Problem]) -> int:
 
 # Ways to write what is the same, and two that change it.
 VARIANTS: dict[str, Callable[[str], str]] = {
-    "no blanks": lambda gold: re.sub(r"(?<![A-Za-z]) | (?![A-Za-z])", "", gold),
-    "more blanks": lambda gold: re.sub(r"([-+=,])", r" \1 ", gold),
+    "no spaces": lambda gold: re.sub(r"(?<![A-Za-z]) | (?![A-Za-z])", "", gold),
+    "more spaces": lambda gold: re.sub(r"([-+=,])", r" \1 ", gold),
     r"\dfrac": lambda gold: gold.replace("\\frac", "\\dfrac"),
     r"no \left, \right": lambda gold: gold.replace("\\left", "").replace("\\right", ""),
     "a/b for \\frac": lambda gold: re.sub(r"\\frac\{([^{}]+)\}\{([^{}]+)\}", r"(\1)/(\2)", gold),

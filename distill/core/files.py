@@ -56,7 +56,7 @@ def _unreadable(path: Path, error: OSError | ValueError) -> UserError:
 
 
 def _other_kind(mode: int) -> str | None:
-    """Name what a mode is of, None for a regular file."""
+    """Return the kind of file that a mode describes, None for a regular file."""
     kinds = {
         stat.S_IFDIR: "a directory",
         stat.S_IFLNK: "a link",
@@ -175,10 +175,10 @@ def sha256(path: Path, *, follow: bool = True) -> str:
 def walk(directory: Path) -> Iterator[Path]:
     """Yield the regular files below a directory in order; none where there is no directory.
 
-    What vanishes on the way, as another process's temporary files do, is passed over.
+    A file that vanishes meanwhile, such as another process's temporary file, is skipped.
 
     Raises:
-        UserError: a link, FIFO, socket or device lies there, or the directory is one.
+        UserError: a link, FIFO, socket or device is in the directory, or the directory is one.
     """
     waiting = [directory]
     while waiting:
@@ -199,7 +199,7 @@ def walk(directory: Path) -> Iterator[Path]:
 
 
 def require_plain(directory: Path) -> None:
-    """Refuse a tree in which something could lead out of it; the directory itself may be a link.
+    """Refuse a tree with a link or special file in it; the directory itself may be a link.
 
     Raises:
         UserError: as `walk`.
@@ -213,7 +213,7 @@ def require_plain(directory: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` that takes its place, synced, when the block ends well."""
+    """Yield a temporary path; on success it is synced and replaces `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
@@ -226,7 +226,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def temporary_beside(path: Path) -> Path:
-    """Return a hidden name beside `path` that no process has; a PID may come again after a kill."""
+    """Return a unique hidden path beside `path`; it is random, as PIDs recur after a kill."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 

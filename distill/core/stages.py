@@ -36,7 +36,7 @@ def outputs(run_dir: Path, patterns: Iterable[str]) -> Iterator[Path]:
         patterns: of the stage's files and folders, relative to the run directory.
 
     Raises:
-        UserError: a link, FIFO, socket or device lies there.
+        UserError: a matching path is a link, FIFO, socket or device.
     """
     for pattern in patterns:
         for top in sorted(run_dir.glob(pattern)):
@@ -44,7 +44,7 @@ def outputs(run_dir: Path, patterns: Iterable[str]) -> Iterator[Path]:
 
 
 def is_temporary(path: Path) -> bool:
-    """Return whether a path is of a file that had not taken its place yet."""
+    """Return whether a path is a temporary file of `files.atomic_path`."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
@@ -57,7 +57,7 @@ def version() -> str:
 
 
 def describe(value: object) -> Any:
-    """Return a setting as JSON that is equal where the settings are.
+    """Return a setting as JSON; equal settings give equal JSON.
 
     Dataclasses give their type and those fields that their repr shows, so that a secret kept out of
     the repr stays out of manifests; functions give their qualified name.
@@ -94,7 +94,7 @@ def _differences(expected: Any, got: Any, path: str = "") -> Iterator[str]:
 
 
 class Stage:
-    """One stage of a run directory: who it is, whether it is done, what it found.
+    """One stage of a run directory: its identity, its state and its counts.
 
     `RUN_DIR/manifests/NAME.json` holds the settings, the inputs' digests, the digest of both, the
     SHA-256 of the files outside the run that the settings name, version and dates, the seconds
@@ -143,11 +143,11 @@ class Stage:
         Args:
             run_dir: the run directory, made where there is none.
             name: the stage's name.
-            settings: what decides the stage's result; not batch sizes or numbers of workers. Those
-                that are `ReadsFiles` name files whose content decides too.
+            settings: every value that determines the stage's result; no batch sizes or numbers of
+                workers. A value that is `ReadsFiles` names files whose content counts too.
             inputs: stages that must be complete.
-            reads: more files and folders whose content decides, as the settings name them; None is
-                passed over.
+            reads: more files and folders whose content counts, as the settings name them; None is
+                skipped.
             outputs: patterns of the files and folders of the run directory that this stage alone
                 fills; `finish` lists their SHA-256.
 
@@ -205,7 +205,7 @@ class Stage:
     def finish(self, **summary: Any) -> None:
         """Mark the stage complete with its counts; numbers keep their unit in the name.
 
-        All that the stage has written is read once, for its SHA-256.
+        Reads every file of the stage once, for its SHA-256.
         """
         self._digests = sums.of(self.run_dir, outputs(self.run_dir, self.outputs))
         found = {"summary": summary, "files": len(self._digests), "version": version()}
@@ -214,9 +214,9 @@ class Stage:
         self._manifest |= {**found, **config, "finished": _now(), "complete": True}
 
     def _write(self) -> None:
-        """Write the manifest; the list of digests, which holds its own, comes first.
+        """Write the list of digests, which includes the manifest's own, and then the manifest.
 
-        A kill between the two leaves a stage that is not complete and does its last part again.
+        A kill between the two leaves an incomplete stage, which repeats its last part.
         """
         text = files.json_text(self._manifest)
         if self.complete:
@@ -227,7 +227,7 @@ class Stage:
         files.write_text(self._path, text)
 
     def _entries(self) -> set[Path]:
-        """What lies in the run directory and in its folders, apart from the manifests."""
+        """Return the entries of the run directory and of its folders, without the manifests."""
         found = (path for pattern in ("*", "*/*") for path in self.run_dir.glob(pattern))
         return {path for path in found if self._path.parent not in (path, path.parent)}
 
@@ -247,7 +247,7 @@ class Stage:
             os.close(descriptor)
 
     def _join(self, inputs: Sequence[str], named: Iterable[Path]) -> None:
-        """Take over what an earlier start left, after checking that it is of the same run."""
+        """Resume from an earlier start after checking that it belongs to the same run."""
         digests = {name: manifest(self.run_dir, name)["digest"] for name in inputs}
         text = json.dumps([self.name, self._manifest["settings"], digests], sort_keys=True)
         self._manifest["digest"] = hashlib.sha256(text.encode()).hexdigest()
@@ -268,7 +268,7 @@ class Stage:
         self._was_complete = self.complete
 
     def _lists(self, inputs: Sequence[str]) -> dict[str, str]:
-        """Return the SHA-256 of the inputs' lists; a version before them has left none."""
+        """Return the SHA-256 of the inputs' lists; runs of the first versions have no lists."""
         paths = {name: sums.path_of(self.run_dir, name) for name in inputs}
         return {name: files.sha256(path) for name, path in paths.items() if path.exists()}
 
@@ -294,7 +294,7 @@ def _now() -> str:
 
 
 def open_lock(path: Path) -> int:
-    """Open a lock without following a link and without emptying what is there."""
+    """Open a lock file without following a link and without truncating the file."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(path, flags, 0o644)
@@ -355,11 +355,11 @@ def manifest(run_dir: Path, name: str) -> dict[str, Any]:
 def require_unchanged(
     run_dir: Path, found: Mapping[str, Any], suffixes: Sequence[str] = ()
 ) -> None:
-    """Refuse a complete stage whose manifest, or small files, are not those that it listed.
+    """Refuse a complete stage if its manifest or small files differ from its list.
 
     Args:
         run_dir: the run.
-        found: the manifest; one of a version without lists is taken as it is.
+        found: the manifest; one of a version without lists is not checked.
         suffixes: of further files to compare, such as `.json`.
 
     Raises:

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 Record = TypeVar("Record")
-# What Parquet, Arrow, the codecs and the records raise for a shard that is not as it was written.
+# Errors of Parquet, Arrow, the codecs and the records for a damaged shard.
 _DAMAGE = (pa.ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError)
 _MOST_BYTES = 1 << 34  # uncompressed, of one shard
 _MOST_ROWS = 1 << 28
@@ -45,11 +45,11 @@ _MOST_ROWS = 1 << 28
 class Shards(Generic[Record]):
     """A directory of Parquet files that together hold records of one kind.
 
-    Each append is one file that appears whole or not at all, under a number that no other process
-    has taken; so several writers may share a directory, and what is counted is on disk.
+    Each append publishes one complete file, under a number that no other process has taken, so
+    several writers may share a directory.
 
     Args:
-        directory: where the files lie; it is made at the first append.
+        directory: folder of the files; the first append creates it.
         record: the dataclass of the records; its annotations choose the columns' codecs.
 
     Example:
@@ -67,7 +67,7 @@ class Shards(Generic[Record]):
         self._schema = columns(record)
 
     def append(self, records: Iterable[Record]) -> int:
-        """Write the records as one more shard and return their number; none writes nothing."""
+        """Write the records as one more shard, if there are any, and return their number."""
         rows = list(records)
         if not rows:
             return 0
@@ -88,7 +88,7 @@ class Shards(Generic[Record]):
         return len(rows)
 
     def _publish(self, temporary: Path) -> None:
-        """Give the file the next number that nobody has; a hard link fails where a rename wins."""
+        """Link the file to the next free number; unlike a rename, a link never overwrites."""
         number = len(self.files())
         while True:
             try:
@@ -166,7 +166,7 @@ class Shards(Generic[Record]):
 
 @contextlib.contextmanager
 def _undamaged(path: Path) -> Iterator[None]:
-    """Turn what Arrow and the records raise for bytes that no stage wrote into a UserError."""
+    """Turn the errors of Arrow and of the records for a damaged shard into a UserError."""
     try:
         yield
     except _DAMAGE as error:
@@ -188,7 +188,7 @@ def _batches(path: Path, file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
 
 
 def _refuse_absurd(file: pq.ParquetFile, path: Path) -> None:
-    """Refuse a shard that would fill the memory; the stages write far smaller ones."""
+    """Refuse a shard that would exhaust memory; stages write far smaller ones."""
     metadata = file.metadata
     sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
     if sum(sizes) > _MOST_BYTES or min(sizes, default=0) < 0 or metadata.num_rows > _MOST_ROWS:

@@ -1,6 +1,6 @@
-"""Lists of SHA-256 beside the manifests, in the form of `sha256sum`; they detect, they do not sign.
+"""Lists of SHA-256 beside the manifests, in the format of `sha256sum`; they are not signatures.
 
-`sha256sum --check manifests/train.sha256` in a run directory checks one of them without us.
+`sha256sum --check manifests/train.sha256` in a run directory checks one without this package.
 """
 
 import re
@@ -15,7 +15,7 @@ _LINE = re.compile(r"([0-9a-f]{64})  ([^\x00-\x1f\x7f\\]+)")
 
 
 def path_of(run_dir: Path, name: str) -> Path:
-    """Return where the list of a stage or of the report lies."""
+    """Return the path of the list of a stage or of the report."""
     return run_dir / "manifests" / f"{name}{SUFFIX}"
 
 

@@ -56,7 +56,7 @@ def _answer(prediction: str, gold: str) -> str:
     try:
         return compare(prediction, gold)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
-        return "?"  # SymPy's ways to say that it cannot tell; of others the worker dies
+        return "?"  # SymPy's errors for undecided pairs; any other ends the worker
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Decide for every trace whether its final answer is the gold one, with a reason; drops none."""
+"""Grade the final answer of every trace and record the reason; drop none."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -30,14 +30,14 @@ SHARD_VERDICTS = 4096
 def check(traces: Iterable[Trace], problems: Iterable[Problem], grader: Judge) -> Iterator[Verdict]:
     """Yield one verdict for every trace, in the traces' order.
 
-    What a generator did not end by itself is not judged by its text: a trace that ran into its
-    length is `truncated`, one that was withheld is `filtered`, a failed one, or one that is longer
-    than the generator reads, `undecided`.
+    An unfinished trace is not judged by its text: one that reached its length limit is
+    `truncated`, a withheld one is `filtered`, a failed one, or one that exceeds the generator's
+    context, is `undecided`.
 
     Args:
-        traces: what to judge.
+        traces: the traces to judge.
         problems: at least the traces' own.
-        grader: how to judge it.
+        grader: the judge.
 
     Raises:
         UserError: a trace's problem is not among the problems, or lacks what the grader needs.
@@ -127,16 +127,16 @@ def _write(verdicts: Iterable[Verdict], shards: Shards[Verdict]) -> None:
 
 
 def run(*, run_dir: Path, grader: str = "default", beside: str | None = None) -> dict[str, Any]:
-    """Fill RUN_DIR/verdicts from RUN_DIR/traces; go on where an earlier start stopped.
+    """Fill RUN_DIR/verdicts from RUN_DIR/traces; resume where an earlier start stopped.
 
     Args:
         run_dir: the run directory; its stages `problems` and `harvest` are complete.
-        grader: one of `graders.NAMES`: `default`, `math` where algebra should decide what keys
-            cannot, `mbpp` for programs, `fu2023` for parity with the paper.
-        beside: a second grader, whose outcomes are counted beside the first's.
+        grader: one of `graders.NAMES`: `default`, `math` to decide by algebra what keys leave
+            undecided, `mbpp` for programs, `fu2023` for parity with the paper.
+        beside: a second grader for comparison; its outcomes are counted against the first's.
 
     Raises:
-        UserError: no such grader, what it needs is not there, or an input is not complete.
+        UserError: no such grader, it lacks a package or a protection, or an input is incomplete.
     """
     for name in filter(None, (grader, beside)):
         require(name)

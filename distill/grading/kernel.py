@@ -146,7 +146,7 @@ class Kernel:
     # --- Privileges
 
     def join_keyring(self) -> None:
-        """Leave the session's keyring, which whoever started this process shares, for a new one."""
+        """Leave the session's keyring, which is shared with the parent process, for a new one."""
         call = (machine().keyctl, _KEYCTL_JOIN_SESSION_KEYRING, None)
         _checked(self._libc.syscall(*call))
 

@@ -48,7 +48,7 @@ _EXAMPLE = re.compile(rf"(.*?)\nA: {re.escape(STEP_BY_STEP)}(\s.*answer is (.*?)
 
 @dataclasses.dataclass(frozen=True)
 class BigBenchHard:
-    """BIG-Bench Hard, a held-out set of 27 subtasks that tells general ability.
+    """BIG-Bench Hard, a held-out set of 27 subtasks that measures general ability.
 
     A problem's number is `SUBTASK/NUMBER`. With n the subtasks weigh the same, as in the paper's
     mean over them.
@@ -88,7 +88,7 @@ class BigBenchHard:
 
 
 class Example(NamedTuple):
-    """A solved example of a published prompt; its chain begins with a blank, ends in the answer."""
+    """A solved example of a published prompt; the chain begins with whitespace."""
 
     question: str
     chain: str
@@ -116,7 +116,7 @@ class PublishedPrompt:
     path: str | Path | None = None
 
     def __call__(self, problem: Problem) -> str:
-        """Return the text that a problem of BigBenchHard is asked with.
+        """Return the prompt for a problem of BigBenchHard.
 
         Raises:
             UserError: the problem is of none of the subtasks, or the prompt is not the public one.
@@ -129,8 +129,8 @@ class PublishedPrompt:
             f"Q: {example.question}\nA:{solution}"
             for example, solution in zip(examples, solutions, strict=True)
         ]
-        asked = f"Q: {problem.question}\nA:{step_by_step}"
-        return "\n\n".join([instruction, *shown, asked])
+        question = f"Q: {problem.question}\nA:{step_by_step}"
+        return "\n\n".join([instruction, *shown, question])
 
 
 @functools.lru_cache(maxsize=len(TASKS))

@@ -1,4 +1,4 @@
-"""Read problems: built-in families, a user's JSONL, and the public sets; count what they are.
+"""Read problems from built-in families, a user's JSONL and the public sets, and count them.
 
 Gin files name every source here: `problems.BuiltIn`, `problems.Gsm8k` and so on.
 """
@@ -53,13 +53,13 @@ SHARD_PROBLEMS = 4096
 
 
 class Source(Protocol):
-    """Anything that gives problems; frozen dataclasses, so that a manifest can tell them apart."""
+    """A source of problems: a frozen dataclass, whose fields the manifest records."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield the problems, in the same order each time.
 
         Raises:
-            UserError: a file is missing or not as it must be.
+            UserError: a file is missing or malformed.
         """
         ...
 
@@ -93,7 +93,7 @@ class BuiltIn:
 
 @dataclasses.dataclass(frozen=True)
 class General:
-    """The built-in general families as one set, `general`, that tells what specialising costs.
+    """The built-in general families as one set, `general`, that measures the cost of specialising.
 
     Attributes:
         split: train, validation or test.
@@ -167,11 +167,11 @@ class JsonLines:
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """Another source's problems as a set of their own name, to be asked or graded in another way.
+    """Another source's problems under another name, for another prompt or grader.
 
     Attributes:
-        source: where the problems come from.
-        name: what the set is called.
+        source: the source of the problems.
+        name: name of the set.
 
     Example:
         >>> source = Named(BuiltIn("multi", "selection", 2), "multi_shown")
@@ -190,10 +190,10 @@ class Named:
 
 
 def distinct(problems: Iterable[Problem]) -> Iterator[Problem]:
-    """Pass the problems on.
+    """Yield the problems after checking their ids.
 
     Raises:
-        UserError: two of them have one id.
+        UserError: two problems have the same id.
 
     Example:
         >>> one = Problem("mine/train/1", "mine", "train", "What is 4 + 4?", "8")
@@ -220,15 +220,16 @@ def summarise(problems: Iterable[Problem]) -> dict[str, Any]:
         {'problems': 1, 'by_split': {'mine/train': 1}, 'also_in_train': 0}
     """
     counts: Counter[str] = Counter()
-    asked: dict[bool, list[str]] = {True: [], False: []}
+    by_training: dict[bool, list[str]] = {True: [], False: []}
     for problem in problems:
         counts[f"{problem.source}/{problem.split}"] += 1
-        asked[problem.split == "train"].append(" ".join(problem.question.casefold().split()))
-    trained = set(asked[True])
+        normalised = " ".join(problem.question.casefold().split())
+        by_training[problem.split == "train"].append(normalised)
+    trained = set(by_training[True])
     return {
         "problems": counts.total(),
         "by_split": dict(sorted(counts.items())),
-        "also_in_train": sum(question in trained for question in asked[False]),
+        "also_in_train": sum(question in trained for question in by_training[False]),
     }
 
 
@@ -252,7 +253,7 @@ def run(
 
     Args:
         run_dir: the run directory.
-        sources: where the problems come from.
+        sources: the sources of the problems, read in order.
         contamination: rules by which a training question overlaps with an evaluation set; each
             overlap is recorded in RUN_DIR/contamination, and the question is dropped if the rules
             drop its kind. None skips the search.
@@ -290,7 +291,7 @@ def _all(sources: Iterable[Source]) -> Iterator[Problem]:
 
 
 def _record(directory: Path, overlaps: Iterable[Overlap]) -> None:
-    """Write all overlaps; each start of the stage finds the same ones."""
+    """Replace the recorded overlaps; every start of the stage computes the same ones."""
     shards = Shards(directory, Overlap)
     shards.remove()
     shards.append(overlaps)

@@ -1,6 +1,6 @@
-"""The built-in problems: seeded, unlimited, with a gold chain; a question has one split alone.
+"""The built-in problems: seeded, unlimited, with a gold chain; each question is in one split.
 
-The tables of wordings are in `stories`, `heldout` and `general`, the telling in `storytelling`.
+`stories`, `heldout` and `general` hold the wordings, `storytelling` composes the texts.
 """
 
 from collections.abc import Callable, Iterator

@@ -40,10 +40,10 @@ Expression = bool | tuple["Expression | str", ...]
 
 def object_counting(draw: Draw) -> Exercise:
     """Count the things of one kind among others."""
-    asked, other = draw.distinct(tuple(_KINDS), 2)
+    counted, other = draw.distinct(tuple(_KINDS), 2)
     items = [
-        (thing, draw.between(1, 4), asked)
-        for thing in draw.distinct(_KINDS[asked], draw.between(2, 4))
+        (thing, draw.between(1, 4), counted)
+        for thing in draw.distinct(_KINDS[counted], draw.between(2, 4))
     ]
     items += [
         (thing, draw.between(1, 4), other)
@@ -55,12 +55,12 @@ def object_counting(draw: Draw) -> Exercise:
     opening = draw.pick(("I have", f"{who} has", "On the table there are", f"{who} can see"))
     chain, total = [], 0
     for thing, n, kind in items:
-        if kind != asked:
+        if kind != counted:
             continue
         step = f"Counting the {thing} gives" if n == 1 else f"Counting the {_plural(thing)} gives"
         chain.append(f"{step} {total} + {n} = {total + n}." if chain else f"{step} {n}.")
         total += n
-    return _exercise(f"{opening} {listing}. How many {asked} are there?", chain, str(total))
+    return _exercise(f"{opening} {listing}. How many {counted} are there?", chain, str(total))
 
 
 def boolean_expressions(draw: Draw) -> Exercise:

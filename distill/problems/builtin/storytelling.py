@@ -23,7 +23,7 @@ SMALLEST, LARGEST = 2, 99
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Cut a list at blanks."""
+    """Split a list at whitespace."""
     return tuple(text.split())
 
 
@@ -87,7 +87,7 @@ class Story:
         bags: what holds it, plural.
         opening: how it starts.
         events: what may happen next.
-        closing: what is asked.
+        closing: the parts with the question.
         steps: how many equations a solution has, a number drawn uniformly for each problem.
         joins: what may introduce an event.
     """
@@ -103,7 +103,7 @@ class Story:
 
 @dataclasses.dataclass(frozen=True)
 class Exercise:
-    """A told story: question, gold chain (one step a line, the answer last) and answer."""
+    """A question, its gold chain (one step a line, the answer last) and its answer."""
 
     question: str
     chain: str
@@ -124,7 +124,7 @@ def options(table: str) -> tuple[str, ...]:
 
 
 def part(program: str, clauses: str, *lines: str, ask: str = "") -> Part:
-    """Read a part; equations are cut by blanks, `;` says that the first two may swap places.
+    """Read a part; whitespace separates equations, `;` lets the first two swap places.
 
     Raises:
         ValueError: the number of line tables is not the number of equations.
@@ -154,9 +154,9 @@ def fixed(*tales: Part, things: str, bags: str = "bags boxes", steps: tuple[int,
 def tell(story: Story, draw: Draw) -> Exercise:
     """Draw one problem of a story; parts whose numbers do not work out are drawn again."""
     while True:
-        told = _attempt(story, draw)
-        if told is not None:
-            return told
+        exercise = _attempt(story, draw)
+        if exercise is not None:
+            return exercise
 
 
 def _attempt(story: Story, draw: Draw) -> Exercise | None:

@@ -142,7 +142,7 @@ def stated(text: str) -> str | None:
 def fu2023(text: str) -> str | None:
     r"""Return the last `\d*\.?\d+`, the public grader of Fu et al. 2023, kept for parity alone.
 
-    It knows no sign, no thousands comma and no fraction.
+    Signs, thousands commas and fractions are ignored.
 
     Example:
         >>> fu2023("The answer is -1,200.")

@@ -46,18 +46,18 @@ def refuse(text: str, where: str) -> None:
         distill.core.errors.UserError: expected no credentials in it, got an address with a user \
 or a password; keep them in an environment variable and name it as api_key_variable
     """
-    for found in _credentials(text, os.environ):
+    for credential in _credentials(text, os.environ):
         raise UserError(
             f"no credentials in {where}",
-            found,
+            credential,
             "keep them in an environment variable and name it as api_key_variable",
         )
 
 
 def _credentials(text: str, environment: Mapping[str, str]) -> Iterator[str]:
     for match in _ADDRESS.finditer(text):
-        if found := _of_address(match[0]):
-            yield found
+        if credential := _of_address(match[0]):
+            yield credential
     for name, secret in _secrets(environment):
         if secret in text:
             yield f"the content of the environment variable {name}"

@@ -34,13 +34,13 @@ def seals(content: str, path: Path) -> list[str]:
     Raises:
         UserError: a seal does not match the text above it, or text follows the last seal.
     """
-    found = list(_SEAL.finditer(content))
-    for match in found:
+    matches = list(_SEAL.finditer(content))
+    for match in matches:
         if _digest(content[: match.start()]) != match[1]:
             raise _damaged(path, f"other lines above the seal {match[1][:8]}")
-    if found and found[-1].end() != len(content):
+    if matches and matches[-1].end() != len(content):
         raise _damaged(path, "lines after the last seal")
-    return [match[1] for match in found]
+    return [match[1] for match in matches]
 
 
 def entries(content: str) -> Iterator[str]:

@@ -208,10 +208,10 @@ class Stage:
         Reads every file of the stage once, for its SHA-256.
         """
         self._digests = sums.of(self.run_dir, outputs(self.run_dir, self.outputs))
-        found = {"summary": summary, "files": len(self._digests), "version": version()}
+        result = {"summary": summary, "files": len(self._digests), "version": version()}
         seals = journal.seals(journal.read(self.run_dir / CONFIG), self.run_dir / CONFIG)
         config = {"config": seals[-1]} if seals else {}
-        self._manifest |= {**found, **config, "finished": _now(), "complete": True}
+        self._manifest |= {**result, **config, "finished": _now(), "complete": True}
 
     def _write(self) -> None:
         """Write the list of digests, which includes the manifest's own, and then the manifest.
@@ -228,8 +228,8 @@ class Stage:
 
     def _entries(self) -> set[Path]:
         """Return the entries of the run directory and of its folders, without the manifests."""
-        found = (path for pattern in ("*", "*/*") for path in self.run_dir.glob(pattern))
-        return {path for path in found if self._path.parent not in (path, path.parent)}
+        paths = (path for pattern in ("*", "*/*") for path in self.run_dir.glob(pattern))
+        return {path for path in paths if self._path.parent not in (path, path.parent)}
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
@@ -274,10 +274,10 @@ class Stage:
 
     def _refuse_other(self, earlier: Mapping[str, Any]) -> None:
         if earlier["digest"] != self._manifest["digest"]:
-            found = list(_differences(earlier["settings"], self._manifest["settings"]))
+            differences = list(_differences(earlier["settings"], self._manifest["settings"]))
             raise UserError(
                 f"the settings of the run in {self.run_dir}",
-                f"{self.name} with {found[0] if found else 'other inputs'}",
+                f"{self.name} with {differences[0] if differences else 'other inputs'}",
                 "use another --run_dir or the settings of that run",
             )
         for name, digest in earlier.get("made_from", {}).items():
@@ -317,23 +317,23 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing, no JSON, or has a field of another type.
     """
-    found = files.read_object(path, follow=False)
+    stated = files.read_object(path, follow=False)
     for field, kind in _FIELDS.items():
-        if not isinstance(found.get(field), kind):
-            got = f"{found.get(field)!r:.60}"
+        if not isinstance(stated.get(field), kind):
+            got = f"{stated.get(field)!r:.60}"
             raise UserError(f"{field} of type {kind.__name__} in {path}", got, "restore the file")
-    if found["stage"] != path.stem:
-        raise UserError(f"stage {path.stem} in {path}", f"{found['stage']!r:.60}", "restore it")
+    if stated["stage"] != path.stem:
+        raise UserError(f"stage {path.stem} in {path}", f"{stated['stage']!r:.60}", "restore it")
     for field in ("inputs", "made_from", "reads"):
-        if not isinstance(found.get(field, {}), dict):
+        if not isinstance(stated.get(field, {}), dict):
             raise UserError(f"{field} as an object in {path}", "another value", "restore the file")
-    if not all(isinstance(read, dict) for read in found.get("reads", {}).values()):
+    if not all(isinstance(read, dict) for read in stated.get("reads", {}).values()):
         raise UserError(
             f"an object for each file in reads of {path}", "another value", "restore it"
         )
-    if not isinstance(found.get("digest", ""), str):
+    if not isinstance(stated.get("digest", ""), str):
         raise UserError(f"a digest as text in {path}", "another value", "restore the file")
-    return found
+    return stated
 
 
 def manifest(run_dir: Path, name: str) -> dict[str, Any]:
@@ -343,37 +343,37 @@ def manifest(run_dir: Path, name: str) -> dict[str, Any]:
         UserError: the stage is not complete, or its manifest is damaged.
     """
     path = Path(run_dir) / "manifests" / f"{name}.json"
-    found = read_manifest(path) if path.exists() else {"complete": False}
-    if not found["complete"]:
+    stated = read_manifest(path) if path.exists() else {"complete": False}
+    if not stated["complete"]:
         raise UserError(
             f"stage {name} complete in {run_dir}", "none", f"run `distill {name}` on it first"
         )
-    require_unchanged(Path(run_dir), found)
-    return found
+    require_unchanged(Path(run_dir), stated)
+    return stated
 
 
 def require_unchanged(
-    run_dir: Path, found: Mapping[str, Any], suffixes: Sequence[str] = ()
+    run_dir: Path, stated: Mapping[str, Any], suffixes: Sequence[str] = ()
 ) -> None:
     """Refuse a complete stage if its manifest or small files differ from its list.
 
     Args:
         run_dir: the run.
-        found: the manifest; one of a version without lists is not checked.
+        stated: the manifest; one of a version without lists is not checked.
         suffixes: of further files to compare, such as `.json`.
 
     Raises:
         UserError: a file has another content, or the list is missing or damaged.
     """
-    path = sums.path_of(run_dir, found["stage"])
-    if not {"files", "version"} & found.keys() and not path.exists():
+    path = sums.path_of(run_dir, stated["stage"])
+    if not {"files", "version"} & stated.keys() and not path.exists():
         return
     listed = sums.read(path)
-    own = f"manifests/{found['stage']}.json"
+    own = f"manifests/{stated['stage']}.json"
     for name in (own, *(each for each in listed if each.endswith(tuple(suffixes)) and suffixes)):
         if files.sha256(run_dir / name, follow=False) != listed.get(name):
             raise UserError(
-                f"{name} in {run_dir} as stage {found['stage']} left it",
+                f"{name} in {run_dir} as stage {stated['stage']} left it",
                 "another content",
                 "restore it; `distill verify` compares every file",
             )

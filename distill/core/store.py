@@ -140,8 +140,8 @@ class Shards(Generic[Record]):
     ) -> Sequence[Record]:
         with _undamaged(path):
             decoded = [self._schema[name].decode(batch[name]) for name in present]
-            found = zip(*decoded, strict=True)
-            return [self.record(**dict(zip(present, row, strict=True))) for row in found]
+            rows = zip(*decoded, strict=True)
+            return [self.record(**dict(zip(present, row, strict=True))) for row in rows]
 
     def _table(self, path: Path, names: Sequence[str]) -> pa.Table:
         with open_regular(path, follow=False) as stream, _undamaged(path):
@@ -153,9 +153,9 @@ class Shards(Generic[Record]):
             _refuse_absurd(file, path)
             schema = file.schema_arrow
         types = {name: column.arrow for name, column in self._schema.items()}
-        found = {field.name: field.type for field in schema}
-        later = {name: types[name] for name in optional_fields(self.record) - found.keys()}
-        if {**found, **later} != types:
+        present = {field.name: field.type for field in schema}
+        later = {name: types[name] for name in optional_fields(self.record) - present.keys()}
+        if {**present, **later} != types:
             raise UserError(
                 f"columns of {self.record.__name__} in {path}",
                 ", ".join(f"{field.name} {field.type}" for field in schema),

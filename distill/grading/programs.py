@@ -28,10 +28,10 @@ def extract(text: str) -> str | None:
     """
     blocks = _FENCED.findall(text)
     if blocks:
-        found = next((block for block in reversed(blocks) if "def " in block), blocks[-1])
+        program = next((block for block in reversed(blocks) if "def " in block), blocks[-1])
     else:
-        found = text.rpartition(_BEGIN)[2].partition(_DONE)[0]
-    return found.strip("\n").rstrip() or None if found.strip() else None
+        program = text.rpartition(_BEGIN)[2].partition(_DONE)[0]
+    return program.strip("\n").rstrip() or None if program.strip() else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,9 +80,9 @@ class BigBenchHard:
         """Yield the problems, subtask after subtask."""
         for task in self.tasks:
             path = _file(self.path, f"{task}.json")
-            yield from halves("bbh", self._found(task, path), self.splits, self.n)
+            yield from halves("bbh", self._rows(task, path), self.splits, self.n)
 
-    def _found(self, task: str, path: Path) -> Iterator[tuple[str, str, str]]:
+    def _rows(self, task: str, path: Path) -> Iterator[tuple[str, str, str]]:
         for number, row in enumerate(rowfiles.json_object(path)["examples"], 1):
             yield f"{task}/{number}", row["input"].strip(), row["target"]
 
@@ -142,10 +142,10 @@ def examples_of(path: Path) -> tuple[str, tuple[Example, ...]]:
     """
     _, _, text = rowfiles.content(path).partition("\n-----\n")  # after a warning to crawlers
     instruction, *shown = text.strip().split("\n\nQ: ")
-    found = [Example(*match.groups()) for one in shown if (match := _EXAMPLE.fullmatch(one))]
-    if not found or len(found) != len(shown):
+    examples = [Example(*match.groups()) for one in shown if (match := _EXAMPLE.fullmatch(one))]
+    if not examples or len(examples) != len(shown):
         raise UserError(f"a prompt of BBH in {path}", "another text", "use the public file")
-    return instruction, tuple(found)
+    return instruction, tuple(examples)
 
 
 def _file(folder: str | Path | None, name: str) -> Path:

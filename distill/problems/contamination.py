@@ -163,23 +163,23 @@ class Index:
         return Overlap(problem.problem_id, other, kind, similarity, dropped, reason)
 
 
-def clean(problems: Iterable[Problem], index: Index, found: list[Overlap]) -> Iterator[Problem]:
+def clean(problems: Iterable[Problem], index: Index, overlaps: list[Overlap]) -> Iterator[Problem]:
     """Pass on what is not to be dropped, and note every overlap of a training problem.
 
     Args:
         problems: any; those of other splits than train pass.
         index: what they are looked up in.
-        found: where overlaps are appended.
+        overlaps: list to which overlaps are appended.
     """
     for problem in problems:
         overlap = index.find(problem) if problem.split == TRAINED else None
         if overlap is not None:
-            found.append(overlap)
+            overlaps.append(overlap)
         if overlap is None or not overlap.dropped:
             yield problem
 
 
-def count(found: Iterable[Overlap]) -> dict[str, object]:
+def count(overlaps: Iterable[Overlap]) -> dict[str, object]:
     """Count overlaps by kind, and by kind and evaluation set; `dropped` are those left out.
 
     Example:
@@ -189,7 +189,7 @@ def count(found: Iterable[Overlap]) -> dict[str, object]:
     kinds: Counter[str] = Counter()
     by_set: dict[str, Counter[str]] = {}
     dropped = 0
-    for overlap in found:
+    for overlap in overlaps:
         kinds[overlap.kind] += 1
         dropped += overlap.dropped
         name = "/".join(overlap.other_id.split("/")[:2])

@@ -157,11 +157,11 @@ class JsonLines:
             chain = None if row.get("chain") is None else rowfiles.text(row, "chain", where)
             if chain is not None and "answer is" not in chain.lower():
                 chain = f"{chain.rstrip()}\nThe answer is {answer}"
-            found_id = row.get("id", number)
-            if not isinstance(found_id, str | int):
-                got = f"{found_id!r:.60}"
+            row_id = row.get("id", number)
+            if not isinstance(row_id, str | int):
+                got = f"{row_id!r:.60}"
                 raise UserError(f"a text or a whole number as id in {where}", got, "correct it")
-            key = f"{name}/{self.split}/{found_id}"
+            key = f"{name}/{self.split}/{row_id}"
             yield Problem(key, name, self.split, question, answer, chain)
 
 
@@ -278,11 +278,11 @@ def run(
         left = (problem for problem in read if problem.problem_id not in done)
         while shards.append(islice(left, problems_per_shard)):
             pass
-        found = summarise(shards)
+        summary = summarise(shards)
         if contamination is not None:
             _record(run_dir / "contamination", overlaps)
-            found["contaminated"] = count(overlaps)
-        stage.finish(**found)
+            summary["contaminated"] = count(overlaps)
+        stage.finish(**summary)
         return stage.summary
 
 

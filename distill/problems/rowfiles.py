@@ -74,10 +74,10 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def _json(path: Path, kind: type) -> Any:
-    found = files.read_json(path)
-    if not isinstance(found, kind):
-        raise UserError(f"a {kind.__name__} in {path}", type(found).__name__, "use the public file")
-    return found
+    value = files.read_json(path)
+    if not isinstance(value, kind):
+        raise UserError(f"a {kind.__name__} in {path}", type(value).__name__, "use the public file")
+    return value
 
 
 def xml_root(path: Path) -> ElementTree.Element:

@@ -63,7 +63,7 @@ def right_texts(problems: Sequence[Problem], samples: int) -> list[list[str]]:
     found: list[list[str]] = [[] for _ in problems]
     for index, completion in teacher.generate(requests, sampling):
         problem, asked = problems[index // samples], requests[index]
-        written = cut_after_answer(completion).traced()
+        written = cut_after_answer(completion).trace_fields()
         trace = Trace(problem.problem_id, 0, asked.prompt, **written, model="", seed=asked.seed)
         (verdict,) = check([trace], [problem], GRADERS["default"])
         if verdict.outcome == "right":

@@ -101,7 +101,7 @@ def report_keys(name: str, grader_name: str, found: Sequence[Problem]) -> int:
     """Print a line for a set and return the number of its wrong answers."""
     grader = graders.GRADERS[grader_name]
     stated, others = right(found), wrong(found, grader.key)
-    accepted = sum(grader(text, gold)[0] == "right" for text, gold in stated)
+    accepted = sum(grader(text, gold).outcome == "right" for text, gold in stated)
     outcomes = collections.Counter(grader.equal(*pair) for pair in others)
     extracted = [(grader.extract(text) or "", gold) for text, gold in stated]
     fast = microseconds(extracted + others, grader.equal)
@@ -116,8 +116,8 @@ def report_keys(name: str, grader_name: str, found: Sequence[Problem]) -> int:
 
 # Ways to write what is the same, and two that change it.
 VARIANTS: dict[str, Callable[[str], str]] = {
-    "no blanks": lambda gold: re.sub(r"(?<![A-Za-z]) | (?![A-Za-z])", "", gold),
-    "more blanks": lambda gold: re.sub(r"([-+=,])", r" \1 ", gold),
+    "no spaces": lambda gold: re.sub(r"(?<![A-Za-z]) | (?![A-Za-z])", "", gold),
+    "more spaces": lambda gold: re.sub(r"([-+=,])", r" \1 ", gold),
     r"\dfrac": lambda gold: gold.replace("\\frac", "\\dfrac"),
     r"no \left, \right": lambda gold: gold.replace("\\left", "").replace("\\right", ""),
     "a/b for \\frac": lambda gold: re.sub(r"\\frac\{([^{}]+)\}\{([^{}]+)\}", r"(\1)/(\2)", gold),
@@ -184,12 +184,12 @@ def _report_others(golds: Iterable[str], algebra: Algebra) -> None:
 
 def report_programs(found: Sequence[Problem]) -> None:
     """Print how many gold programs, and programs of other tasks, are accepted."""
-    with graders.opened("mbpp") as judge:
+    with graders.open_grader("mbpp") as judge:
         start = time.perf_counter()
-        own = collections.Counter(judge(p.answer, p.tests or "")[0] for p in found)
+        own = collections.Counter(judge(p.answer, p.tests or "").outcome for p in found)
         seconds = time.perf_counter() - start
         pairs = itertools.pairwise(found)
-        others = collections.Counter(judge(one.answer, p.tests or "")[0] for one, p in pairs)
+        others = collections.Counter(judge(one.answer, p.tests or "").outcome for one, p in pairs)
     print(
         f"MBPP, mbpp: {own['right']} of {own.total()} accepted; of {others.total()} other tasks' "
         f"programs {others['right']} accepted; {1e3 * seconds / own.total():.1f} ms a program"

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distill.core.records import Accuracy
-from distill.grading.sandbox import Judgement, Sandbox, Submission, split_asserts
+from distill.grading.sandbox import Sandbox, SandboxResult, Submission, split_asserts
 
 
 def submissions(path: Path) -> Iterator[Submission]:
@@ -27,7 +27,7 @@ def submissions(path: Path) -> Iterator[Submission]:
         yield Submission(task["code"], assertions, task["test_setup_code"])
 
 
-def report(title: str, judgements: list[Judgement], seconds: float) -> None:
+def report(title: str, judgements: list[SandboxResult], seconds: float) -> None:
     """Print the times of the candidates, in milliseconds, and how many are right."""
     times = [1000 * judgement.seconds for judgement in judgements]
     right = sum(judgement.outcome == "right" for judgement in judgements)

@@ -175,7 +175,7 @@ def _print(text: str) -> None:
 def _complain(line: str) -> None:
     from distill.core import credentials, terminal
 
-    sys.stderr.write(f"distill: {terminal.line(credentials.hidden(line))}\n")
+    sys.stderr.write(f"distill: {terminal.line(credentials.mask(line))}\n")
 
 
 if __name__ == "__main__":

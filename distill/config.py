@@ -57,7 +57,7 @@ def load(
     except _NO_CONFIGURATION as error:
         raise UserError(
             "a configuration that loads",
-            credentials.hidden(" ".join(str(error).split())),
+            credentials.mask(" ".join(str(error).split())),
             "compare the name with `distill STAGE --help` and the files in gin_configs",
         ) from error
     _refuse_missing()

@@ -1,4 +1,4 @@
-"""How the fields of records become Arrow columns and come back; reads and writes no files."""
+"""Codecs between the fields of records and Arrow columns; reads and writes no files."""
 
 import dataclasses
 import typing
@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 
 # A log-probability is kept as uint16 in steps of half a milli-nat: exact to 2.5e-4 nats down to
-# -32.7, below which no distillation target can tell it from zero. The last code is "absent".
+# -32.7, below which no distillation target distinguishes it from zero. The last code is "absent".
 _NATS_PER_STEP = 0.0005
 _ABSENT = np.iinfo(np.uint16).max
 
 
 @dataclasses.dataclass(frozen=True)
 class _Column:
-    """How one field of a record becomes an Arrow column and comes back."""
+    """The codec between one field of a record and an Arrow column."""
 
     arrow: pa.DataType
     encode: Callable[[Sequence[Any]], pa.Array]
@@ -51,7 +51,7 @@ def _vector(dtype: type) -> _Column:
 
 
 def _matrix(dtype: type) -> _Column:
-    """Matrices of one width; the width is 0 where no row of any matrix exists."""
+    """Codec of matrices; the width is stored beside the values."""
     arrow = pa.from_numpy_dtype(dtype)
     struct = pa.struct([("width", pa.int32()), ("values", pa.list_(arrow))])
 
@@ -112,8 +112,8 @@ def columns(record: type) -> dict[str, _Column]:
     return {name: _COLUMNS[key] for name, key in keys.items()}
 
 
-def with_default(record: Any) -> set[str]:
-    """Return the fields that a record can do without, as one of an earlier version does."""
+def optional_fields(record: Any) -> set[str]:
+    """Return the fields with a default; records of earlier versions may lack them."""
     missing = dataclasses.MISSING
     return {
         field.name

@@ -1,7 +1,7 @@
-"""Keys and passwords: kept out of what a run writes down, and out of what is printed.
+"""Keep keys and passwords out of a run's files and out of printed text.
 
-They belong into environment variables. What is recognised: the content of variables that are named
-as secrets, keys of the usual prefixes, and addresses with a password or a key in them.
+They belong in environment variables. Recognised are the content of variables that are named as
+secrets, keys with the usual prefixes, and addresses that contain a password or a key.
 """
 
 import base64
@@ -34,7 +34,7 @@ def refuse(text: str, where: str) -> None:
 
     Args:
         text: such as a configuration.
-        where: what it is, for the error.
+        where: the text's name in the error.
 
     Raises:
         UserError: it holds one.
@@ -46,18 +46,18 @@ def refuse(text: str, where: str) -> None:
         distill.core.errors.UserError: expected no credentials in it, got an address with a user \
 or a password; keep them in an environment variable and name it as api_key_variable
     """
-    for found in _credentials(text, os.environ):
+    for credential in _credentials(text, os.environ):
         raise UserError(
             f"no credentials in {where}",
-            found,
+            credential,
             "keep them in an environment variable and name it as api_key_variable",
         )
 
 
 def _credentials(text: str, environment: Mapping[str, str]) -> Iterator[str]:
     for match in _ADDRESS.finditer(text):
-        if found := _of_address(match[0]):
-            yield found
+        if credential := _of_address(match[0]):
+            yield credential
     for name, secret in _secrets(environment):
         if secret in text:
             yield f"the content of the environment variable {name}"
@@ -66,7 +66,7 @@ def _credentials(text: str, environment: Mapping[str, str]) -> Iterator[str]:
 
 
 def _of_address(address: str) -> str | None:
-    """Name the credential in an address, None where there is none."""
+    """Return the kind of credential in an address, None if there is none."""
     try:
         parts = urlsplit(address)
     except ValueError:
@@ -86,8 +86,8 @@ def _secrets(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
             yield name, secret
 
 
-def hidden(text: str) -> str:
-    """Return a text with what `refuse` recognises replaced by `***`."""
+def mask(text: str) -> str:
+    """Return a text with every recognised credential replaced by `***`."""
     text = _ADDRESS.sub(lambda match: HIDDEN if _of_address(match[0]) else match[0], text)
     for _, secret in _secrets(os.environ):
         text = text.replace(secret, HIDDEN)
@@ -95,7 +95,7 @@ def hidden(text: str) -> str:
 
 
 def is_variable(name: str) -> bool:
-    """Return whether a text is the name of an environment variable, and so no key by mistake."""
+    """Return whether a text has the form of an environment variable's name."""
     return re.fullmatch(r"[A-Z_][A-Z0-9_]*", name) is not None
 
 
@@ -109,11 +109,11 @@ def is_secret_name(name: str) -> bool:
     return _SECRET_SETTING.search(name) is not None
 
 
-def without(text: str, secret: str) -> str:
-    """Return a text without a secret and without long parts of it, plain or encoded.
+def mask_secret(text: str, secret: str) -> str:
+    """Return a text with a secret, and long parts of it, masked, whether plain or encoded.
 
     Example:
-        >>> without("bad key abcdefghij or 6162636465666768696a or abcdefghi", "abcdefghij")
+        >>> mask_secret("bad key abcdefghij or 6162636465666768696a or abcdefghi", "abcdefghij")
         'bad key *** or *** or ***'
     """
     if len(secret) < _SHORTEST:
@@ -129,7 +129,7 @@ def without(text: str, secret: str) -> str:
 
 
 def _forms(secret: str) -> Iterator[str]:
-    """Yield a secret as it is and in the encodings in which others may repeat it."""
+    """Yield a secret and its usual encodings: reversed, quoted, hexadecimal, base64."""
     content = secret.encode()
     yield from (secret, secret[::-1], quote(secret, safe=""))
     yield from (content.hex(), content.hex().upper())

@@ -1,15 +1,15 @@
-"""The one error that ends a command with a line for the user; not for faults of the program."""
+"""The error that ends a command with one line for the user; not for faults of the program."""
 
 
 class UserError(Exception):
-    """Something outside the program is not as it must be.
+    """An input from outside the program is wrong.
 
     The command line prints it as one line and exits with 2.
 
     Args:
-        expected: what has to be there.
-        got: what is there instead.
-        do: what the user can do about it.
+        expected: the required state.
+        got: the actual state.
+        do: the user's remedy.
 
     Example:
         >>> str(UserError("an answer in every row", "row 3 without one", "add it or drop the row"))

@@ -22,23 +22,16 @@ MOST_DEPTH = 64  # of lists and objects within each other
 # --- Reading -----------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def opened(path: Path, *, follow: bool = True) -> Iterator[BufferedReader]:
-    """Open a regular file for reading; a FIFO, socket or device is refused and never waited for.
+def open_regular(path: Path, *, follow: bool = True) -> BufferedReader:
+    """Open a regular file for reading; refuse a FIFO, socket or device without waiting for it.
 
     Args:
         path: the file.
         follow: whether the path may be a link.
 
     Raises:
-        UserError: there is no such file, it is something else, or it may not be read.
+        UserError: there is no such file, it is something else, or it cannot be read.
     """
-    with open_regular(Path(path), follow=follow) as file:
-        yield file
-
-
-def open_regular(path: Path, *, follow: bool = True) -> BufferedReader:
-    """Return what `opened` yields; the caller closes it."""
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     try:
         descriptor = os.open(path, flags)
@@ -63,7 +56,7 @@ def _unreadable(path: Path, error: OSError | ValueError) -> UserError:
 
 
 def _other_kind(mode: int) -> str | None:
-    """Name what a mode is of, None for a regular file."""
+    """Return the kind of file that a mode describes, None for a regular file."""
     kinds = {
         stat.S_IFDIR: "a directory",
         stat.S_IFLNK: "a link",
@@ -82,9 +75,9 @@ def read_bytes(path: Path, *, limit: int = MOST_BYTES, follow: bool = True) -> b
         follow: whether the path may be a link.
 
     Raises:
-        UserError: it is larger than `limit`, or as `opened`.
+        UserError: it is larger than `limit`, or as `open_regular`.
     """
-    with opened(path, follow=follow) as file:
+    with open_regular(path, follow=follow) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise UserError(f"at most {limit:,} bytes in {path}", "more", "use a smaller file")
@@ -171,8 +164,8 @@ def _refuse_depth(value: object) -> None:
 
 
 def sha256(path: Path, *, follow: bool = True) -> str:
-    """Return a regular file's SHA-256 in hexadecimal; raises as `opened`."""
-    with opened(path, follow=follow) as file:
+    """Return a regular file's SHA-256 in hexadecimal; raises as `open_regular`."""
+    with open_regular(path, follow=follow) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -182,10 +175,10 @@ def sha256(path: Path, *, follow: bool = True) -> str:
 def walk(directory: Path) -> Iterator[Path]:
     """Yield the regular files below a directory in order; none where there is no directory.
 
-    What vanishes on the way, as another process's temporary files do, is passed over.
+    A file that vanishes meanwhile, such as another process's temporary file, is skipped.
 
     Raises:
-        UserError: a link, FIFO, socket or device lies there, or the directory is one.
+        UserError: a link, FIFO, socket or device is in the directory, or the directory is one.
     """
     waiting = [directory]
     while waiting:
@@ -206,7 +199,7 @@ def walk(directory: Path) -> Iterator[Path]:
 
 
 def require_plain(directory: Path) -> None:
-    """Refuse a tree in which something could lead out of it; the directory itself may be a link.
+    """Refuse a tree with a link or special file in it; the directory itself may be a link.
 
     Raises:
         UserError: as `walk`.
@@ -220,7 +213,7 @@ def require_plain(directory: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` that takes its place, synced, when the block ends well."""
+    """Yield a temporary path; on success it is synced and replaces `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
@@ -233,7 +226,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def temporary_beside(path: Path) -> Path:
-    """Return a hidden name beside `path` that no process has; a PID may come again after a kill."""
+    """Return a unique hidden path beside `path`; it is random, as PIDs recur after a kill."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 

@@ -1,4 +1,4 @@
-"""Files outside a run that its settings name: found, and compared with what they were before."""
+"""Files outside a run that its settings name: find them and compare them with the recorded ones."""
 
 import dataclasses
 import hashlib
@@ -16,31 +16,31 @@ _HASHED_ANEW = 1 << 26
 
 @runtime_checkable
 class ReadsFiles(Protocol):
-    """A setting whose meaning lies in files: the run keeps their digests."""
+    """A setting that reads files; the run records their digests."""
 
     def input_files(self) -> Iterable[Path]:
-        """Return the files, or folders of files; those that are not there are passed over."""
+        """Return the files, or folders of files; missing ones are skipped."""
         ...
 
 
-def named(value: object) -> Iterator[Path]:
+def paths_in(value: object) -> Iterator[Path]:
     """Yield the files that settings name, in the order of the settings."""
     if isinstance(value, ReadsFiles) and not isinstance(value, type):
         yield from map(Path, value.input_files())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
-            yield from named(getattr(value, field.name))
+            yield from paths_in(getattr(value, field.name))
     elif isinstance(value, Mapping):
-        yield from named(list(value.values()))
+        yield from paths_in(list(value.values()))
     elif isinstance(value, Sequence | set | frozenset) and not isinstance(value, str | bytes):
         for item in value:
-            yield from named(item)
+            yield from paths_in(item)
 
 
 def identities(
     found: Iterable[Path], recorded: Mapping[str, dict[str, Any]], run_dir: Path
 ) -> dict[str, dict[str, Any]]:
-    """Return what is recorded of each input file, by the path that the settings give it.
+    """Return the record of each input file, by its path in the settings.
 
     Raises:
         UserError: a file has another content than the one recorded.
@@ -59,12 +59,12 @@ def identities(
 
 
 def _present(names: Iterable[Path]) -> dict[str, Path]:
-    """Return the files that are there, those of a folder one by one; others ship or are absent."""
+    """Return the existing files, with those of a folder one by one, by the name in the settings."""
     found = {}
     for name in names:
         try:
             path = paths.find(name, "a file")
-        except UserError:  # whoever reads it says so
+        except UserError:  # the code that reads it raises the error
             continue
         inner = (
             [each for each in sorted(path.rglob("*")) if each.is_file()] if path.is_dir() else []
@@ -76,7 +76,7 @@ def _present(names: Iterable[Path]) -> dict[str, Path]:
 
 def _identity(path: Path, earlier: Mapping[str, Any]) -> dict[str, Any]:
     """Return a file's size, time of change and SHA-256."""
-    with files.opened(path) as file:
+    with files.open_regular(path) as file:
         status = os.fstat(file.fileno())
         now = {"bytes": status.st_size, "modified_ns": status.st_mtime_ns}
         unchanged = all(earlier.get(name) == value for name, value in now.items())

@@ -1,4 +1,4 @@
-"""A text file that only grows; each entry ends with the SHA-256 of all that stands above."""
+"""An append-only text file; each entry ends with the SHA-256 of all lines above."""
 
 import hashlib
 import re
@@ -12,10 +12,10 @@ _SEAL = re.compile(r"^# sha256 of the lines above: ([0-9a-f]{64})\n", re.MULTILI
 
 
 def append(path: Path, entry: str) -> None:
-    """Add an entry, which ends in a newline, and its seal; the file appears whole or not at all.
+    """Append an entry, which ends in a newline, and its seal in one atomic write.
 
     Raises:
-        UserError: what stands there is damaged or no regular file.
+        UserError: the file is damaged or no regular file.
     """
     earlier = read(path)
     seals(earlier, path)
@@ -32,15 +32,15 @@ def seals(content: str, path: Path) -> list[str]:
     """Return the seals in order, after checking each.
 
     Raises:
-        UserError: a seal is not of the text above it, or text follows the last one.
+        UserError: a seal does not match the text above it, or text follows the last seal.
     """
-    found = list(_SEAL.finditer(content))
-    for match in found:
+    matches = list(_SEAL.finditer(content))
+    for match in matches:
         if _digest(content[: match.start()]) != match[1]:
             raise _damaged(path, f"other lines above the seal {match[1][:8]}")
-    if found and found[-1].end() != len(content):
+    if matches and matches[-1].end() != len(content):
         raise _damaged(path, "lines after the last seal")
-    return [match[1] for match in found]
+    return [match[1] for match in matches]
 
 
 def entries(content: str) -> Iterator[str]:

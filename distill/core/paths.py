@@ -1,4 +1,4 @@
-"""Where the files that ship with the package lie: gin_configs and data."""
+"""Paths of the files that ship with the package: gin_configs and data."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The ports: anything that generates text, anything that feeds the trainer."""
+"""The ports: protocols of generators, scorers and batches, with the values they exchange."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -69,7 +69,7 @@ class Request:
     """One prompt with the seed of its completion.
 
     Attributes:
-        prompt: what is completed.
+        prompt: the text to complete.
         seed: of the completion's draws.
         completion: the text to score, if any.
         prefix: the beginning of the completion; the generator continues it and does not repeat it.
@@ -86,7 +86,7 @@ _COUNTS = ("prompt_tokens", "completion_tokens")
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """Tokens that a request took; a count is None where the generator does not report it.
+    """Tokens that a request took; a count is None if the generator does not report it.
 
     Attributes:
         prompt_tokens: tokens read, prefix included.
@@ -114,7 +114,7 @@ def _sum(one: int | None, other: int | None) -> int | None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Completion:
-    """What a generator wrote or scored; the fields are those of `records.Trace`.
+    """A generated or scored text; the fields are those of `records.Trace`.
 
     Log-probabilities are the model's own, in nats at temperature 1 and before any truncation,
     where the generator reports those; candidates are sorted from the likeliest.
@@ -122,7 +122,7 @@ class Completion:
     Attributes:
         prompt_tokens, completion_tokens: as of `Usage`.
         behaviour_logprobs: float32 [tokens] nats under the distribution that each token was drawn
-            from, NaN where it is not known; empty where none is.
+            from, NaN where unknown; empty if all are unknown.
     """
 
     text: str
@@ -141,7 +141,7 @@ class Completion:
 
     @property
     def usage(self) -> Usage:
-        """What the completion took."""
+        """The tokens that the completion took."""
         return Usage(self.prompt_tokens, self.completion_tokens)
 
     def with_usage(self, usage: Usage) -> "Completion":
@@ -149,7 +149,7 @@ class Completion:
         counts = (usage.prompt_tokens, usage.completion_tokens)
         return dataclasses.replace(self, prompt_tokens=counts[0], completion_tokens=counts[1])
 
-    def traced(self) -> dict[str, Any]:
+    def trace_fields(self) -> dict[str, Any]:
         """Return the fields that a `records.Trace` has too; `from_trace` is the inverse."""
         return {name: value for name, value in vars(self).items() if name not in _COUNTS}
 
@@ -175,7 +175,7 @@ class Solution:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
-    """How a scorer sees a solution.
+    """The scores of one solution.
 
     Attributes:
         values: float32 [steps] probability that the solution is, or can still become, right after
@@ -193,7 +193,7 @@ class Generator(Protocol):
 
     @property
     def model(self) -> str:
-        """What the generator calls itself, for manifests."""
+        """The generator's name, for manifests."""
         ...
 
     def generate(
@@ -222,7 +222,7 @@ class Scorer(Protocol):
 
     @property
     def model(self) -> str:
-        """What the scorer calls itself, for manifests."""
+        """The scorer's name, for manifests."""
         ...
 
     def score(self, solutions: Sequence[Solution]) -> Iterator[tuple[int, Scores]]:

@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, a line each half minute elsewhere."""
+"""Show progress: a bar on a terminal, a log line every 30 seconds elsewhere."""
 
 import logging
 import sys
@@ -16,14 +16,14 @@ SECONDS_PER_LINE = 30.0
 def progress(
     items: Iterable[Item], *, name: str, total: int | None = None, done: int = 0, unit: str = "it"
 ) -> Iterator[Item]:
-    """Pass the items on and show how far they are.
+    """Yield the items and show progress.
 
     Args:
-        items: what to pass on.
-        name: what stands before the bar.
-        total: number of items over all starts, where it is known.
-        done: number that an earlier start did.
-        unit: what an item is.
+        items: the items to yield.
+        name: label of the bar.
+        total: number of items over all starts, if known.
+        done: number of items that earlier starts finished.
+        unit: the name of an item.
     """
     if sys.stderr.isatty():
         yield from tqdm(items, desc=name, total=total, initial=done, unit=unit, dynamic_ncols=True)

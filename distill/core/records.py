@@ -27,11 +27,10 @@ class Problem:
         problem_id: unique over all sources, `source/split/number`.
         source: the benchmark or built-in family.
         split: one of SPLITS. Held-out sets are cut into a selection and a report half.
-        question: the text that is asked.
+        question: the question's text.
         answer: the gold final answer, as text.
         chain: a gold chain of thought ending in the answer, where the source has one.
-        tests: Python asserts that decide of a program, after what sets them up, where the answer is
-            code.
+        tests: setup code and Python asserts that grade a program, if the answer is code.
     """
 
     problem_id: str
@@ -57,21 +56,21 @@ class Trace:
     a source may give fewer than k for a token, and the sampled token need not be among them.
 
     Attributes:
-        problem_id: the problem that was asked.
+        problem_id: id of the Problem.
         sample: number of the sample of this problem, from 0.
-        prompt: what the generator was given.
-        text: what it wrote, without the stop string.
+        prompt: the generator's input.
+        text: the generator's output, without the stop string.
         tokens: [T] bytes of each token; together the bytes of `text`.
-        logprobs: [T] nats of each token, at temperature 1 where the generator can tell.
+        logprobs: [T] nats of each token, at temperature 1 if the generator reports those.
         top_tokens: [C] bytes of all candidates, token after token.
         top_logprobs: [C] their nats.
         top_ends: [T] where each token's candidates end.
-        end_logprob: nats of stopping after the last token, NaN where the generator does not tell.
+        end_logprob: nats of stopping after the last token, NaN if not reported.
         finish_reason: one of FINISH_REASONS.
-        model: what the generator calls itself.
+        model: the generator's name.
         seed: the sample's own seed.
         behaviour_logprobs: [T] nats of each token under the distribution that it was drawn from,
-            NaN where the generator does not tell; empty where it tells none.
+            NaN if not reported; empty if the generator reports none.
     """
 
     problem_id: str
@@ -114,13 +113,13 @@ class Trace:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What was decided of one trace, and why.
+    """The outcome of grading one trace, with its reason.
 
     Attributes:
         problem_id: the trace's problem.
         sample: the trace's sample.
         outcome: one of OUTCOMES.
-        answer: the extracted final answer, None where none was found.
+        answer: the extracted final answer, None if there is none.
         reason: one short sentence.
     """
 
@@ -200,7 +199,7 @@ class Prediction:
         split: its split.
         text: the completion.
         outcome: one of OUTCOMES.
-        answer: the extracted final answer, None where none was found.
+        answer: the extracted final answer, None if there is none.
     """
 
     step: int
@@ -246,7 +245,7 @@ class Answered:
         answer: what it answered, None where it had no answer.
         right: whether that is right.
         charged: units of the budget that it used.
-        source: tokens of the prompt, None where the generator does not tell, as in the counts read.
+        source: tokens of the prompt, None if not reported, as in the counts below.
         policy_requests: completions drawn.
         policy_read: tokens that the generator read.
         policy_drawn: tokens that it drew.

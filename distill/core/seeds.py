@@ -31,7 +31,7 @@ def from_names(*names: object, bits: int = 31) -> int:
 
 
 def shuffled(names: Iterable[str], seed: int = 0) -> list[str]:
-    """Return the names in an order in which two stand alike whatever the others are.
+    """Return the names in a pseudorandom order; the order of two is independent of the others.
 
     Example:
         >>> shuffled(["a", "b", "c"]) == shuffled(["c", "b", "a"])

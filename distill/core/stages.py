@@ -23,56 +23,29 @@ from distill.core.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# What each stage fills with shards, as a folder of the run directory.
-DIRECTORIES = {
-    "problems": "problems",
-    "harvest": "traces",
-    "check": "verdicts",
-    "align": "aligned",
-    "dataset": "dataset",
-    "evaluate": "predictions",
-    "final": "final",
-    "diversity": "diversity",
-    "scale": "scale",
-    "rollouts": "rollouts",
-    "chains": "chains",
-}
-# What else a stage writes, as patterns of files and folders in the run directory.
-BESIDE = {
-    "problems": ("contamination",),
-    "harvest": ("spent",),
-    "initialise": ("start",),
-    "train": ("checkpoints",),
-    "pretrain": ("checkpoints",),
-    "select": ("reports/selection.json",),
-    "export": ("export", "export_t5x"),
-    "diversity": ("reports/diversity*",),
-    "scale": ("reports/scale*",),
-    "verifier-process": ("verifier/process", "reports/verifier-process.*"),
-    "verifier-outcome": ("verifier/outcome", "reports/verifier-outcome.*"),
-    "chain_verifier": ("verifier/chains",),
-    "revisions": ("revisions", "reviser"),
-}
 CONFIG = "config.gin"
 UNRECORDED = "0.1.0"  # the only version whose manifests do not name it
 # What a manifest holds, of every version.
 _FIELDS = {"stage": str, "settings": dict, "complete": bool, "seconds": float, "summary": dict}
 
 
-def outputs(run_dir: Path, name: str) -> Iterator[Path]:
+def outputs(run_dir: Path, patterns: Iterable[str]) -> Iterator[Path]:
     """Yield the files of a stage in a run directory, without what killed starts have left.
 
+    Args:
+        run_dir: the run.
+        patterns: of the stage's files and folders, relative to the run directory.
+
     Raises:
-        UserError: a link, FIFO, socket or device lies there.
+        UserError: a matching path is a link, FIFO, socket or device.
     """
-    folder = (DIRECTORIES[name],) if name in DIRECTORIES else ()
-    for pattern in (*folder, *BESIDE.get(name, ())):
+    for pattern in patterns:
         for top in sorted(run_dir.glob(pattern)):
             yield from (path for path in files.walk(top) if not is_temporary(path))
 
 
 def is_temporary(path: Path) -> bool:
-    """Return whether a path is of a file that had not taken its place yet."""
+    """Return whether a path is a temporary file of `files.atomic_path`."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
@@ -85,7 +58,7 @@ def version() -> str:
 
 
 def describe(value: object) -> Any:
-    """Return a setting as JSON that is equal where the settings are.
+    """Return a setting as JSON; equal settings give equal JSON.
 
     Dataclasses give their type and those fields that their repr shows, so that a secret kept out of
     the repr stays out of manifests; functions give their qualified name.
@@ -122,7 +95,7 @@ def _differences(expected: Any, got: Any, path: str = "") -> Iterator[str]:
 
 
 class Stage:
-    """One stage of a run directory: who it is, whether it is done, what it found.
+    """One stage of a run directory: its identity, its state and its counts.
 
     `RUN_DIR/manifests/NAME.json` holds the settings, the inputs' digests, the digest of both, the
     SHA-256 of the files outside the run that the settings name, version and dates, the seconds
@@ -133,8 +106,10 @@ class Stage:
     the lists are a chain up to the problems.
     """
 
-    def __init__(self, run_dir: Path, name: str, settings: Mapping[str, Any]) -> None:
-        self.run_dir, self.name = Path(run_dir), name
+    def __init__(
+        self, run_dir: Path, name: str, settings: Mapping[str, Any], outputs: Iterable[str] = ()
+    ) -> None:
+        self.run_dir, self.name, self.outputs = Path(run_dir), name, tuple(outputs)
         self._path = self.run_dir / "manifests" / f"{name}.json"
         self._digests: dict[str, str] = {}
         described = json.dumps(describe(settings))
@@ -159,6 +134,7 @@ class Stage:
         settings: Mapping[str, Any],
         inputs: Sequence[str] = (),
         reads: Iterable[str | Path | None] = (),
+        outputs: Iterable[str] = (),
     ) -> Iterator["Stage"]:
         """Open a stage for one process; its seconds are kept however the block ends.
 
@@ -168,19 +144,24 @@ class Stage:
         Args:
             run_dir: the run directory, made where there is none.
             name: the stage's name.
-            settings: what decides the stage's result; not batch sizes or numbers of workers. Those
-                that are `ReadsFiles` name files whose content decides too.
+            settings: every value that determines the stage's result; no batch sizes or numbers of
+                workers. A value that is `ReadsFiles` names files whose content counts too.
             inputs: stages that must be complete.
-            reads: more files and folders whose content decides, as the settings name them; None is
-                passed over.
+            reads: more files and folders whose content counts, as the settings name them; None is
+                skipped.
+            outputs: patterns of the files and folders of the run directory that this stage alone
+                fills; `finish` lists their SHA-256.
 
         Raises:
             UserError: an input is not complete, the directory belongs to another run, a file has
                 another content than the run was made from, another process runs this stage, or a
                 link in the directory leads elsewhere.
         """
-        stage = cls(run_dir, name, settings)
-        named = [*input_files.named(settings), *(Path(path) for path in reads if path is not None)]
+        stage = cls(run_dir, name, settings, outputs)
+        named = [
+            *input_files.paths_in(settings),
+            *(Path(path) for path in reads if path is not None),
+        ]
         files.require_plain(stage.run_dir)
         stage._path.parent.mkdir(parents=True, exist_ok=True)
         with stage._lock():
@@ -225,18 +206,18 @@ class Stage:
     def finish(self, **summary: Any) -> None:
         """Mark the stage complete with its counts; numbers keep their unit in the name.
 
-        All that the stage has written is read once, for its SHA-256.
+        Reads every file of the stage once, for its SHA-256.
         """
-        self._digests = sums.of(self.run_dir, outputs(self.run_dir, self.name))
-        found = {"summary": summary, "files": len(self._digests), "version": version()}
+        self._digests = sums.of(self.run_dir, outputs(self.run_dir, self.outputs))
+        result = {"summary": summary, "files": len(self._digests), "version": version()}
         seals = journal.seals(journal.read(self.run_dir / CONFIG), self.run_dir / CONFIG)
         config = {"config": seals[-1]} if seals else {}
-        self._manifest |= {**found, **config, "finished": _now(), "complete": True}
+        self._manifest |= {**result, **config, "finished": _now(), "complete": True}
 
     def _write(self) -> None:
-        """Write the manifest; the list of digests, which holds its own, comes first.
+        """Write the list of digests, which includes the manifest's own, and then the manifest.
 
-        A kill between the two leaves a stage that is not complete and does its last part again.
+        A kill between the two leaves an incomplete stage, which repeats its last part.
         """
         text = files.json_text(self._manifest)
         if self.complete:
@@ -247,13 +228,13 @@ class Stage:
         files.write_text(self._path, text)
 
     def _entries(self) -> set[Path]:
-        """What lies in the run directory and in its folders, apart from the manifests."""
-        found = (path for pattern in ("*", "*/*") for path in self.run_dir.glob(pattern))
-        return {path for path in found if self._path.parent not in (path, path.parent)}
+        """Return the entries of the run directory and of its folders, without the manifests."""
+        paths = (path for pattern in ("*", "*/*") for path in self.run_dir.glob(pattern))
+        return {path for path in paths if self._path.parent not in (path, path.parent)}
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        descriptor = _opened_lock(self._path.with_suffix(".lock"))
+        descriptor = open_lock(self._path.with_suffix(".lock"))
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
@@ -267,7 +248,7 @@ class Stage:
             os.close(descriptor)
 
     def _join(self, inputs: Sequence[str], named: Iterable[Path]) -> None:
-        """Take over what an earlier start left, after checking that it is of the same run."""
+        """Resume from an earlier start after checking that it belongs to the same run."""
         digests = {name: manifest(self.run_dir, name)["digest"] for name in inputs}
         text = json.dumps([self.name, self._manifest["settings"], digests], sort_keys=True)
         self._manifest["digest"] = hashlib.sha256(text.encode()).hexdigest()
@@ -288,14 +269,14 @@ class Stage:
         self._was_complete = self.complete
 
     def _lists(self, inputs: Sequence[str]) -> dict[str, str]:
-        """Return the SHA-256 of the inputs' lists; a version before them has left none."""
+        """Return the SHA-256 of the inputs' lists; runs of the first versions have no lists."""
         paths = {name: sums.path_of(self.run_dir, name) for name in inputs}
         return {name: files.sha256(path) for name, path in paths.items() if path.exists()}
 
     def _refuse_other(self, earlier: Mapping[str, Any]) -> None:
         if earlier["digest"] != self._manifest["digest"]:
-            found = list(_differences(earlier["settings"], self._manifest["settings"]))
-            got = f"{self.name} with {found[0] if found else 'other inputs'}"
+            differences = list(_differences(earlier["settings"], self._manifest["settings"]))
+            got = f"{self.name} with {differences[0] if differences else 'other inputs'}"
             do = "use another --run_dir or the settings of that run"
             if (wrote := earlier.get("version", UNRECORDED)) != version():
                 got = f"{got}, written by distill {wrote}"
@@ -314,8 +295,8 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _opened_lock(path: Path) -> int:
-    """Open a lock without following a link and without emptying what is there."""
+def open_lock(path: Path) -> int:
+    """Open a lock file without following a link and without truncating the file."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(path, flags, 0o644)
@@ -338,23 +319,23 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing, no JSON, or has a field of another type.
     """
-    found = files.read_object(path, follow=False)
+    stated = files.read_object(path, follow=False)
     for field, kind in _FIELDS.items():
-        if not isinstance(found.get(field), kind):
-            got = f"{found.get(field)!r:.60}"
+        if not isinstance(stated.get(field), kind):
+            got = f"{stated.get(field)!r:.60}"
             raise UserError(f"{field} of type {kind.__name__} in {path}", got, "restore the file")
-    if found["stage"] != path.stem:
-        raise UserError(f"stage {path.stem} in {path}", f"{found['stage']!r:.60}", "restore it")
+    if stated["stage"] != path.stem:
+        raise UserError(f"stage {path.stem} in {path}", f"{stated['stage']!r:.60}", "restore it")
     for field in ("inputs", "made_from", "reads"):
-        if not isinstance(found.get(field, {}), dict):
+        if not isinstance(stated.get(field, {}), dict):
             raise UserError(f"{field} as an object in {path}", "another value", "restore the file")
-    if not all(isinstance(read, dict) for read in found.get("reads", {}).values()):
+    if not all(isinstance(read, dict) for read in stated.get("reads", {}).values()):
         raise UserError(
             f"an object for each file in reads of {path}", "another value", "restore it"
         )
-    if not isinstance(found.get("digest", ""), str):
+    if not isinstance(stated.get("digest", ""), str):
         raise UserError(f"a digest as text in {path}", "another value", "restore the file")
-    return found
+    return stated
 
 
 def manifest(run_dir: Path, name: str) -> dict[str, Any]:
@@ -364,37 +345,37 @@ def manifest(run_dir: Path, name: str) -> dict[str, Any]:
         UserError: the stage is not complete, or its manifest is damaged.
     """
     path = Path(run_dir) / "manifests" / f"{name}.json"
-    found = read_manifest(path) if path.exists() else {"complete": False}
-    if not found["complete"]:
+    stated = read_manifest(path) if path.exists() else {"complete": False}
+    if not stated["complete"]:
         raise UserError(
             f"stage {name} complete in {run_dir}", "none", f"run `distill {name}` on it first"
         )
-    require_unchanged(Path(run_dir), found)
-    return found
+    require_unchanged(Path(run_dir), stated)
+    return stated
 
 
 def require_unchanged(
-    run_dir: Path, found: Mapping[str, Any], suffixes: Sequence[str] = ()
+    run_dir: Path, stated: Mapping[str, Any], suffixes: Sequence[str] = ()
 ) -> None:
-    """Refuse a complete stage whose manifest, or small files, are not those that it listed.
+    """Refuse a complete stage if its manifest or small files differ from its list.
 
     Args:
         run_dir: the run.
-        found: the manifest; one of a version without lists is taken as it is.
+        stated: the manifest; one of a version without lists is not checked.
         suffixes: of further files to compare, such as `.json`.
 
     Raises:
         UserError: a file has another content, or the list is missing or damaged.
     """
-    path = sums.path_of(run_dir, found["stage"])
-    if not {"files", "version"} & found.keys() and not path.exists():
+    path = sums.path_of(run_dir, stated["stage"])
+    if not {"files", "version"} & stated.keys() and not path.exists():
         return
     listed = sums.read(path)
-    own = f"manifests/{found['stage']}.json"
+    own = f"manifests/{stated['stage']}.json"
     for name in (own, *(each for each in listed if each.endswith(tuple(suffixes)) and suffixes)):
         if files.sha256(run_dir / name, follow=False) != listed.get(name):
             raise UserError(
-                f"{name} in {run_dir} as stage {found['stage']} left it",
+                f"{name} in {run_dir} as stage {stated['stage']} left it",
                 "another content",
                 "restore it; `distill verify` compares every file",
             )

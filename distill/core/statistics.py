@@ -98,9 +98,9 @@ def pair(answers: Iterable[tuple[bool, bool]]) -> Paired:
         >>> pair([(True, True), (False, True), (False, True)])
         Paired(both=1, lost=0, gained=2, neither=0)
     """
-    found = list(answers)
-    counts = [found.count(kind) for kind in ((True, True), (True, False), (False, True))]
-    return Paired(*counts, neither=len(found) - sum(counts))
+    pairs = list(answers)
+    counts = [pairs.count(kind) for kind in ((True, True), (True, False), (False, True))]
+    return Paired(*counts, neither=len(pairs) - sum(counts))
 
 
 def of_accuracy(accuracy: Accuracy) -> Estimate:

@@ -9,21 +9,20 @@ from typing import Any, Generic, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distill.core.columns import columns, with_default
+from distill.core.columns import columns, optional_fields
 from distill.core.errors import UserError
 from distill.core.files import (
     atomic_path,
-    opened,
+    open_regular,
     read_json,
     sha256,
     sync,
     temporary_beside,
     write_json,
 )
-from distill.core.stages import DIRECTORIES, Stage, describe, manifest
+from distill.core.stages import Stage, describe, manifest
 
 __all__ = [
-    "DIRECTORIES",
     "Shards",
     "Stage",
     "atomic_path",
@@ -37,7 +36,7 @@ __all__ = [
 ]
 
 Record = TypeVar("Record")
-# What Parquet, Arrow, the codecs and the records raise for a shard that is not as it was written.
+# Errors of Parquet, Arrow, the codecs and the records for a damaged shard.
 _DAMAGE = (pa.ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError)
 _MOST_BYTES = 1 << 34  # uncompressed, of one shard
 _MOST_ROWS = 1 << 28
@@ -46,11 +45,11 @@ _MOST_ROWS = 1 << 28
 class Shards(Generic[Record]):
     """A directory of Parquet files that together hold records of one kind.
 
-    Each append is one file that appears whole or not at all, under a number that no other process
-    has taken; so several writers may share a directory, and what is counted is on disk.
+    Each append publishes one complete file, under a number that no other process has taken, so
+    several writers may share a directory.
 
     Args:
-        directory: where the files lie; it is made at the first append.
+        directory: folder of the files; the first append creates it.
         record: the dataclass of the records; its annotations choose the columns' codecs.
 
     Example:
@@ -68,7 +67,7 @@ class Shards(Generic[Record]):
         self._schema = columns(record)
 
     def append(self, records: Iterable[Record]) -> int:
-        """Write the records as one more shard and return their number; none writes nothing."""
+        """Write the records as one more shard, if there are any, and return their number."""
         rows = list(records)
         if not rows:
             return 0
@@ -89,7 +88,7 @@ class Shards(Generic[Record]):
         return len(rows)
 
     def _publish(self, temporary: Path) -> None:
-        """Give the file the next number that nobody has; a hard link fails where a rename wins."""
+        """Link the file to the next free number; unlike a rename, a link never overwrites."""
         number = len(self.files())
         while True:
             try:
@@ -126,14 +125,14 @@ class Shards(Generic[Record]):
         Raises:
             UserError: it is damaged, no regular file, or holds records of another kind.
         """
-        with opened(path, follow=False) as stream:
+        with open_regular(path, follow=False) as stream:
             file = self._open(path, stream)
             present = [name for name in self._schema if name in file.schema_arrow.names]
             for rows in _batches(path, file):
                 yield from self._decoded(path, rows, present)
 
     def _count(self, path: Path) -> int:
-        with opened(path, follow=False) as stream:
+        with open_regular(path, follow=False) as stream:
             return self._open(path, stream).metadata.num_rows
 
     def _decoded(
@@ -141,11 +140,11 @@ class Shards(Generic[Record]):
     ) -> Sequence[Record]:
         with _undamaged(path):
             decoded = [self._schema[name].decode(batch[name]) for name in present]
-            found = zip(*decoded, strict=True)
-            return [self.record(**dict(zip(present, row, strict=True))) for row in found]
+            rows = zip(*decoded, strict=True)
+            return [self.record(**dict(zip(present, row, strict=True))) for row in rows]
 
     def _table(self, path: Path, names: Sequence[str]) -> pa.Table:
-        with opened(path, follow=False) as stream, _undamaged(path):
+        with open_regular(path, follow=False) as stream, _undamaged(path):
             return self._open(path, stream).read(columns=list(names))
 
     def _open(self, path: Path, stream: BufferedReader) -> pq.ParquetFile:
@@ -154,9 +153,9 @@ class Shards(Generic[Record]):
             _refuse_absurd(file, path)
             schema = file.schema_arrow
         types = {name: column.arrow for name, column in self._schema.items()}
-        found = {field.name: field.type for field in schema}
-        later = {name: types[name] for name in with_default(self.record) - found.keys()}
-        if {**found, **later} != types:
+        present = {field.name: field.type for field in schema}
+        later = {name: types[name] for name in optional_fields(self.record) - present.keys()}
+        if {**present, **later} != types:
             raise UserError(
                 f"columns of {self.record.__name__} in {path}",
                 ", ".join(f"{field.name} {field.type}" for field in schema),
@@ -167,7 +166,7 @@ class Shards(Generic[Record]):
 
 @contextlib.contextmanager
 def _undamaged(path: Path) -> Iterator[None]:
-    """Turn what Arrow and the records raise for bytes that no stage wrote into a UserError."""
+    """Turn the errors of Arrow and of the records for a damaged shard into a UserError."""
     try:
         yield
     except _DAMAGE as error:
@@ -189,7 +188,7 @@ def _batches(path: Path, file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
 
 
 def _refuse_absurd(file: pq.ParquetFile, path: Path) -> None:
-    """Refuse a shard that would fill the memory; the stages write far smaller ones."""
+    """Refuse a shard that would exhaust memory; stages write far smaller ones."""
     metadata = file.metadata
     sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
     if sum(sizes) > _MOST_BYTES or min(sizes, default=0) < 0 or metadata.num_rows > _MOST_ROWS:

@@ -1,6 +1,6 @@
-"""Lists of SHA-256 beside the manifests, in the form of `sha256sum`; they detect, they do not sign.
+"""Lists of SHA-256 beside the manifests, in the format of `sha256sum`; they are not signatures.
 
-`sha256sum --check manifests/train.sha256` in a run directory checks one of them without us.
+`sha256sum --check manifests/train.sha256` in a run directory checks one without this package.
 """
 
 import re
@@ -15,7 +15,7 @@ _LINE = re.compile(r"([0-9a-f]{64})  ([^\x00-\x1f\x7f\\]+)")
 
 
 def path_of(run_dir: Path, name: str) -> Path:
-    """Return where the list of a stage or of the report lies."""
+    """Return the path of the list of a stage or of the report."""
     return run_dir / "manifests" / f"{name}{SUFFIX}"
 
 
@@ -26,13 +26,13 @@ def of(run_dir: Path, paths: Iterable[Path]) -> dict[str, str]:
         UserError: one cannot be read, is a link or no regular file, or has a name that no list
             can hold.
     """
-    found = {}
+    digests = {}
     for path in paths:
         name = path.relative_to(run_dir).as_posix()
         if not _LINE.fullmatch(f"{'0' * 64}  {name}"):
             raise UserError("names without control characters or backslashes", name, "rename it")
-        found[name] = files.sha256(path, follow=False)
-    return found
+        digests[name] = files.sha256(path, follow=False)
+    return digests
 
 
 def text(digests: Mapping[str, str]) -> str:
@@ -48,10 +48,10 @@ def read(path: Path) -> dict[str, str]:
     """
     content = files.read_text(path, follow=False)
     pairs = [_pair(line, path) for line in content.removesuffix("\n").split("\n") if line]
-    found = {name: digest for digest, name in pairs}
-    if text(found) != content:
+    digests = {name: digest for digest, name in pairs}
+    if text(digests) != content:
         raise UserError(f"a list of SHA-256 in {path}", "other text", "restore it")
-    return found
+    return digests
 
 
 def _pair(line: str, path: Path) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Text of files and users as a terminal may show it: what would steer the terminal is spelled."""
+"""Print text from files and users safely: control characters are escaped."""
 
 import logging
 import sys
@@ -13,7 +13,7 @@ _STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")
 def visible(text: str) -> str:
     r"""Return a text whose control and format characters are written as escapes.
 
-    Newline and tab stay; so does all that is no control, format, surrogate or separator character.
+    Newline and tab stay; control, format, surrogate and separator characters are escaped.
 
     Example:
         >>> visible("a\x1b[31m\tb\u202e")
@@ -41,13 +41,13 @@ def line(text: str) -> str:
 
 
 def show(text: str) -> None:
-    """Print a text that may quote files or users: visible, and without what looks like a key."""
-    sys.stdout.write(f"{visible(credentials.hidden(text))}\n")
+    """Print a text that may quote files or users, with escapes and without credentials."""
+    sys.stdout.write(f"{visible(credentials.mask(text))}\n")
 
 
 class Formatter(logging.Formatter):
-    """A formatter of log lines for a terminal; what a record quotes cannot steer it."""
+    """A formatter of log lines that escapes control characters and masks credentials."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, visible and without keys."""
-        return visible(credentials.hidden(super().format(record)))
+        return visible(credentials.mask(super().format(record)))

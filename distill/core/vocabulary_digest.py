@@ -1,4 +1,4 @@
-"""Whether two artefacts of a run are of one vocabulary; it reads no vocabulary itself."""
+"""Compare the vocabularies that two artefacts of a run record; read no vocabulary."""
 
 import dataclasses
 import logging
@@ -6,18 +6,17 @@ import logging
 from distill.core.errors import UserError
 
 logger = logging.getLogger(__name__)
-SHOWN = 12  # hexadecimal characters of a digest that tell two apart in a sentence
+SHOWN = 12  # hexadecimal characters of a digest in a message
 
 
 @dataclasses.dataclass(frozen=True)
-class Recorded:
-    """What is known of the vocabulary that something was made with.
+class VocabularyRecord:
+    """The vocabulary that an artefact was made with, as far as it is recorded.
 
     Attributes:
-        holder: what was made with it, as a sentence names it.
-        digest: SHA-256 of the vocabulary's content, as of `tokalign.digests`; None where none was
-            recorded and the vocabulary is not there.
-        tokens: its size without sentinels; None where it is unknown.
+        holder: the artefact, as messages name it.
+        digest: SHA-256 of the vocabulary's content, from `tokalign.digests`; None if unknown.
+        tokens: number of tokens without sentinels; None if unknown.
     """
 
     holder: str
@@ -30,22 +29,22 @@ class Recorded:
         return f"{self.holder} ({size}{digest})"
 
 
-def require_same(expected: Recorded, got: Recorded, do: str) -> None:
+def require_same(expected: VocabularyRecord, got: VocabularyRecord, do: str) -> None:
     """Refuse two vocabularies that differ.
 
-    Where a digest is unknown the sizes are compared, and a warning says what that leaves open.
+    If a digest is unknown, the sizes are compared and a warning names what remains unchecked.
 
     Args:
-        expected: the vocabulary that ids were made with.
-        got: the one that would read them.
+        expected: the vocabulary that produced the ids.
+        got: the vocabulary that would decode them.
         do: what the user can do.
 
     Raises:
         UserError: the digests differ, or one is unknown and the sizes differ.
 
     Example:
-        >>> one, two = Recorded("the dataset", "aa" * 32, 9), Recorded("the start", "bb" * 32, 9)
-        >>> require_same(one, two, "align again")
+        >>> one = VocabularyRecord("the dataset", "aa" * 32, 9)
+        >>> require_same(one, VocabularyRecord("the start", "bb" * 32, 9), "align again")
         Traceback (most recent call last):
         distill.core.errors.UserError: expected the vocabulary of the dataset (9 tokens, SHA-256 \
 aaaaaaaaaaaa), got that of the start (9 tokens, SHA-256 bbbbbbbbbbbb); align again

@@ -99,7 +99,7 @@ class OpenAIBatches:
                         )
                     yield index, completion
         except openai.APIError as error:
-            message = credentials.without(" ".join(str(error.message).split())[:300], key)
+            message = credentials.mask_secret(" ".join(str(error.message).split())[:300], key)
             raise UserError(
                 f"{place} to serve batches", message, "check the key and what the endpoint offers"
             ) from None

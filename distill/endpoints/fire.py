@@ -5,13 +5,13 @@ the temperature reports its candidates, and the token is drawn here. A client se
 """
 
 import dataclasses
-import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from distill.core import seeds
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Fire, Request, Sampling, Usage
 from distill.text.completions import Token, assemble, cut_at_stop, tokens_of
@@ -113,8 +113,7 @@ def hot_seed(seed: int, attempt: int) -> int:
         >>> hot_seed(7, 0) == hot_seed(7, 0), hot_seed(7, 0) == hot_seed(7, 1)
         (True, False)
     """
-    digest = hashlib.sha256(f"{seed}\0hot\0{attempt}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
+    return seeds.from_names(seed, "hot", attempt)
 
 
 # --- The draw ----------------------------------------------------------------------------------

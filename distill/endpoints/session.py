@@ -392,7 +392,7 @@ class Session:
 
     def _public(self, text: str) -> str:
         """Return a text of the endpoint's with the key masked, should it repeat it."""
-        return credentials.without(text, self._secret)
+        return credentials.mask_secret(text, self._secret)
 
     def _refuse_repeated_key(self, result: object) -> None:
         """Refuse a completion that would carry the key into the run's traces."""

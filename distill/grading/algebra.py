@@ -1,8 +1,8 @@
-r"""Decide by algebra what keys leave undecided, with SymPy in a process that can be killed.
+r"""Compare by algebra the answers that keys leave undecided, with SymPy in a killable process.
 
     2\sqrt{3} against \sqrt{12}    ->  a worker's line in, "1", "0" or "?" out
 
-SymPy may take for ever, or all memory, on a text as short as `9^{9^{9^{9}}}`, so a worker has a
+SymPy may need unbounded time or memory for a text as short as `9^{9^{9^{9}}}`, so a worker has a
 time for each pair and a limit of memory. It reads LaTeX alone, which is parsed without evaluating
 any text; the protections that confine programs are a second wall. A machine that grants few of them
 is not refused: the protections in force are reported.
@@ -30,7 +30,7 @@ _ANSWERS = {b"1": True, b"0": False}
 
 
 class Algebra:
-    r"""Whether answers are equal, by keys where these tell and by algebra else.
+    r"""Compares answers by keys, and by algebra if keys leave them undecided.
 
     A pair that is not decided within its time or memory stays undecided; the worker is killed and
     the next pair gets another. Verdicts are remembered, since samples repeat their answers.
@@ -66,7 +66,7 @@ class Algebra:
         self.attempt = tuple(attempt)
         self.killed = 0
         self._known: dict[tuple[str, str], bool | None] = {}
-        self._held: tuple[str, ...] | None = None
+        self._protections: tuple[str, ...] | None = None
         self._worker: _Worker | None = None
 
     def __enter__(self) -> "Algebra":
@@ -81,12 +81,16 @@ class Algebra:
             self._worker.end()
             self._worker = None
 
-    def held(self) -> tuple[str, ...] | None:
-        """Return the protections in force in the worker, None where none has been needed."""
-        return self._held
+    def protections(self) -> tuple[str, ...] | None:
+        """Return the protections in force in the worker, None before one has started."""
+        return self._protections
+
+    def worker_pid(self) -> int | None:
+        """Return the process id of the worker, None while there is none."""
+        return self._worker.pid if self._worker is not None else None
 
     def equal(self, prediction: str, gold: str) -> bool | None:
-        """Return whether an answer is right, as `answers.equal`, None where nothing can tell."""
+        """Return whether an answer is right, as `answers.equal`, None if undecided."""
         return answers.equal(prediction, gold, self._compare)
 
     def _compare(self, prediction: str, gold: str) -> bool | None:
@@ -107,7 +111,7 @@ class Algebra:
             self.close()  # it died while it waited, through no fault of the next pair
         if self._worker is None:
             self._worker = _Worker(self.memory_bytes, self.attempt)
-            self._held = self._worker.protections
+            self._protections = self._worker.protections
         return self._worker
 
 
@@ -128,18 +132,23 @@ class _Worker:
         os.close(inner_pairs)
         os.close(inner_answers)
         self._pairs = os.fdopen(pairs, "wb", buffering=0)
-        ready, *held = self._line(_START_SECONDS).decode("ascii", "replace").split(":")
-        self.protections = tuple(held)
+        ready, *protections = self._line(_START_SECONDS).decode("ascii", "replace").split(":")
+        self.protections = tuple(protections)
         if ready != "ready":
             self.end()
             raise RuntimeError(f"expected a worker that starts, got {self._process.returncode}")
 
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
     def waits(self) -> bool:
-        """Return whether the process is there."""
+        """Return whether the process is alive."""
         return self._process.poll() is None
 
     def ask(self, pair: str, seconds: float) -> bytes:
-        """Return the answer to a pair, nothing where it is late or the worker dies of it."""
+        """Return the answer to a pair, empty after a timeout or the death of the worker."""
         with contextlib.suppress(BrokenPipeError):
             self._pairs.write(pair.encode() + b"\n")
         return self._line(seconds)

@@ -44,7 +44,7 @@ _BEFORE_BRACKET = re.compile(r"(?<=[0-9)])\s*(?=\()")
 
 
 class _Strict(_Latex2Sympy):
-    """The parser, with an error that can be told from a fault of ours."""
+    """The parser, with a ValueError for text that is no LaTeX."""
 
     class MathErrorListener(ErrorListener):
         def __init__(self, src: str) -> None:

@@ -23,7 +23,7 @@ from distill.grading.confinement import Order, confine
 _OPEN_FILES = 64
 
 
-def _confine(memory_bytes: str, wanted: str) -> list[str]:
+def confine_worker(memory_bytes: str, wanted: str) -> list[str]:
     """Give up memory beyond a limit, all writing, all but Python's own files, and every socket.
 
     Returns:
@@ -47,7 +47,7 @@ def main() -> None:
     logging.disable()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    answers.write(":".join(["ready", *_confine(*sys.argv[1:])]) + "\n")
+    answers.write(":".join(["ready", *confine_worker(*sys.argv[1:])]) + "\n")
     for line in sys.stdin:
         answers.write(_answer(*json.loads(line)) + "\n")
 
@@ -56,7 +56,7 @@ def _answer(prediction: str, gold: str) -> str:
     try:
         return compare(prediction, gold)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
-        return "?"  # SymPy's ways to say that it cannot tell; of others the worker dies
+        return "?"  # SymPy's errors for undecided pairs; any other ends the worker
 
 
 if __name__ == "__main__":

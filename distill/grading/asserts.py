@@ -184,8 +184,8 @@ def _part(
         return None
     if not is_literal(value) and (not names(value) <= _KNOWN or names(call) <= _KNOWN):
         return None
-    source, asked, expected = (ast.unparse(node) for node in (condition, call, value))
-    return Assertion(source, asked, expected, relative, absolute)
+    source, computed, expected = (ast.unparse(node) for node in (condition, call, value))
+    return Assertion(source, computed, expected, relative, absolute)
 
 
 def _computes(call: ast.expr) -> bool:

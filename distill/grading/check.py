@@ -1,4 +1,4 @@
-"""Decide for every trace whether its final answer is the gold one, with a reason; drops none."""
+"""Grade the final answer of every trace and record the reason; drop none."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -13,28 +13,31 @@ from distill.grading.graders import (
     GRADERS,
     Grader,
     Judge,
+    Judgement,
     confinement,
     judge,
-    opened,
+    open_grader,
     require,
 )
 
 __all__ = ["GRADERS", "Grader", "Judge", "agreement", "check", "judge", "run", "summarise"]
 
+# Files and folders of a run directory that the stage fills, as patterns.
+OUTPUTS = ("verdicts",)
 SHARD_VERDICTS = 4096
 
 
 def check(traces: Iterable[Trace], problems: Iterable[Problem], grader: Judge) -> Iterator[Verdict]:
     """Yield one verdict for every trace, in the traces' order.
 
-    What a generator did not end by itself is not judged by its text: a trace that ran into its
-    length is `truncated`, one that was withheld is `filtered`, a failed one, or one that is longer
-    than the generator reads, `undecided`.
+    An unfinished trace is not judged by its text: one that reached its length limit is
+    `truncated`, a withheld one is `filtered`, a failed one, or one that exceeds the generator's
+    context, is `undecided`.
 
     Args:
-        traces: what to judge.
+        traces: the traces to judge.
         problems: at least the traces' own.
-        grader: how to judge it.
+        grader: the judge.
 
     Raises:
         UserError: a trace's problem is not among the problems, or lacks what the grader needs.
@@ -61,17 +64,21 @@ def check(traces: Iterable[Trace], problems: Iterable[Problem], grader: Judge) -
             raise UserError(
                 f"{grader.field} with {trace.problem_id}", "none", "name a grader of its answers"
             )
-        outcome, answer, reason = _unfinished(trace) or grader(trace.text, gold)
-        yield Verdict(trace.problem_id, trace.sample, outcome, answer, reason)
+        judgement = _unfinished(trace) or grader(trace.text, gold)
+        yield Verdict(trace.problem_id, trace.sample, *judgement)
 
 
-def _unfinished(trace: Trace) -> tuple[str, None, str] | None:
-    return {
-        "length": ("truncated", None, f"no end within {len(trace.tokens)} tokens"),
-        "content_filter": ("filtered", None, "withheld by the generator's content filter"),
-        "error": ("undecided", None, "the generator failed, or its tokens do not spell its text"),
-        "too_long": ("undecided", None, "prompt and chain are longer than the generator reads"),
-    }.get(trace.finish_reason)
+def _unfinished(trace: Trace) -> Judgement | None:
+    decisions = {
+        "length": ("truncated", f"no end within {len(trace.tokens)} tokens"),
+        "content_filter": ("filtered", "withheld by the generator's content filter"),
+        "error": ("undecided", "the generator failed, or its tokens do not spell its text"),
+        "too_long": ("undecided", "prompt and chain are longer than the generator reads"),
+    }
+    if trace.finish_reason not in decisions:
+        return None
+    outcome, reason = decisions[trace.finish_reason]
+    return Judgement(outcome, None, reason)
 
 
 def summarise(verdicts: Iterable[Verdict]) -> dict[str, Any]:
@@ -120,23 +127,23 @@ def _write(verdicts: Iterable[Verdict], shards: Shards[Verdict]) -> None:
 
 
 def run(*, run_dir: Path, grader: str = "default", beside: str | None = None) -> dict[str, Any]:
-    """Fill RUN_DIR/verdicts from RUN_DIR/traces; go on where an earlier start stopped.
+    """Fill RUN_DIR/verdicts from RUN_DIR/traces; resume where an earlier start stopped.
 
     Args:
         run_dir: the run directory; its stages `problems` and `harvest` are complete.
-        grader: one of `graders.NAMES`: `default`, `math` where algebra should decide what keys
-            cannot, `mbpp` for programs, `fu2023` for parity with the paper.
-        beside: a second grader, whose outcomes are counted beside the first's.
+        grader: one of `graders.NAMES`: `default`, `math` to decide by algebra what keys leave
+            undecided, `mbpp` for programs, `fu2023` for parity with the paper.
+        beside: a second grader for comparison; its outcomes are counted against the first's.
 
     Raises:
-        UserError: no such grader, what it needs is not there, or an input is not complete.
+        UserError: no such grader, it lacks a package or a protection, or an input is incomplete.
     """
     for name in filter(None, (grader, beside)):
         require(name)
     run_dir = Path(run_dir)
     inputs = ["problems", "harvest"]
     settings = {"grader": grader, "beside": beside}
-    with Stage.open(run_dir, "check", settings=settings, inputs=inputs) as stage:
+    with Stage.open(run_dir, "check", settings=settings, inputs=inputs, outputs=OUTPUTS) as stage:
         if stage.complete:
             return stage.summary
         shards = Shards(run_dir / "verdicts", Verdict)
@@ -144,14 +151,14 @@ def run(*, run_dir: Path, grader: str = "default", beside: str | None = None) ->
         traces = Shards(run_dir / "traces", Trace)
         left = (trace for trace in traces if (trace.problem_id, trace.sample) not in done)
         problems = Shards(run_dir / "problems", Problem)
-        with opened(grader) as judging:
+        with open_grader(grader) as judging:
             verdicts = check(left, problems, judging)
             shown = progress(verdicts, name="check", total=len(traces), done=len(done))
             _write(shown, shards)
             confined = confinement(judging)
         summary = {**summarise(shards), **confined}
         if beside is not None:
-            with opened(grader) as one, opened(beside) as other:
+            with open_grader(grader) as one, open_grader(beside) as other:
                 table = agreement(traces, problems, (one, other))
             summary[f"outcomes_by_{beside}"] = table
         stage.finish(**summary)

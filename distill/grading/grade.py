@@ -23,13 +23,15 @@ from distill.core.errors import UserError
 if TYPE_CHECKING:
     from distill.grading.graders import Grader, Judge
 
-_GRADERS = """default; math, which asks algebra where default cannot tell; mbpp for programs, with
+_GRADERS = """default; math, which adds algebra for undecided answers; mbpp for programs, with
 "tests" instead of "gold"; exact and caseless for BIG-Bench Hard; fu2023 for parity"""
 VERDICTS = ("right", "wrong", "undecided", "unparsed")
 
 
 def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the objects of a file of JSON lines, each with its name in errors; skip blank lines.
+    """Yield the objects of a file of JSON lines, each with its name in errors.
+
+    Lines of whitespace are skipped.
 
     Raises:
         UserError: there is no such file, or a line is no JSON object in UTF-8.
@@ -74,7 +76,7 @@ def gold_of(row: dict[str, Any], name: str) -> str:
 
     Args:
         row: an object with `gold`.
-        name: what errors call it.
+        name: the row's name in errors.
 
     Raises:
         UserError: there is no gold answer, or it is neither text nor a finite number.
@@ -112,15 +114,15 @@ def text_of(row: dict[str, Any], key: str, name: str) -> str:
     return value
 
 
-def grade(
+def grade_rows(
     named_rows: Iterable[tuple[str, dict[str, Any]]], grader: "Judge"
 ) -> Iterator[dict[str, Any]]:
-    """Yield every row with its verdict, the answer it was found for, and the reason.
+    """Yield every row with its verdict, the extracted answer and the reason.
 
     Args:
         named_rows: objects with `prediction` and `gold`, or `tests` where these decide, each after
             its name in errors.
-        grader: how an answer is found and compared.
+        grader: the judge of every row.
 
     Raises:
         UserError: a row lacks its prediction, its gold answer or its tests, or its tests cannot be
@@ -129,7 +131,7 @@ def grade(
     Example:
         >>> from distill.grading.graders import GRADERS
         >>> row = {"prediction": "The answer is 6.", "gold": 7}
-        >>> [graded] = grade([("row 1", row)], GRADERS["default"])
+        >>> [graded] = grade_rows([("row 1", row)], GRADERS["default"])
         >>> graded["verdict"], graded["extracted"], graded["reason"]
         ('wrong', '6', 'gold is 7')
     """
@@ -138,17 +140,18 @@ def grade(
         tested = grader.field == "tests"
         gold = text_of(row, "tests", name) if tested else gold_of(row, name)
         try:
-            verdict, extracted, reason = grader(prediction, gold)
+            judgement = grader(prediction, gold)
         except UserError as error:
             raise UserError(f"{error.expected} on {name}", error.got, error.do) from error
-        yield {**row, "verdict": verdict, "extracted": extracted, "reason": reason}
+        outcome, answer, reason = judgement
+        yield {**row, "verdict": outcome, "extracted": answer, "reason": reason}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Grade a file; print the counts."""
     options = _parser().parse_args(arguments)
     from distill.core.store import atomic_path
-    from distill.grading.graders import confinement, opened
+    from distill.grading.graders import confinement, open_grader
 
     output = options.output or options.file.with_suffix(".graded.jsonl")
     if output.is_dir():
@@ -156,20 +159,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     counts: Counter[str] = Counter(dict.fromkeys(VERDICTS, 0))
     named_rows = rows(options.file)
     with contextlib.ExitStack() as stack:
-        grader = stack.enter_context(opened(options.grader))
+        grader = stack.enter_context(open_grader(options.grader))
         file = stack.enter_context(stack.enter_context(atomic_path(output)).open("w"))
-        for row in grade(named_rows, grader):
+        for row in grade_rows(named_rows, grader):
             counts[row["verdict"]] += 1
             file.write(json.dumps(row) + "\n")
         confined = confinement(grader)
     result = {"rows": counts.total(), **counts, "grader": options.grader, "output": str(output)}
-    told = json.dumps({**result, **confined}) if options.json else _told(counts, output, confined)
-    sys.stdout.write(told + "\n")
+    if options.json:
+        report = json.dumps({**result, **confined})
+    else:
+        report = _report(counts, output, confined)
+    sys.stdout.write(report + "\n")
     return 0
 
 
 def named_grader(name: str) -> "Grader":
-    """Return a grader of answers that runs nothing beside it, by its name.
+    """Return a grader of answers that needs no process of its own, by its name.
 
     Raises:
         UserError: there is none of this name.
@@ -181,13 +187,13 @@ def named_grader(name: str) -> "Grader":
     return GRADERS[name]
 
 
-def _told(counts: Counter[str], output: Path, confined: dict[str, list[str]]) -> str:
+def _report(counts: Counter[str], output: Path, confined: dict[str, list[str]]) -> str:
     from distill.core.records import Accuracy
 
-    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
+    by_verdict = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
     n = counts.total()
     share = f" ({Accuracy(counts['right'], n)} right)" if n else ""
-    lines = [f"{n} rows: {told}{share}"]
+    lines = [f"{n} rows: {by_verdict}{share}"]
     lines += [f"{name}: {', '.join(names)}" for name, names in confined.items() if names]
     return "\n".join([*lines, str(output)])
 

@@ -1,10 +1,10 @@
-"""The graders by name: how an answer is found in a text, and when it is the gold one.
+"""The graders by name: how to extract an answer from a text, and when it equals the gold one.
 
 default    answers as `text.answers` reads them: numbers, expressions, text
 fu2023     the last number, for parity with Fu et al. 2023: no sign, no comma, no fraction
 exact      the words after "answer is", letter for letter (BIG-Bench Hard)
 caseless   the same whatever their case
-math       `default`, and where it cannot tell, algebra; needs math-verify and a process
+math       `default`, then algebra for what stays undecided; needs math-verify and a process
 mbpp       programs, by the asserts of their problem, in a sandbox
 """
 
@@ -12,14 +12,25 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from distill.core.errors import UserError
 from distill.grading.protections import unguarded
 from distill.text import answers
 
-# An outcome of `records.OUTCOMES`, the answer (None where there is none) and the reason.
-Judged = tuple[str, str | None, str]
+
+class Judgement(NamedTuple):
+    """The result of judging one text.
+
+    Attributes:
+        outcome: one of `records.OUTCOMES`.
+        answer: the extracted answer, None if the text has none.
+        reason: one short sentence.
+    """
+
+    outcome: str
+    answer: str | None
+    reason: str
 
 
 class Judge(Protocol):
@@ -27,19 +38,19 @@ class Judge(Protocol):
 
     @property
     def field(self) -> str:
-        """Which field of a Problem decides: `answer` or `tests`."""
+        """The field of a Problem that holds the gold: `answer` or `tests`."""
         ...
 
-    def __call__(self, text: str, gold: str) -> Judged:
-        """Return what was decided of a text; `gold` is what that field holds."""
+    def __call__(self, text: str, gold: str) -> Judgement:
+        """Judge a text; `gold` is the value of that field."""
         ...
 
     def key(self, answer: str, /) -> str:
-        """Return what the answers have in common that one vote counts together."""
+        """Return the key of an answer; a vote counts answers of one key together."""
         ...
 
-    def held(self) -> tuple[str, ...] | None:
-        """Return the protections of what runs beside it, None where nothing has run."""
+    def protections(self) -> tuple[str, ...] | None:
+        """Return the protections of the judge's own processes, None before any has started."""
         ...
 
 
@@ -48,38 +59,40 @@ class Grader:
     """A judge of answers.
 
     Attributes:
-        extract: a text's final answer, None where there is none.
-        equal: whether an answer equals the gold one, None where that cannot be decided.
-        key: what the answers have in common that one vote counts together.
-        field: the field of a Problem that decides.
-        held: the protections of what runs beside it, None where nothing has run.
+        extract: returns a text's final answer, None if it has none.
+        equal: returns whether an answer equals the gold one, None if that is undecided.
+        key: returns the key of an answer; a vote counts answers of one key together.
+        field: the field of a Problem that holds the gold.
+        protections: returns those of the grader's own processes, None before any has started.
     """
 
     extract: Callable[[str], str | None]
     equal: Callable[[str, str], bool | None]
     key: Callable[[str], str] = answers.canonical
     field: str = "answer"
-    held: Callable[[], tuple[str, ...] | None] = lambda: None
+    protections: Callable[[], tuple[str, ...] | None] = lambda: None
 
-    def __call__(self, text: str, gold: str) -> Judged:
-        """Return what was decided of a text."""
+    def __call__(self, text: str, gold: str) -> Judgement:
+        """Judge a text."""
         return judge(text, gold, self)
 
 
-def judge(text: str, gold: str, grader: Grader) -> Judged:
-    """Return the outcome of a finished text, its answer (None where it has none) and the reason.
+def judge(text: str, gold: str, grader: Grader) -> Judgement:
+    """Judge a finished text by its final answer.
 
     Example:
         >>> judge("The answer is 6.", "7", GRADERS["default"])
-        ('wrong', '6', 'gold is 7')
+        Judgement(outcome='wrong', answer='6', reason='gold is 7')
     """
     answer = grader.extract(text)
     if answer is None:
-        return "unparsed", None, "no final answer in the text"
+        return Judgement("unparsed", None, "no final answer in the text")
     equal = grader.equal(answer, gold)
     if equal is None:
-        return "undecided", answer, f"cannot tell whether it equals {gold}"
-    return ("right", answer, f"equals {gold}") if equal else ("wrong", answer, f"gold is {gold}")
+        return Judgement("undecided", answer, f"cannot tell whether it equals {gold}")
+    if equal:
+        return Judgement("right", answer, f"equals {gold}")
+    return Judgement("wrong", answer, f"gold is {gold}")
 
 
 def _same_last_number(answer: str, gold: str) -> bool:
@@ -94,7 +107,7 @@ def _same_whatever_case(answer: str, gold: str) -> bool:
     return answer.casefold() == gold.casefold()
 
 
-# Those that are nothing but functions.
+# Graders that need no process of their own.
 GRADERS = {
     "default": Grader(answers.extract, answers.equal),
     "fu2023": Grader(answers.fu2023, _same_last_number, str),
@@ -108,7 +121,9 @@ def _algebra() -> Iterator[Judge]:
     from distill.grading.algebra import Algebra
 
     with Algebra() as algebra:
-        yield dataclasses.replace(GRADERS["default"], equal=algebra.equal, held=algebra.held)
+        yield dataclasses.replace(
+            GRADERS["default"], equal=algebra.equal, protections=algebra.protections
+        )
 
 
 @contextlib.contextmanager
@@ -120,33 +135,55 @@ def _programs() -> Iterator[Judge]:
         yield Programs(sandbox)
 
 
-# Those that run something beside them while they are open.
-_RUNNING: dict[str, Callable[[], AbstractContextManager[Judge]]] = {
+# Graders that run processes of their own while they are open.
+_WITH_PROCESSES: dict[str, Callable[[], AbstractContextManager[Judge]]] = {
     "math": _algebra,
     "mbpp": _programs,
 }
-NAMES = (*GRADERS, *_RUNNING)
+NAMES = (*GRADERS, *_WITH_PROCESSES)
 
 
-def opened(name: str) -> AbstractContextManager[Judge]:
-    """Return a judge by its name, to be entered; what runs beside it ends with the block.
+def open_grader(name: str) -> AbstractContextManager[Judge]:
+    """Return a context manager of the named grader; on exit it ends the grader's processes.
 
     Raises:
-        UserError: there is none of this name; on entering, what it needs is not there.
+        UserError: there is no such grader; on entry, a package or a protection is missing.
 
     Example:
-        >>> with opened("default") as default:
-        ...     default("The answer is 7.", "7")
-        ('right', '7', 'equals 7')
+        >>> with open_grader("default") as default:
+        ...     default("The answer is 7.", "7").outcome
+        'right'
     """
     require(name)
-    if name in _RUNNING:
-        return _RUNNING[name]()
+    if name in _WITH_PROCESSES:
+        return _WITH_PROCESSES[name]()
     return contextlib.nullcontext(GRADERS[name])
 
 
+def grade(text: str, gold: str, *, grader: str = "default") -> Judgement:
+    """Judge one text; for many texts, open the grader once with `open_grader`.
+
+    Args:
+        text: a finished completion.
+        gold: the gold answer; for `mbpp`, asserts in Python.
+        grader: one of `NAMES`.
+
+    Raises:
+        UserError: there is no such grader, a package or a protection that it needs is missing, or
+            the asserts cannot be read.
+
+    Example:
+        >>> grade("3 + 4 = 7, so the answer is 7.", "7")
+        Judgement(outcome='right', answer='7', reason='equals 7')
+        >>> grade("The answer is yes", "Yes", grader="caseless").outcome
+        'right'
+    """
+    with open_grader(grader) as judging:
+        return judging(text, gold)
+
+
 def confinement(judge: Judge) -> dict[str, list[str]]:
-    """Return what a summary says of the processes beside a judge; nothing where none has run.
+    """Return the confinement of a judge's processes for a summary; empty before any has started.
 
     Returns:
         `protections`, those in force, and `unguarded`, the guarantees that they do not give.
@@ -155,13 +192,17 @@ def confinement(judge: Judge) -> dict[str, list[str]]:
         >>> confinement(GRADERS["default"])
         {}
     """
-    held = judge.held()
-    if held is None:
+    protections = judge.protections()
+    if protections is None:
         return {}
-    return {"protections": list(held), "unguarded": list(unguarded(held))}
+    return {"protections": list(protections), "unguarded": list(unguarded(protections))}
 
 
 def require(name: str) -> None:
-    """Refuse a name that no grader has."""
+    """Refuse the name of no grader.
+
+    Raises:
+        UserError: there is no such grader.
+    """
     if name not in NAMES:
         raise UserError(f"a grader of {', '.join(NAMES)}", name, "name one of them")

@@ -126,7 +126,7 @@ class Kernel:
     # --- Files
 
     def landlock(self, readable: Sequence[str], hidden: Sequence[str]) -> None:
-        """Let files be opened for reading, and below the readable folders only."""
+        """Allow opening files for reading only, and only below the readable folders."""
         call, read_file, read_folder = self._libc.syscall, 1 << 2, 1 << 3
         version = _checked(call(_SYS_LANDLOCK_CREATE, None, 0, 1))
         bits = 13 + (version >= 2) + (version >= 3) + (version >= 5)
@@ -136,17 +136,17 @@ class Kernel:
         size = 24 if version >= 6 else 16 if version >= 4 else 8
         ruleset = _checked(call(_SYS_LANDLOCK_CREATE, handled, ctypes.c_size_t(size), 0))
         for path, access in _landlock_rules(readable, hidden, read_file, read_folder):
-            opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
-            rule = struct.pack("=Qi", access, opened)
+            descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            rule = struct.pack("=Qi", access, descriptor)
             _checked(call(_SYS_LANDLOCK_ADD, ruleset, 1, rule, 0))
-            os.close(opened)
+            os.close(descriptor)
         _checked(call(_SYS_LANDLOCK_RESTRICT, ruleset, 0))
         os.close(ruleset)
 
     # --- Privileges
 
     def join_keyring(self) -> None:
-        """Leave the session's keyring, which whoever started this process shares, for a new one."""
+        """Leave the session's keyring, which is shared with the parent process, for a new one."""
         call = (machine().keyctl, _KEYCTL_JOIN_SESSION_KEYRING, None)
         _checked(self._libc.syscall(*call))
 

@@ -6,6 +6,7 @@ import re
 
 from distill.core.errors import UserError
 from distill.grading.asserts import Assertion, split_tests
+from distill.grading.graders import Judgement
 from distill.grading.sandbox import Sandbox, Submission
 
 _FENCED = re.compile(r"```[ \t]*(?:[Pp]ython3?|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
@@ -27,10 +28,10 @@ def extract(text: str) -> str | None:
     """
     blocks = _FENCED.findall(text)
     if blocks:
-        found = next((block for block in reversed(blocks) if "def " in block), blocks[-1])
+        program = next((block for block in reversed(blocks) if "def " in block), blocks[-1])
     else:
-        found = text.rpartition(_BEGIN)[2].partition(_DONE)[0]
-    return found.strip("\n").rstrip() or None if found.strip() else None
+        program = text.rpartition(_BEGIN)[2].partition(_DONE)[0]
+    return program.strip("\n").rstrip() or None if program.strip() else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Programs:
     sandbox: Sandbox
     field: str = "tests"
 
-    def __call__(self, text: str, gold: str) -> tuple[str, str | None, str]:
-        """Return the outcome of a finished text, its program and the reason.
+    def __call__(self, text: str, gold: str) -> Judgement:
+        """Judge a finished text; the answer of the judgement is its program.
 
         Args:
             text: a completion.
@@ -58,19 +59,19 @@ class Programs:
         """
         program = extract(text)
         if program is None:
-            return "unparsed", None, "no program in the text"
+            return Judgement("unparsed", None, "no program in the text")
         setup, assertions = _tests(gold)
         try:
-            judged = self.sandbox.judge(Submission(program, assertions, setup))
+            result = self.sandbox.judge(Submission(program, assertions, setup))
         except ValueError as error:
             raise UserError("asserts that can be read", str(error), "correct the tests") from error
-        return judged.outcome, program, judged.reason
+        return Judgement(result.outcome, program, result.reason)
 
     def key(self, answer: str) -> str:
         """Return the program."""
         return answer
 
-    def held(self) -> tuple[str, ...]:
+    def protections(self) -> tuple[str, ...]:
         """Return the protections that confine every program."""
         return self.sandbox.protections
 

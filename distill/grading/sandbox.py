@@ -30,9 +30,9 @@ __all__ = [
     "GUARANTEES",
     "PROTECTIONS",
     "Assertion",
-    "Judgement",
     "Limits",
     "Sandbox",
+    "SandboxResult",
     "Submission",
     "judge",
     "split_asserts",
@@ -62,7 +62,7 @@ class Submission:
 
 
 @dataclasses.dataclass(frozen=True)
-class Judgement:
+class SandboxResult:
     """What was found of one candidate.
 
     Attributes:
@@ -80,7 +80,7 @@ class Judgement:
 
 def judge(
     candidate: str, assertions: Sequence[Assertion], limits: Limits | None = None
-) -> Judgement:
+) -> SandboxResult:
     """Judge one candidate in a sandbox of its own; for many, keep a Sandbox.
 
     Args:
@@ -141,7 +141,7 @@ class Sandbox:
             self._order_child()
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
-            self.protections = self._ask("", "", []).protections
+            self.protections = self.run("", "", []).protections
             _require(require, self.protections)
             undo.pop_all()
 
@@ -159,7 +159,7 @@ class Sandbox:
             if future.exception() is None:
                 future.result().end()
 
-    def judge(self, submission: Submission) -> Judgement:
+    def judge(self, submission: Submission) -> SandboxResult:
         """Run a candidate once and compare what its calls gave with what was expected.
 
         An assert that cannot be parted leaves a candidate undecided unless another refutes it.
@@ -172,16 +172,16 @@ class Sandbox:
         parted = [one for one in submission.assertions if one.call is not None]
         wanted = [self._value(one.expected) for one in parted]
         calls = [one.call for one in parted if one.call is not None]
-        answers = self._ask(submission.candidate, submission.setup, calls)
+        answers = self.run(submission.candidate, submission.setup, calls)
         outcome, reason = _compare(parted, wanted, answers)
         unparted = len(submission.assertions) - len(parted)
         if outcome == "right" and unparted:
             outcome, reason = "undecided", f"{unparted} of the asserts cannot be parted"
-        return Judgement(outcome, reason, answers.protections, time.monotonic() - start)
+        return SandboxResult(outcome, reason, answers.protections, time.monotonic() - start)
 
-    def judge_all(self, submissions: Iterable[Submission]) -> Iterator[Judgement]:
+    def judge_all(self, submissions: Iterable[Submission]) -> Iterator[SandboxResult]:
         """Judge many candidates, `workers` at a time, in their order and in bounded memory."""
-        waiting: collections.deque[Future[Judgement]] = collections.deque()
+        waiting: collections.deque[Future[SandboxResult]] = collections.deque()
         with ThreadPoolExecutor(self.workers, thread_name_prefix="sandbox-judge") as pool:
             for submission in submissions:
                 waiting.append(pool.submit(self.judge, submission))
@@ -193,7 +193,12 @@ class Sandbox:
     def _order_child(self) -> None:
         self._ready.put(self._starter.submit(self._start))
 
-    def _ask(self, candidate: str, setup: str, calls: Sequence[str]) -> Answers:
+    def run(self, candidate: str, setup: str, calls: Sequence[str]) -> Answers:
+        """Run a candidate, then its setup, in a fresh child, and return a line for each call.
+
+        Raises:
+            UserError: a child could not start.
+        """
         self._order_child()
         running = self._ready.get().result()
         try:
@@ -213,7 +218,7 @@ class Sandbox:
 
     def _compute(self, expression: str, used: set[str]) -> str:
         modules = sorted((used & sys.stdlib_module_names) - set(dir(builtins)))
-        answers = self._ask("".join(f"import {name}\n" for name in modules), "", [expression])
+        answers = self.run("".join(f"import {name}\n" for name in modules), "", [expression])
         found = answers.ending[1] if answers.ending else answers.lines[0]
         if not found.startswith("="):
             raise ValueError(f"expected an expression with a value, got {expression!r}: {found}")

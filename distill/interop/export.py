@@ -22,6 +22,8 @@ from distill.models.unigram import SENTINELS, sentinels, tokenizer_json
 
 logger = logging.getLogger(__name__)
 
+# Files and folders of a run directory that the stage fills, as patterns.
+OUTPUTS = ("export", "export_t5x")
 MAX_NEW_TOKENS = 256
 
 
@@ -218,7 +220,7 @@ def run(*, run_dir: Path, student: str | None = None, t5x: bool = False) -> dict
 
     settings = {"t5x": True} if t5x else {}
     inputs = ("train", "select", "final")
-    with Stage.open(run_dir, "export", settings=settings, inputs=inputs) as stage:
+    with Stage.open(run_dir, "export", settings=settings, inputs=inputs, outputs=OUTPUTS) as stage:
         if stage.complete:
             return stage.summary
         selection = choice.read(run_dir)

@@ -19,7 +19,7 @@ from flax.traverse_util import unflatten_dict
 
 from distill.core.errors import UserError
 from distill.core.store import sync
-from distill.core.vocabulary_digest import Recorded, require_same
+from distill.core.vocabulary_digest import VocabularyRecord, require_same
 from distill.models import documents
 from distill.models import tensors as files
 from distill.models.decoder import DecoderConfig, DecoderModel
@@ -72,9 +72,9 @@ class Vocabulary:
                 "restore the file, or give another",
             ) from error
 
-    def recorded(self, holder: str | Path) -> Recorded:
+    def recorded(self, holder: str | Path) -> VocabularyRecord:
         """Return what identifies the vocabulary of `holder`, for `core.vocabulary_digest`."""
-        return Recorded(str(holder), self.digest)
+        return VocabularyRecord(str(holder), self.digest)
 
 
 def tiktoken_side(path: Path) -> dict[str, Any]:
@@ -249,7 +249,7 @@ def read(directory: Path) -> tuple[Model, Tensors, Vocabulary]:
     vocabulary = Vocabulary(path, extra_ids)
     if digest is not None:
         require_same(
-            Recorded(f"the weights in {directory}", str(digest)),
+            VocabularyRecord(f"the weights in {directory}", str(digest)),
             vocabulary.recorded(vocabulary.path),
             "restore the vocabulary that these weights were saved with",
         )
@@ -274,7 +274,7 @@ def require_exported(directory: Path, vocabulary: Vocabulary) -> None:
     recorded = documents.read(side) if side.is_file() else {}
     digest = recorded.get(DIGEST) if isinstance(recorded, dict) else None
     if digest is not None:
-        expected = Recorded(f"the export in {directory}", str(digest))
+        expected = VocabularyRecord(f"the export in {directory}", str(digest))
         require_same(expected, vocabulary.recorded(vocabulary.path), do)
     texts = _unigram_pieces(directory / TOKENIZER)
     if texts is not None and vocabulary.path.suffix != ".tiktoken":

@@ -11,7 +11,7 @@ from distill.core.errors import UserError
 from distill.core.records import Problem
 from distill.problems import rowfiles
 from distill.problems.benchmarks import HALVES, halves, require_count
-from distill.problems.download import cached
+from distill.problems.download import fetch
 
 TASKS = (
     "boolean_expressions",
@@ -48,7 +48,7 @@ _EXAMPLE = re.compile(rf"(.*?)\nA: {re.escape(STEP_BY_STEP)}(\s.*answer is (.*?)
 
 @dataclasses.dataclass(frozen=True)
 class BigBenchHard:
-    """BIG-Bench Hard, a held-out set of 27 subtasks that tells general ability.
+    """BIG-Bench Hard, a held-out set of 27 subtasks that measures general ability.
 
     A problem's number is `SUBTASK/NUMBER`. With n the subtasks weigh the same, as in the paper's
     mean over them.
@@ -80,15 +80,15 @@ class BigBenchHard:
         """Yield the problems, subtask after subtask."""
         for task in self.tasks:
             path = _file(self.path, f"{task}.json")
-            yield from halves("bbh", self._found(task, path), self.splits, self.n)
+            yield from halves("bbh", self._rows(task, path), self.splits, self.n)
 
-    def _found(self, task: str, path: Path) -> Iterator[tuple[str, str, str]]:
+    def _rows(self, task: str, path: Path) -> Iterator[tuple[str, str, str]]:
         for number, row in enumerate(rowfiles.json_object(path)["examples"], 1):
             yield f"{task}/{number}", row["input"].strip(), row["target"]
 
 
 class Example(NamedTuple):
-    """A solved example of a published prompt; its chain begins with a blank, ends in the answer."""
+    """A solved example of a published prompt; the chain begins with whitespace."""
 
     question: str
     chain: str
@@ -116,7 +116,7 @@ class PublishedPrompt:
     path: str | Path | None = None
 
     def __call__(self, problem: Problem) -> str:
-        """Return the text that a problem of BigBenchHard is asked with.
+        """Return the prompt for a problem of BigBenchHard.
 
         Raises:
             UserError: the problem is of none of the subtasks, or the prompt is not the public one.
@@ -129,8 +129,8 @@ class PublishedPrompt:
             f"Q: {example.question}\nA:{solution}"
             for example, solution in zip(examples, solutions, strict=True)
         ]
-        asked = f"Q: {problem.question}\nA:{step_by_step}"
-        return "\n\n".join([instruction, *shown, asked])
+        question = f"Q: {problem.question}\nA:{step_by_step}"
+        return "\n\n".join([instruction, *shown, question])
 
 
 @functools.lru_cache(maxsize=len(TASKS))
@@ -142,14 +142,14 @@ def examples_of(path: Path) -> tuple[str, tuple[Example, ...]]:
     """
     _, _, text = rowfiles.content(path).partition("\n-----\n")  # after a warning to crawlers
     instruction, *shown = text.strip().split("\n\nQ: ")
-    found = [Example(*match.groups()) for one in shown if (match := _EXAMPLE.fullmatch(one))]
-    if not found or len(found) != len(shown):
+    examples = [Example(*match.groups()) for one in shown if (match := _EXAMPLE.fullmatch(one))]
+    if not examples or len(examples) != len(shown):
         raise UserError(f"a prompt of BBH in {path}", "another text", "use the public file")
-    return instruction, tuple(found)
+    return instruction, tuple(examples)
 
 
 def _file(folder: str | Path | None, name: str) -> Path:
-    return Path(folder) / name if folder else cached(f"bbh/{name}")
+    return Path(folder) / name if folder else fetch(f"bbh/{name}")
 
 
 def _known(task: str) -> str:

@@ -17,7 +17,7 @@ from distill.core import seeds
 from distill.core.errors import UserError
 from distill.core.records import Problem
 from distill.problems import rowfiles
-from distill.problems.download import cached
+from distill.problems.download import fetch
 
 HALVES = ("selection", "report")
 _VALIDATION = 20
@@ -100,11 +100,11 @@ class MultiArith(_HeldOut):
     def problems(self) -> Iterator[Problem]:
         """Yield the problems."""
         rows = rowfiles.json_list(_file(self.path, "multiarith.json"))
-        found = (
+        triples = (
             (str(r["iIndex"]), _line(r["sQuestion"]), rowfiles.plain(r["lSolutions"][0]))
             for r in rows
         )
-        return halves("multiarith", found, self.splits, self.n)
+        return halves("multiarith", triples, self.splits, self.n)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ class AsDiv(_HeldOut):
     def problems(self) -> Iterator[Problem]:
         """Yield the problems."""
         root = rowfiles.xml_root(_file(self.path, "asdiv.xml"))
-        found = (
+        triples = (
             (
                 row.attrib["ID"],
                 _line(f"{row.findtext('Body', '')} {row.findtext('Question', '')}"),
@@ -128,7 +128,7 @@ class AsDiv(_HeldOut):
             )
             for row in root.iter("Problem")
         )
-        return halves("asdiv", found, self.splits, self.n)
+        return halves("asdiv", triples, self.splits, self.n)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,11 +144,11 @@ class Svamp(_HeldOut):
     def problems(self) -> Iterator[Problem]:
         """Yield the problems."""
         rows = rowfiles.json_list(_file(self.path, "svamp.json"))
-        found = (
+        triples = (
             (r["ID"], _line(f"{r['Body']}. {r['Question']}"), rowfiles.plain(r["Answer"]))
             for r in rows
         )
-        return halves("svamp", found, self.splits, self.n)
+        return halves("svamp", triples, self.splits, self.n)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,8 +168,10 @@ class Math500(_HeldOut):
     def problems(self) -> Iterator[Problem]:
         """Yield the problems, numbered by line from 1."""
         path = _file(self.path, "math500.jsonl")
-        found = ((str(number), _math_question(r), r["answer"]) for number, r in rowfiles.rows(path))
-        return halves("math500", found, self.splits, self.n)
+        triples = (
+            (str(number), _math_question(r), r["answer"]) for number, r in rowfiles.rows(path)
+        )
+        return halves("math500", triples, self.splits, self.n)
 
 
 def _math_question(row: dict[str, Any]) -> str:
@@ -205,9 +207,9 @@ class Mbpp:
     def problems(self) -> Iterator[Problem]:
         """Yield the problems, numbered by their task_id."""
         path = _file(self.path, "mbpp.jsonl")
-        found = (self._problem(row, number, path) for number, row in rowfiles.rows(path))
+        tasks = (self._problem(row, number, path) for number, row in rowfiles.rows(path))
         wanted = _MBPP_TASKS[self.split]
-        chosen = (problem for task, problem in found if task in wanted)
+        chosen = (problem for task, problem in tasks if task in wanted)
         return islice(chosen, self.n)
 
     def _problem(self, row: dict[str, Any], number: int, path: Path) -> tuple[int, Problem]:
@@ -232,7 +234,7 @@ def _unix(source: str) -> str:
 
 
 def _file(path: str | Path | None, name: str) -> Path:
-    return Path(path) if path else cached(name)
+    return Path(path) if path else fetch(name)
 
 
 def _given(path: str | Path | None) -> tuple[Path, ...]:
@@ -260,19 +262,19 @@ def _hashed(key: str, n: int) -> int:
 
 
 def halves(
-    name: str, found: Iterable[tuple[str, str, str]], splits: Sequence[str], n: int | None
+    name: str, rows: Iterable[tuple[str, str, str]], splits: Sequence[str], n: int | None
 ) -> Iterator[Problem]:
     """Yield (number, question, answer) rows as problems of the wanted halves, n of each at most."""
     for split in splits:
         choose(split, HALVES)
     counts: Counter[str] = Counter()
     try:
-        for number, question, answer in found:
+        for number, question, answer in rows:
             split = HALVES[_hashed(f"{name}/{number}", len(HALVES))]
             if split in splits and (n is None or counts[split] < n):
                 counts[split] += 1
-                found_id = f"{name}/{split}/{number}"
-                yield Problem(found_id, name, split, question.strip(), answer.strip())
+                problem_id = f"{name}/{split}/{number}"
+                yield Problem(problem_id, name, split, question.strip(), answer.strip())
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"the file of {name}", f"a row that cannot be read ({error})", "use the public file"

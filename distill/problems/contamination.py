@@ -1,13 +1,13 @@
 """Find training questions that an evaluation set holds too, whole, but for numbers, or in part.
 
     kind      a training question counts as contaminated where, of some evaluation question, it has
-    exact     the same words; case, marks and blanks do not count
+    exact     the same words; case, punctuation and whitespace do not count
     numbers   the same words but for the numbers
     overlap   13 words in a row (Brown et al. 2020, appendix C), but for runs that more than ten
               evaluation questions share, which are phrases
     similar   half or more of both's runs of 5 words, numbers apart: a Jaccard index of 0.5
 
-The first kind that holds is told. Evaluation questions go into inverted indices, so a training
+The first kind that applies is reported. Evaluation questions are in inverted indices, so a training
 question costs a look-up for each of its words, whatever the size of the sets; no sketch is drawn
 (as MinHash would, Lee et al. 2022) since the runs of an evaluation set fit in memory.
 """
@@ -51,8 +51,8 @@ class Contamination:
     """What counts as contaminated, and which kinds of it are left out of training.
 
     Attributes:
-        overlap_words: length of a run of words that tells of a copied part.
-        phrase: a run that more evaluation questions than these hold tells of nothing.
+        overlap_words: length in words of a run that counts as copied.
+        phrase: a run that occurs in more evaluation questions than this is ignored.
         run_words: length of the runs that similarity is counted on.
         similarity: least Jaccard index of a near duplicate, above 0.
         drop: kinds that are left out; the others are recorded and stay.
@@ -133,8 +133,8 @@ class Index:
     def _part(self, words: tuple[str, ...]) -> int | None:
         """Return the first evaluation question with a run of these words that is no phrase."""
         runs = _hashes(words, self.rules.overlap_words)
-        told = (run for run in runs if 0 < self._holders[run] <= self.rules.phrase)
-        return min((self._copied[run] for run in told), default=None)
+        rare = (run for run in runs if 0 < self._holders[run] <= self.rules.phrase)
+        return min((self._copied[run] for run in rare), default=None)
 
     def _nearest(self, masked: tuple[str, ...]) -> tuple[int | None, float]:
         """Return the evaluation question with the highest Jaccard index, the first of equals."""
@@ -163,23 +163,23 @@ class Index:
         return Overlap(problem.problem_id, other, kind, similarity, dropped, reason)
 
 
-def clean(problems: Iterable[Problem], index: Index, found: list[Overlap]) -> Iterator[Problem]:
+def clean(problems: Iterable[Problem], index: Index, overlaps: list[Overlap]) -> Iterator[Problem]:
     """Pass on what is not to be dropped, and note every overlap of a training problem.
 
     Args:
         problems: any; those of other splits than train pass.
         index: what they are looked up in.
-        found: where overlaps are appended.
+        overlaps: list to which overlaps are appended.
     """
     for problem in problems:
         overlap = index.find(problem) if problem.split == TRAINED else None
         if overlap is not None:
-            found.append(overlap)
+            overlaps.append(overlap)
         if overlap is None or not overlap.dropped:
             yield problem
 
 
-def count(found: Iterable[Overlap]) -> dict[str, object]:
+def count(overlaps: Iterable[Overlap]) -> dict[str, object]:
     """Count overlaps by kind, and by kind and evaluation set; `dropped` are those left out.
 
     Example:
@@ -189,7 +189,7 @@ def count(found: Iterable[Overlap]) -> dict[str, object]:
     kinds: Counter[str] = Counter()
     by_set: dict[str, Counter[str]] = {}
     dropped = 0
-    for overlap in found:
+    for overlap in overlaps:
         kinds[overlap.kind] += 1
         dropped += overlap.dropped
         name = "/".join(overlap.other_id.split("/")[:2])

@@ -23,7 +23,7 @@ def cache_dir() -> Path:
     return Path(chosen) if chosen else Path.home() / ".cache" / "distill"
 
 
-def cached(name: str) -> Path:
+def fetch(name: str) -> Path:
     """Return the path of a public set's file, fetched if it is not in the cache yet.
 
     The file is checked against its sha256 each time; it appears under its name only when it is

@@ -1,4 +1,4 @@
-"""Read problems: built-in families, a user's JSONL, and the public sets; count what they are.
+"""Read problems from built-in families, a user's JSONL and the public sets, and count them.
 
 Gin files name every source here: `problems.BuiltIn`, `problems.Gsm8k` and so on.
 """
@@ -47,17 +47,19 @@ __all__ = [
     "summarise",
 ]
 
+# Files and folders of a run directory that the stage fills, as patterns.
+OUTPUTS = ("problems", "contamination")
 SHARD_PROBLEMS = 4096
 
 
 class Source(Protocol):
-    """Anything that gives problems; frozen dataclasses, so that a manifest can tell them apart."""
+    """A source of problems: a frozen dataclass, whose fields the manifest records."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield the problems, in the same order each time.
 
         Raises:
-            UserError: a file is missing or not as it must be.
+            UserError: a file is missing or malformed.
         """
         ...
 
@@ -91,7 +93,7 @@ class BuiltIn:
 
 @dataclasses.dataclass(frozen=True)
 class General:
-    """The built-in general families as one set, `general`, that tells what specialising costs.
+    """The built-in general families as one set, `general`, that measures the cost of specialising.
 
     Attributes:
         split: train, validation or test.
@@ -155,21 +157,21 @@ class JsonLines:
             chain = None if row.get("chain") is None else rowfiles.text(row, "chain", where)
             if chain is not None and "answer is" not in chain.lower():
                 chain = f"{chain.rstrip()}\nThe answer is {answer}"
-            found_id = row.get("id", number)
-            if not isinstance(found_id, str | int):
-                got = f"{found_id!r:.60}"
+            row_id = row.get("id", number)
+            if not isinstance(row_id, str | int):
+                got = f"{row_id!r:.60}"
                 raise UserError(f"a text or a whole number as id in {where}", got, "correct it")
-            key = f"{name}/{self.split}/{found_id}"
+            key = f"{name}/{self.split}/{row_id}"
             yield Problem(key, name, self.split, question, answer, chain)
 
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """Another source's problems as a set of their own name, to be asked or graded in another way.
+    """Another source's problems under another name, for another prompt or grader.
 
     Attributes:
-        source: where the problems come from.
-        name: what the set is called.
+        source: the source of the problems.
+        name: name of the set.
 
     Example:
         >>> source = Named(BuiltIn("multi", "selection", 2), "multi_shown")
@@ -188,10 +190,10 @@ class Named:
 
 
 def distinct(problems: Iterable[Problem]) -> Iterator[Problem]:
-    """Pass the problems on.
+    """Yield the problems after checking their ids.
 
     Raises:
-        UserError: two of them have one id.
+        UserError: two problems have the same id.
 
     Example:
         >>> one = Problem("mine/train/1", "mine", "train", "What is 4 + 4?", "8")
@@ -218,15 +220,16 @@ def summarise(problems: Iterable[Problem]) -> dict[str, Any]:
         {'problems': 1, 'by_split': {'mine/train': 1}, 'also_in_train': 0}
     """
     counts: Counter[str] = Counter()
-    asked: dict[bool, list[str]] = {True: [], False: []}
+    by_training: dict[bool, list[str]] = {True: [], False: []}
     for problem in problems:
         counts[f"{problem.source}/{problem.split}"] += 1
-        asked[problem.split == "train"].append(" ".join(problem.question.casefold().split()))
-    trained = set(asked[True])
+        normalised = " ".join(problem.question.casefold().split())
+        by_training[problem.split == "train"].append(normalised)
+    trained = set(by_training[True])
     return {
         "problems": counts.total(),
         "by_split": dict(sorted(counts.items())),
-        "also_in_train": sum(question in trained for question in asked[False]),
+        "also_in_train": sum(question in trained for question in by_training[False]),
     }
 
 
@@ -244,15 +247,17 @@ def run(
     run_dir: Path,
     sources: Sequence[Source],
     contamination: Contamination | None = None,
+    problems_per_shard: int = SHARD_PROBLEMS,
 ) -> dict[str, Any]:
-    """Fill RUN_DIR/problems from the sources; go on where an earlier start stopped.
+    """Fill RUN_DIR/problems from the sources; resume where an earlier start stopped.
 
     Args:
         run_dir: the run directory.
-        sources: where the problems come from.
-        contamination: what counts as a training question that an evaluation set holds too; each is
-            recorded in RUN_DIR/contamination, and left out if its kind is to be dropped. Not looked
-            for where None.
+        sources: the sources of the problems, read in order.
+        contamination: rules by which a training question overlaps with an evaluation set; each
+            overlap is recorded in RUN_DIR/contamination, and the question is dropped if the rules
+            drop its kind. None skips the search.
+        problems_per_shard: most problems in one shard; excluded from the run's identity.
 
     Raises:
         UserError: a source cannot be read, gives no problem, or repeats a problem_id.
@@ -261,7 +266,7 @@ def run(
     settings: dict[str, Any] = {"sources": sources}
     if contamination is not None:
         settings["contamination"] = contamination
-    with Stage.open(run_dir, "problems", settings=settings) as stage:
+    with Stage.open(run_dir, "problems", settings=settings, outputs=OUTPUTS) as stage:
         if stage.complete:
             return stage.summary
         shards = Shards(run_dir / "problems", Problem)
@@ -271,13 +276,13 @@ def run(
             evaluated = (problem for problem in _all(sources) if problem.split != TRAINED)
             read = clean(read, Index(evaluated, contamination), overlaps)
         left = (problem for problem in read if problem.problem_id not in done)
-        while shards.append(islice(left, SHARD_PROBLEMS)):
+        while shards.append(islice(left, problems_per_shard)):
             pass
-        found = summarise(shards)
+        summary = summarise(shards)
         if contamination is not None:
             _record(run_dir / "contamination", overlaps)
-            found["contaminated"] = count(overlaps)
-        stage.finish(**found)
+            summary["contaminated"] = count(overlaps)
+        stage.finish(**summary)
         return stage.summary
 
 
@@ -286,7 +291,7 @@ def _all(sources: Iterable[Source]) -> Iterator[Problem]:
 
 
 def _record(directory: Path, overlaps: Iterable[Overlap]) -> None:
-    """Write all overlaps; each start of the stage finds the same ones."""
+    """Replace the recorded overlaps; every start of the stage computes the same ones."""
     shards = Shards(directory, Overlap)
     shards.remove()
     shards.append(overlaps)

@@ -1,4 +1,4 @@
-"""Read the files that problems come in: lines of JSON, a list, XML; each fault names its place."""
+"""Read files of problems (JSON lines, JSON, XML); every error names file and line."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ def content(path: Path) -> str:
 
 
 def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number from 1, row) of a file of JSON lines; blank lines are passed over.
+    """Yield (line number from 1, row) of a file of JSON lines; skip lines of whitespace.
 
     Raises:
         UserError: a line is no JSON object, or as `content`.
@@ -36,7 +36,7 @@ def text(row: dict[str, Any], key: str, where: str) -> str:
     """Return a row's text under a key, or its number as text.
 
     Raises:
-        UserError: it is missing, blank or of another kind; `where` names the row.
+        UserError: it is missing, only whitespace or of another type; `where` names the row.
     """
     value = row.get(key)
     if isinstance(value, int) and abs(value) >= 10**_MOST_DIGITS:
@@ -74,14 +74,14 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def _json(path: Path, kind: type) -> Any:
-    found = files.read_json(path)
-    if not isinstance(found, kind):
-        raise UserError(f"a {kind.__name__} in {path}", type(found).__name__, "use the public file")
-    return found
+    value = files.read_json(path)
+    if not isinstance(value, kind):
+        raise UserError(f"a {kind.__name__} in {path}", type(value).__name__, "use the public file")
+    return value
 
 
 def xml_root(path: Path) -> ElementTree.Element:
-    """Parse XML that declares nothing: without a DOCTYPE there are no entities to expand.
+    """Parse XML without a DOCTYPE, so that there are no entities to expand.
 
     Raises:
         UserError: it is no such XML, or as `content`.

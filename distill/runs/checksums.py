@@ -7,6 +7,7 @@ from typing import Any
 
 from distill.core import files, journal, stages, sums
 from distill.core.errors import UserError
+from distill.runs.layout import OUTPUTS
 
 Manifests = Mapping[str, Mapping[str, Any]]
 REPORT = "report"
@@ -148,11 +149,10 @@ class _Owners:
 
     def __init__(self, run_dir: Path, manifests: Manifests, lists: Mapping[str, Any]) -> None:
         self.manifests, self.lists = manifests, lists
-        names = {*stages.DIRECTORIES, *stages.BESIDE}
         self._of = {
             path.relative_to(run_dir).as_posix(): name
-            for name in sorted(names, key=lambda name: name in manifests)
-            for path in stages.outputs(run_dir, name)
+            for name in sorted(OUTPUTS, key=lambda name: name in manifests)
+            for path in stages.outputs(run_dir, OUTPUTS[name])
         }
 
     def of(self, name: str) -> str | None:

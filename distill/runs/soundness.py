@@ -14,8 +14,9 @@ import numpy as np
 from distill.core import files, records, stages
 from distill.core.errors import UserError
 from distill.core.records import Problem
-from distill.core.store import DIRECTORIES, Shards
+from distill.core.store import Shards
 from distill.runs import checksums, recount
+from distill.runs.layout import OUTPUTS
 from distill.training import evaluate
 
 Value = TypeVar("Value")
@@ -118,9 +119,14 @@ def check(run_dir: Path, *, contents: bool = True) -> Soundness:
 def _check_contents(run_dir: Path, manifests: Manifests, result: Soundness) -> None:
     complete = {name: manifest for name, manifest in manifests.items() if manifest["complete"]}
     contents = _contents(run_dir, result)
-    for stage, folder in DIRECTORIES.items():
-        if _parts(run_dir, folder) and not any(_is_stage(name, stage) for name in manifests):
-            result.faults.append(f"{folder}: shards without a manifest of their stage")
+    for stage, patterns in OUTPUTS.items():
+        if any(_is_stage(name, stage) for name in manifests):
+            continue
+        result.faults += [
+            f"{pattern}: shards without a manifest of their stage"
+            for pattern in patterns
+            if _parts(run_dir, pattern)
+        ]
     checks: dict[str, Callable[[], None]] = {
         "keys": lambda: _check_keys(contents, complete, result),
         "checkpoints": lambda: _check_checkpoints(run_dir, complete, result),

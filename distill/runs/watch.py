@@ -63,7 +63,7 @@ class MetricsReader:
         """Return all complete lines; reads a resumed run's file again from its start."""
         if not self.path.exists():
             return []
-        with files.opened(self.path, follow=False) as file:
+        with files.open_regular(self.path, follow=False) as file:
             status = os.fstat(file.fileno())
             if status.st_ino != self._inode or status.st_size < self._offset:
                 self.lines, self._offset, self._inode = [], 0, status.st_ino

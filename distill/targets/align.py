@@ -25,6 +25,8 @@ Key = tuple[str, int]
 Pair = dict[str, float]
 
 # Traces of a shard: what a kill may lose, and what is in memory at once.
+# Files and folders of a run directory that the stage fills, as patterns.
+OUTPUTS = ("aligned",)
 SHARD_TRACES = 4096
 TOO_LONG = "too_long"
 BYTES_PER_TOKEN = 16  # a trace of fewer tokens than its text suggests is as long as its text
@@ -198,7 +200,9 @@ def run(
     learnt = continuations if rule == "marginal" else 0
     described = students.setting(run_dir, "align", tokenizer)
     settings = {"student": described, **options, "continuations": learnt}
-    with Stage.open(run_dir, "align", settings=settings, inputs=["harvest", "check"]) as stage:
+    with Stage.open(
+        run_dir, "align", settings=settings, inputs=["harvest", "check"], outputs=OUTPUTS
+    ) as stage:
         if stage.complete:
             return stage.summary
         traces = Shards(run_dir / "traces", Trace)

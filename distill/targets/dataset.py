@@ -21,6 +21,8 @@ from distill.text import prompts
 if TYPE_CHECKING:
     import seqio
 
+# Files and folders of a run directory that the stage fills, as patterns.
+OUTPUTS = ("dataset",)
 SHARD_ROWS = 1024
 EQUAL_RATIOS = dict.fromkeys(prompts.FORMATS, 1.0)
 # Of a registered mixture and before its tasks' names, so that it finds what was cached of them.
@@ -217,7 +219,9 @@ def run(
     settings |= {"seed": seed, "split": split}
     # Before the stage opens, for that pins the run to these settings.
     require_aligned(run_dir, tokenizer, k)
-    with Stage.open(run_dir, "dataset", settings=settings, inputs=["problems", "align"]) as stage:
+    with Stage.open(
+        run_dir, "dataset", settings=settings, inputs=["problems", "align"], outputs=OUTPUTS
+    ) as stage:
         if stage.complete:
             return stage.summary
         shards = Shards(run_dir / "dataset", PackedExample)

@@ -9,7 +9,7 @@ import tokalign
 from distill.core import paths
 from distill.core.errors import UserError
 from distill.core.store import read_json
-from distill.core.vocabulary_digest import Recorded, require_same
+from distill.core.vocabulary_digest import VocabularyRecord, require_same
 
 VOCABULARY = "vocabulary"
 _PROBE = "She sold 1,234.5 clips,\n  half (\u00bd) of them \ufb01ne: {x} = 48/2."
@@ -110,5 +110,5 @@ def require_described(
     mine = describe(tokenizer)
     alike = described.get("type") == mine["type"] and VOCABULARY in described and VOCABULARY in mine
     key = VOCABULARY if alike else "sha256"
-    one = Recorded(expected, described.get(key), described.get("vocab_size"))
-    require_same(one, Recorded(got, mine[key], mine["vocab_size"]), do)
+    one = VocabularyRecord(expected, described.get(key), described.get("vocab_size"))
+    require_same(one, VocabularyRecord(got, mine[key], mine["vocab_size"]), do)

@@ -31,6 +31,9 @@ from distill.text import steps
 from distill.text.prompts import FORMATS
 from distill.training.optimizers import Optimizer
 
+# Files and folders of a run directory that the stage fills, as patterns.
+OUTPUTS = ("chains",)
+VERIFIER_OUTPUTS = ("verifier/chains",)
 SHARD_QUESTIONS = 256  # drawn together, so that batches are full; what a kill may lose
 CHAINS: Mapping[str, int] = {"train": 4, "validation": 4}
 
@@ -60,7 +63,7 @@ def draw(
                 prompt=attempt.prompt,
                 model=models.generator.model,
                 seed=attempt.seed,
-                **attempt.completion.traced(),
+                **attempt.completion.trace_fields(),
             )
 
 
@@ -108,7 +111,9 @@ def run(
     run_dir = Path(run_dir)
     settings = {"reviser": reviser, "chains": chains, "length": length, "sampling": sampling}
     settings |= {"prompt": prompt, "grader": grader, "seed": seed}
-    with Stage.open(run_dir, "chains", settings=settings, inputs=["problems"]) as stage:
+    with Stage.open(
+        run_dir, "chains", settings=settings, inputs=["problems"], outputs=OUTPUTS
+    ) as stage:
         if stage.complete:
             return stage.summary
         traces = Shards(run_dir / "chains", Trace)
@@ -217,7 +222,12 @@ def verifier(
     require_no_decay(reader, optimizer)
     run_dir = Path(run_dir)
     with Stage.open(
-        run_dir, "chain_verifier", settings=settings, inputs=["chains"], reads=[student]
+        run_dir,
+        "chain_verifier",
+        settings=settings,
+        inputs=["chains"],
+        reads=[student],
+        outputs=VERIFIER_OUTPUTS,
     ) as stage:
         if not stage.complete:
             directory = run_dir / "verifier" / "chains"

@@ -27,6 +27,8 @@ from distill.traces.harvest import harvest
 
 logger = logging.getLogger(__name__)
 
+# Files and folders of a run directory that the stage fills, as patterns.
+OUTPUTS = ("diversity", "reports/diversity*")
 PASSES = (1, 5, 10, 20, 40)
 ANSWERS, WORDINGS = "distinct answers", "distinct right texts"
 KINDS = ("regular", "fire", "difference")
@@ -164,7 +166,9 @@ def run(
         **{"generator": generator, "splits": splits, "limit": limit, "grid": grid},
         **{"temperature": temperature, "grader": grader, "resamples": resamples, **how},
     }
-    with Stage.open(run_dir, "diversity", settings=settings, inputs=["problems"]) as stage:
+    with Stage.open(
+        run_dir, "diversity", settings=settings, inputs=["problems"], outputs=OUTPUTS
+    ) as stage:
         if stage.complete:
             return stage.summary
         asked = _chosen(run_dir, splits, limit)

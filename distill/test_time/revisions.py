@@ -36,6 +36,8 @@ from distill.training.optimizers import AdamW, Constant, Optimizer
 from distill.training.pretraining import Example, pack
 from distill.training.train import Course, fit
 
+# Files and folders of a run directory that the stage fills, as patterns.
+OUTPUTS = ("revisions", "reviser")
 MOST_ATTEMPTS = 4
 PAPER_OPTIMIZER = AdamW(schedule=Constant(1e-5), weight_decay=0.0)
 LOSS_BATCHES = 8  # of the questions held out
@@ -245,7 +247,12 @@ def run(
     settings |= {"optimizer": optimizer, "share": share, "seed": seed}
     run_dir = Path(run_dir)
     with Stage.open(
-        run_dir, "revisions", settings=settings, inputs=["rollouts"], reads=[student]
+        run_dir,
+        "revisions",
+        settings=settings,
+        inputs=["rollouts"],
+        reads=[student],
+        outputs=OUTPUTS,
     ) as stage:
         if not stage.complete:
             examples = list(revisions(rollouts.solutions(run_dir, "train"), seed=seed))

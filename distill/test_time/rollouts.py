@@ -33,6 +33,8 @@ from distill.traces.harvest import harvest, sample_seed
 # What a kill may lose: so many samples, and the roll-outs of so many questions. Requests run
 # together by the shapes of their prompts and prefixes, so few questions would leave batches empty.
 SHARD_TRACES, SHARD_QUESTIONS = 512, 256
+# Files and folders of a run directory that the stage fills, as patterns.
+OUTPUTS = ("rollouts",)
 SAMPLES: Mapping[str, int] = {"train": 16, "validation": 16}  # of each question, as the paper
 ANSWERED = ("right", "wrong")  # the outcomes of solutions that have an answer
 
@@ -156,7 +158,7 @@ def _ends_right(beginning: Beginning, completion: Completion, grader: Grader) ->
     whole = cut_after_answer(completion)
     if whole.finish_reason != "stop":
         return False
-    return judge(beginning.prefix + whole.text, beginning.problem.answer, grader)[0] == "right"
+    return judge(beginning.prefix + whole.text, beginning.problem.answer, grader).outcome == "right"
 
 
 def _sum(one: Rollouts, more: Rollouts) -> Rollouts:
@@ -242,7 +244,9 @@ def run(
     how = {"sampling": sampling, "seed": seed}
     settings = {"generator": generator, "samples": samples, "rolled": rolled, "tries": tries}
     settings |= {"prompt": prompt, "grader": grader, **how}
-    with Stage.open(run_dir, "rollouts", settings=settings, inputs=["problems"]) as stage:
+    with Stage.open(
+        run_dir, "rollouts", settings=settings, inputs=["problems"], outputs=OUTPUTS
+    ) as stage:
         if stage.complete:
             return stage.summary
         traces = Shards(run_dir / "rollouts" / "solutions", Trace)

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 # Solutions that are drawn together, so many that chains of a whole budget fill a batch; what a kill
 # may lose.
+# Files and folders of a run directory that the stage fills, as patterns.
+OUTPUTS = ("scale", "reports/scale*")
 SHARD_SOLUTIONS = 8192
 SEARCHES = (
     LookAhead(),
@@ -161,7 +163,9 @@ def run(
         **{"strategies": strategies, "difficulty_samples": difficulty_samples, "seed": seed},
         **{"larger": larger, "ratios": ratios, "resamples": resamples},
     }
-    with Stage.open(run_dir, "scale", settings=settings, inputs=["problems"]) as stage:
+    with Stage.open(
+        run_dir, "scale", settings=settings, inputs=["problems"], outputs=OUTPUTS
+    ) as stage:
         if stage.complete:
             return stage.summary
         asked = _chosen(run_dir, splits, limit, 2 * bins)

@@ -38,6 +38,8 @@ from distill.training.train import Course, fit
 
 logger = logging.getLogger(__name__)
 PROCESS, OUTCOME = "process", "outcome"
+# Files and folders of a run directory that the stage fills for each kind, as patterns.
+OUTPUTS = {kind: (f"verifier/{kind}", f"reports/verifier-{kind}.*") for kind in (PROCESS, OUTCOME)}
 PAPER_OPTIMIZER = AdamW(schedule=Constant(3e-5), weight_decay=0.0, b2=0.95)
 COLUMNS_OF = 32  # rows are padded to a multiple of so many tokens; each width is compiled
 WINDOW = 64  # batches whose rows are sorted together
@@ -317,7 +319,12 @@ def run(
     require_no_decay(reader, optimizer)
     run_dir = Path(run_dir)
     with Stage.open(
-        run_dir, f"verifier-{kind}", settings=settings, inputs=["rollouts"], reads=[student]
+        run_dir,
+        f"verifier-{kind}",
+        settings=settings,
+        inputs=["rollouts"],
+        reads=[student],
+        outputs=OUTPUTS[kind],
     ) as stage:
         if not stage.complete:
             directory = run_dir / "verifier" / kind

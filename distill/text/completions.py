@@ -219,7 +219,7 @@ def whole_characters(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def reported(text: str, tokens: Sequence[Token] | None) -> Sequence[Token]:
+def require_tokens(text: str, tokens: Sequence[Token] | None) -> Sequence[Token]:
     """Return the tokens that were reported with a text, none for an empty text without a report.
 
     Raises:
@@ -259,7 +259,7 @@ def fit(text: str, tokens: Sequence[Token], finish_reason: object) -> Completion
     reason = _FINISH_REASONS.get(str(finish_reason), "error")
     placed = place_tokens(text, tokens)
     if placed is None:
-        return failed(text)
+        return failed_completion(text)
     spelled = b"".join(token.text for token in placed)
     for wanted in (text.encode(), text.rstrip("\ufffd").encode(), spelled):
         if not spelled.startswith(wanted):
@@ -273,7 +273,7 @@ def fit(text: str, tokens: Sequence[Token], finish_reason: object) -> Completion
             finish_reason=reason,
             end_logprob=following.logprob if following and reason == "stop" else np.nan,
         )
-    return failed(text)
+    return failed_completion(text)
 
 
 def fit_scored(
@@ -288,12 +288,12 @@ def fit_scored(
             candidates.
     """
     if tokens is None or b"".join(token.text for token in tokens) != text.encode():
-        return failed(text)
+        return failed_completion(text)
     end_logprob = dict(following.top).get(b"", np.nan) if following else np.nan
     return assemble(_without_empty(tokens), end_logprob=end_logprob)
 
 
-def failed(text: str) -> Completion:
+def failed_completion(text: str) -> Completion:
     """Return a completion whose tokens do not spell its text: it has none."""
     return dataclasses.replace(assemble([], finish_reason="error"), text=text)
 

@@ -1,4 +1,4 @@
-r"""The texts that models are asked with: the student's four formats and the teacher's prompt.
+r"""The prompts of all models: the student's four formats and the teacher's prompt.
 
     name               encoder input                                  decoder target
     zero_shot_answer   Q: {q} A:                                      The answer is {x}
@@ -10,7 +10,7 @@ r"""The texts that models are asked with: the student's four formats and the tea
                        then  Q: {q}\nLet's think step by step
 
 A chain ends in `The answer is {x}`. Source: Fu et al. 2023, section 4 and its public code; there a
-question may stand among its own demonstrations, here it does not.
+question may occur among its own demonstrations, here it never does.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class Format:
         r"""Return the encoder input of a question.
 
         Args:
-            question: what is asked.
+            question: the question's text.
             demonstrations: solved problems, none for the zero-shot formats; a chain format needs
                 their chains.
 
@@ -102,7 +102,7 @@ FORMATS = {
 
 @dataclasses.dataclass(frozen=True)
 class TeacherPrompt:
-    r"""The prompt of a decoder-only teacher, which goes on where it ends.
+    r"""The prompt of a decoder-only teacher, which continues it.
 
     Attributes:
         demonstrations: solved problems to show first, with their chains.

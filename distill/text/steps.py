@@ -1,13 +1,13 @@
 """Cut a chain of thought into steps that survive vocabularies without a line break.
 
-A step ends with a line, or with a sentence: T5's vocabulary reads a line break as a blank, so its
-chains have sentences alone. The blank after a full stop belongs to the next step, as it does to the
-next token in SentencePiece and byte-level vocabularies; a line break ends its own.
+A step ends with a line or with a sentence: T5's vocabulary reads a line break as a space, so its
+chains have only sentences. The space after a full stop belongs to the next step, as it belongs to
+the next token in SentencePiece and byte-level vocabularies; a line break belongs to its own step.
 """
 
 import re
 
-# What a generator is told to stop at, so that it writes one step.
+# Stop texts for a generator that writes one step.
 STOPS = ("\n", ". ")
 _BORDER = re.compile(r"(?<=\n)(?=[^\n])|(?<=\.)(?=[ \t]+\S)")
 

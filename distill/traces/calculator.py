@@ -11,7 +11,6 @@ Source: Cobbe et al. 2021, arXiv 2110.14168, appendix C, for generators without 
 """
 
 import dataclasses
-import hashlib
 import itertools
 import operator
 import re
@@ -20,6 +19,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from distill.core import seeds
 from distill.core.ports import Completion, Generator, Request, Sampling, Usage
 from distill.text.completions import Token, assemble, cut_at_stop, tokens_of
 
@@ -169,8 +169,7 @@ class _Text:
         """Return the request of the next part; the first part has the request's own seed."""
         seed = self.request.seed
         if self.parts:
-            digest = hashlib.sha256(f"{seed}\0calculator\0{len(self.parts)}".encode()).digest()
-            seed = int.from_bytes(digest[:4], "big") >> 1
+            seed = seeds.from_names(seed, "calculator", len(self.parts))
         prefix = self.request.prefix + self.text
         return dataclasses.replace(self.request, seed=seed, prefix=prefix)
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from distill.core import seeds
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Generator, Request, Sampling
 from distill.core.progress import progress
@@ -26,6 +27,8 @@ from distill.text.prompts import TeacherPrompt
 logger = logging.getLogger(__name__)
 Key = tuple[str, int]
 
+# Files and folders of a run directory that the stage fills, as patterns.
+OUTPUTS = ("traces", "spent")
 HARVESTED_SPLITS = ("train", "validation")
 
 
@@ -36,8 +39,7 @@ def sample_seed(seed: int, problem_id: str, sample: int) -> int:
         >>> sample_seed(0, "gsm8k/train/0", 0) == sample_seed(0, "gsm8k/train/0", 0)
         True
     """
-    digest = hashlib.sha256(f"{seed}\0{problem_id}\0{sample}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
+    return seeds.from_names(seed, problem_id, sample)
 
 
 def harvest(
@@ -144,7 +146,7 @@ def _traces(
             prompt=request.prompt,
             model=model,
             seed=request.seed,
-            **completion.traced(),
+            **completion.trace_fields(),
         )
 
 
@@ -313,7 +315,13 @@ def run(
         "seed": seed,
     }
     name = _stage_name(part)
-    with Stage.open(run_dir, name, settings=settings, inputs=["problems"]) as stage:
+    with Stage.open(
+        run_dir,
+        name,
+        settings=settings,
+        inputs=["problems"],
+        outputs=() if part else OUTPUTS,  # parts share a folder, which the whole stage lists
+    ) as stage:
         if stage.complete:
             return stage.summary
         first, step = part or (0, 1)

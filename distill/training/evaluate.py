@@ -144,7 +144,7 @@ def _drawn(sampling: Sampling, voting: Voting | None) -> Sampling:
 
 
 def _trace(problem: Problem, sample: int, asked: Request, completion: Completion) -> Trace:
-    written = cut_after_answer(completion).traced()
+    written = cut_after_answer(completion).trace_fields()
     if completion.finish_reason == "too_long":
         logger.warning("%s is longer than the generator reads", problem.problem_id)
     return Trace(problem.problem_id, sample, asked.prompt, **written, model="", seed=asked.seed)
@@ -454,6 +454,8 @@ def _chosen_steps(run_dir: Path) -> list[int]:
 
 _EVALUATE = _Kind("evaluate", "predictions", STEERING, ["train"], _saved_steps)
 _FINAL = _Kind("final", "final", REPORTED, ["train", "select"], _chosen_steps)
+# The places of a run directory that each of the two stages fills, by the stage's name.
+OUTPUTS = {kind.name: (kind.folder,) for kind in (_EVALUATE, _FINAL)}
 
 
 def _stage(
@@ -463,7 +465,14 @@ def _stage(
     settings = options.settings() | ({} if trained else {"student": student})
     inputs = ["problems", *(kind.after if trained else ())]
     reads = [student]
-    with Stage.open(run_dir, kind.name, settings=settings, inputs=inputs, reads=reads) as stage:
+    with Stage.open(
+        run_dir,
+        kind.name,
+        settings=settings,
+        inputs=inputs,
+        reads=reads,
+        outputs=OUTPUTS[kind.name],
+    ) as stage:
         if not stage.complete:
             steps = kind.steps(run_dir) if trained else [0]
             made, through = students(run_dir, start=student, **how), options.through
@@ -491,7 +500,9 @@ def _fill(
     for name in options.ways:
         _require("set", sorted({problem.source for problem in every}), name)
     with contextlib.ExitStack() as stack:
-        judges = {name: stack.enter_context(graders.opened(name)) for name in _graders(options)}
+        judges = {
+            name: stack.enter_context(graders.open_grader(name)) for name in _graders(options)
+        }
         how = {
             "format": _prompts(options, [p for p in every if p.split == "train"]),
             "grader": judges[options.grader],
@@ -538,7 +549,7 @@ def _graded_again(
             judge, outcome = beside[prediction.source], prediction.outcome
             if outcome in _FINISHED:
                 gold = getattr(asked[prediction.problem_id], judge.field)
-                outcome, _, _ = judge(prediction.text, gold)
+                outcome = judge(prediction.text, gold).outcome
             yield dataclasses.replace(prediction, outcome=outcome)
 
 

@@ -12,6 +12,9 @@ from distill.models import weights
 from distill.models.layers import by_path
 from distill.targets import vocabulary as students
 
+# Files and folders of a run directory that the stage fills, as patterns.
+OUTPUTS = ("start",)
+
 
 def directory(run_dir: Path, student: str | None) -> Path:
     """Return the directory of the start that a run trains.
@@ -58,7 +61,7 @@ def run(
     described = students.setting(Path(run_dir), "initialise", tokenizer, "vocabulary")
     settings = {"model": model, "vocabulary": described}
     settings |= {"extra_ids": extra_ids, "seed": seed}
-    with Stage.open(run_dir, "initialise", settings=settings) as stage:
+    with Stage.open(run_dir, "initialise", settings=settings, outputs=OUTPUTS) as stage:
         if stage.complete:
             return stage.summary
         params = model.init(jax.random.key(seed))

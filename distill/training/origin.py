@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from distill.core.errors import UserError
 from distill.core.store import read_json, sha256, write_json
-from distill.core.vocabulary_digest import Recorded, require_same
+from distill.core.vocabulary_digest import VocabularyRecord, require_same
 from distill.models.saved import open_vocabulary
 from distill.models.weights import WEIGHTS, Vocabulary
 from distill.targets import vocabulary as students
@@ -87,7 +87,7 @@ def require(run_dir: Path, directory: Path, vocabulary: Vocabulary) -> None:
     found = read_json(path)
     digests = found if isinstance(found, Mapping) else {}
     holder, do = f"the checkpoints in {path.parent}", "give the start that the run was trained from"
-    expected = Recorded(holder, digests.get("vocabulary_sha256"))
+    expected = VocabularyRecord(holder, digests.get("vocabulary_sha256"))
     require_same(expected, vocabulary.recorded(f"the start in {directory}"), do)
     weights, mine = digests.get("weights_sha256"), sha256(directory / WEIGHTS)
     if weights != mine:

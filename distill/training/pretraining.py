@@ -16,6 +16,8 @@ from distill.core.vocabulary_digest import require_same
 from distill.problems.builtin import arithmetic
 from distill.text import prompts
 
+# Files and folders of a run directory that the stage fills, as patterns.
+OUTPUTS = ("checkpoints",)
 SPLIT = "train"
 TEACHER_PROMPT = prompts.TeacherPrompt()
 # Problem seeds are laid out as (seed, step, number of the problem in its step).
@@ -464,7 +466,11 @@ def run(
     settings |= {"optimizer": optimizer, "steps": steps, "seed": seed, "start": start}
     settings |= {"microbatches": microbatches}
     with Stage.open(
-        run_dir, "pretrain", settings=settings, reads=[start, vocabulary_path]
+        run_dir,
+        "pretrain",
+        settings=settings,
+        reads=[start, vocabulary_path],
+        outputs=OUTPUTS,
     ) as stage:
         if stage.complete:
             return stage.summary

@@ -15,6 +15,9 @@ from distill.training.evaluate import tally
 
 logger = logging.getLogger(__name__)
 
+# Files and folders of a run directory that the stage fills, as patterns.
+OUTPUTS = ("reports/selection.json",)
+
 HELD_OUT, IN_DISTRIBUTION = "selection", "validation"
 
 Accuracies = Mapping[str, Accuracy]
@@ -207,7 +210,9 @@ def run(
     """
     settings = {"rule": rule, "sets": sets, "validation_sets": validation_sets}
     settings |= {"general": general} if general else {}
-    with Stage.open(run_dir, "select", settings=settings, inputs=("evaluate",)) as stage:
+    with Stage.open(
+        run_dir, "select", settings=settings, inputs=("evaluate",), outputs=OUTPUTS
+    ) as stage:
         if not stage.complete:
             found = selection(
                 run_dir, rule, sets=sets, validation_sets=validation_sets, general=general

@@ -39,6 +39,8 @@ from distill.training.optimizers import AdamW, Constant, Optimizer
 from distill.training.step import Key, Model, State, compiled
 
 logger = logging.getLogger(__name__)
+# Files and folders of a run directory that the stage fills, as patterns.
+OUTPUTS = ("checkpoints",)
 METRICS = "metrics.jsonl"
 # For supervisors that take 0 as the end of the run, as Kubernetes does of a pod that it evicts.
 TERMINATED_CODE = "DISTILL_TERMINATED_CODE"
@@ -468,7 +470,9 @@ def _opened(
     if checkpoint_dir is not None:
         saved.place(run_dir / "checkpoints", checkpoint_dir)
     reads = [settings["student"]]
-    with Stage.open(run_dir, "train", settings=settings, inputs=inputs, reads=reads) as stage:
+    with Stage.open(
+        run_dir, "train", settings=settings, inputs=inputs, reads=reads, outputs=OUTPUTS
+    ) as stage:
         yield stage
 
 

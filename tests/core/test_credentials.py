@@ -36,7 +36,7 @@ def test_a_credential_is_refused_and_not_repeated(text, monkeypatch):
         credentials.refuse(text, "the configuration")
     for part in ("hunter22", KEY, "0123456789", "abcdefgh"):
         assert part not in str(raised.value)
-    assert credentials.HIDDEN in credentials.hidden(text) and KEY not in credentials.hidden(text)
+    assert credentials.HIDDEN in credentials.mask(text) and KEY not in credentials.mask(text)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_a_credential_is_refused_and_not_repeated(text, monkeypatch):
 )
 def test_what_is_no_credential_passes(text):
     credentials.refuse(text, "it")
-    assert credentials.hidden(text) == text
+    assert credentials.mask(text) == text
 
 
 @given(st.text(max_size=30), st.text(max_size=30))
@@ -62,7 +62,7 @@ def test_no_encoding_of_a_key_stays_in_a_text(before, after):
     shown = [KEY, KEY[:-1], KEY[::-1], raw.hex(), raw.hex().upper(), base64.b64encode(raw).decode()]
     shown += [base64.b64encode(f"{before}{KEY}".encode()).decode()]
     for form in shown:
-        left = credentials.without(f"{before} {form} {after}", KEY)
+        left = credentials.mask_secret(f"{before} {form} {after}", KEY)
         assert credentials.HIDDEN in left
         assert form[6:-6] not in left
 

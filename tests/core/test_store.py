@@ -242,7 +242,7 @@ def test_descriptions_are_json_and_stable():
 
 
 def test_a_complete_stage_lists_the_checksum_of_each_of_its_files_and_of_its_manifest(tmp_path):
-    with Stage.open(tmp_path, "check", settings={}) as stage:
+    with Stage.open(tmp_path, "check", settings={}, outputs=["verdicts"]) as stage:
         shards = Shards(tmp_path / "verdicts", Verdict)
         for sample in range(2):
             shards.append([Verdict("a", sample, "right", "1", "equal")])
@@ -342,9 +342,9 @@ def test_a_lock_that_becomes_a_link_is_not_emptied(tmp_path):
     (tmp_path / "outside").write_text("precious")
     (tmp_path / "x.lock").symlink_to(tmp_path / "outside")
     with pytest.raises(UserError, match=r"a lock at .*x.lock, got a link"):
-        stages._opened_lock(tmp_path / "x.lock")
+        stages.open_lock(tmp_path / "x.lock")
     (tmp_path / "y.lock").write_text("kept")
-    os.close(stages._opened_lock(tmp_path / "y.lock"))
+    os.close(stages.open_lock(tmp_path / "y.lock"))
     assert (tmp_path / "outside").read_text() == "precious"
     assert (tmp_path / "y.lock").read_text() == "kept"
 

@@ -22,6 +22,7 @@ from distill.endpoints.fire import (
     HotToken,
     draw,
     draw_hot_token,
+    hot_seed,
     join,
     may_be_hot,
 )
@@ -72,6 +73,10 @@ def test_a_draw_is_among_the_k_likeliest_that_may_be_hot(top, k, temperature, un
     assert np.exp(behaviour) == near(weights[place] / weights.sum(), terms=20, scale=20)
     below = weights[:place].sum() / weights.sum()
     assert below - 1e-9 <= uniform <= below + np.exp(behaviour) + 1e-9
+
+
+def test_the_seed_of_a_hot_draw_stays_what_it_was():
+    assert hot_seed(7, 3) == 1_774_356_331
 
 
 def test_a_draw_by_hand():

@@ -46,7 +46,7 @@ with sandbox:
         judged = sandbox.judge(Submission(candidate, split_asserts(test)))
         found["judged"].append([judged.outcome, judged.reason])
     for candidate, call in order["asked"]:
-        found.setdefault("lines", []).append(sandbox._ask(candidate, "", [call]).lines)
+        found.setdefault("lines", []).append(sandbox.run(candidate, "", [call]).lines)
 print(json.dumps(found))
 """
 

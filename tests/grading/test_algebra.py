@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -65,16 +66,18 @@ def test_algebra_refuses_what_differs(deciding, prediction: str, gold: str):
 @pytest.mark.parametrize(
     ("prediction", "gold"), [("52_8", "52"), ("10", "10%"), ("5 or 6", "5"), ("7", "7.0")]
 )
-def test_what_keys_decide_never_reaches_a_worker(monkeypatch, prediction: str, gold: str):
-    monkeypatch.setattr(algebra, "WORKER", "no.such.module")
+def test_what_keys_decide_never_reaches_a_worker(prediction: str, gold: str):
     with Algebra() as idle:
         assert idle.equal(prediction, gold) is answers.equal(prediction, gold)
+        assert idle.worker_pid() is None
 
 
-def test_a_pair_is_asked_once(deciding, monkeypatch):
-    first = deciding.equal("3x + 1", "1 + 3x")
-    monkeypatch.setattr(deciding, "_ask", None)
-    assert deciding.equal("3x + 1", "1 + 3x") is first is True
+def test_a_pair_is_compared_once():
+    with Algebra() as once:
+        first = once.equal("3x + 1", "1 + 3x")
+        once.seconds = 0.0  # in which no worker compares a pair
+        assert once.equal("3x + 1", "1 + 3x") is first is True
+        assert once.killed == 0
 
 
 # --- Hostile answers ---------------------------------------------------------------------------
@@ -139,7 +142,7 @@ def test_no_text_is_run(deciding, tmp_path, text: str):
 CONFINED = """
 import os, socket, sys
 from distill.grading import algebra_worker
-print(len(algebra_worker._confine(str(1 << 30), sys.argv[2])), flush=True)
+print(len(algebra_worker.confine_worker(str(1 << 30), sys.argv[2])), flush=True)
 for forbidden in (
     lambda: open(sys.argv[1], "w"),
     lambda: open("/etc/passwd"),
@@ -156,7 +159,7 @@ for forbidden in (
 
 def test_the_worker_cannot_write_open_sockets_or_start_processes(tmp_path, deciding):
     deciding.equal("x + 1", "1 + x")
-    if unguarded(deciding.held()):
+    if unguarded(deciding.protections()):
         pytest.skip("this kernel grants no Landlock or seccomp")
     done = subprocess.run(
         [sys.executable, "-c", CONFINED, str(tmp_path / "made"), ":".join(PROTECTIONS)],
@@ -164,33 +167,34 @@ def test_the_worker_cannot_write_open_sockets_or_start_processes(tmp_path, decid
         text=True,
     )
     held, _, refused = done.stdout.partition("\n")
-    assert int(held) == len(deciding.held())
+    assert int(held) == len(deciding.protections())
     assert refused == "refused " * 5
 
 
 def test_what_confines_the_worker_is_what_confines_programs(deciding):
     deciding.equal("x + 1", "1 + x")
     with Sandbox(workers=1, require=[]) as sandbox:
-        assert deciding.held() == sandbox.protections
+        assert deciding.protections() == sandbox.protections
 
 
 def test_protections_that_are_missing_are_reported():
     with Algebra(attempt=[]) as open_wide:
-        assert open_wide.held() is None
+        assert open_wide.protections() is None
         assert open_wide.equal("x + 1", "1 + x") is True
-        assert "files" in unguarded(open_wide.held())
+        assert "files" in unguarded(open_wide.protections())
 
 
 def test_no_protection_is_claimed_outside_linux(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert algebra_worker._confine(str(1 << 30), ":".join(PROTECTIONS)) == []
+    assert algebra_worker.confine_worker(str(1 << 30), ":".join(PROTECTIONS)) == []
 
 
 def test_a_worker_that_died_while_it_waited_is_replaced():
     with Algebra() as found:
         assert found.equal("x + 1", "1 + x") is True
-        os.kill(found._worker._process.pid, 9)
-        found._worker._process.wait()
+        os.kill(found.worker_pid(), 9)
+        while Path(f"/proc/{found.worker_pid()}/stat").read_text().rpartition(") ")[2][0] != "Z":
+            time.sleep(0.01)
         assert found.equal("x + 3", "3 + x") is True
         assert found.killed == 0
 
@@ -198,8 +202,9 @@ def test_a_worker_that_died_while_it_waited_is_replaced():
 def test_no_worker_is_left(deciding):
     with Algebra() as found:
         found.equal("x + 1", "1 + x")
-        process = found._worker._process
-    assert process.poll() is not None
+        pid = found.worker_pid()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_without_math_verify_it_is_refused(monkeypatch):

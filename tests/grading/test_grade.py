@@ -10,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill import __main__ as cli
+from distill.core.errors import UserError
 from distill.grading import grade
 from distill.grading.check import GRADERS
+from distill.grading.graders import Judgement
+from distill.grading.graders import grade as grade_text
 
 ROWS = [
     {"prediction": "So 40 + 32 = 72.\nThe answer is 72.", "gold": "48 + 24 = 72\n#### 72", "id": 1},
@@ -63,7 +66,7 @@ def test_graded_rows_can_be_graded_again_into_themselves(tmp_path, capsys):
     ["72", 72, 72.0, "72.00", "x = 5\n#### 72", r"so \boxed{72}", "The answer is 72.", "$72"],
 )
 def test_a_gold_answer_is_found_in_whatever_holds_it(gold):
-    [row] = grade.grade([("row", {"prediction": "#### 72", "gold": gold})], GRADERS["default"])
+    [row] = grade.grade_rows([("row", {"prediction": "#### 72", "gold": gold})], GRADERS["default"])
     assert row["verdict"] == "right"
 
 
@@ -74,7 +77,7 @@ def test_a_number_as_gold_keeps_its_value(gold):
 
 @given(st.text(), st.sampled_from(sorted(GRADERS)))
 def test_every_prediction_gets_one_of_the_verdicts(prediction, name):
-    [row] = grade.grade([("row", {"prediction": prediction, "gold": "1"})], GRADERS[name])
+    [row] = grade.grade_rows([("row", {"prediction": prediction, "gold": "1"})], GRADERS[name])
     assert row["verdict"] in grade.VERDICTS
     assert (row["extracted"] is None) == (row["verdict"] == "unparsed")
 
@@ -106,7 +109,7 @@ def test_algebra_decides_what_the_default_leaves_undecided(tmp_path, capsys):
     ],
 )
 def test_strict_graders_take_the_stated_words(text, gold, exact, caseless):
-    outcomes = [GRADERS[name](text, gold)[0] for name in ("exact", "caseless")]
+    outcomes = [GRADERS[name](text, gold).outcome for name in ("exact", "caseless")]
     assert outcomes == [exact, caseless]
 
 
@@ -162,3 +165,21 @@ def test_help_needs_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n")
     assert time.monotonic() - start < 5
+
+
+# --- One text ----------------------------------------------------------------------------------
+
+
+@given(st.text(), st.text(), st.sampled_from(sorted(GRADERS)))
+def test_one_text_is_judged_as_its_named_grader_judges_it(text, gold, name):
+    assert grade_text(text, gold, grader=name) == GRADERS[name](text, gold)
+
+
+def test_a_judgement_is_a_triple_with_names():
+    judgement = grade_text("The answer is 6.", "7")
+    assert judgement == Judgement("wrong", "6", "gold is 7") == ("wrong", "6", "gold is 7")
+
+
+def test_an_unknown_grader_is_refused():
+    with pytest.raises(UserError, match=r"a grader of default, .*, got best"):
+        grade_text("7", "7", grader="best")

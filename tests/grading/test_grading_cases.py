@@ -8,7 +8,7 @@ import pytest
 
 from distill import __main__ as cli
 from distill.grading import grade
-from distill.grading.graders import opened
+from distill.grading.graders import open_grader
 
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "grading"
 pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the collected pairs are not here")
@@ -18,8 +18,8 @@ NAMES = ("pairs", "false_accepts_default", "false_accepts_math", "false_rejects_
 def graded(grader: str) -> list[dict]:
     lines = [line for name in NAMES for line in (CASES / f"{name}.jsonl").read_text().splitlines()]
     rows = [(line, json.loads(line)) for line in dict.fromkeys(lines)]
-    with opened(grader) as judging:
-        return list(grade.grade(rows, judging))
+    with open_grader(grader) as judging:
+        return list(grade.grade_rows(rows, judging))
 
 
 @pytest.mark.parametrize("grader", ["default", "math"])

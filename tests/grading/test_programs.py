@@ -121,5 +121,5 @@ def test_a_problem_without_tests_is_refused():
     ],
 )
 def test_tests_that_cannot_be_read_are_refused(tests: str, match: str):
-    with graders.opened("mbpp") as judge, pytest.raises(UserError, match=match):
+    with graders.open_grader("mbpp") as judge, pytest.raises(UserError, match=match):
         judge(RIGHT, tests)

@@ -160,7 +160,7 @@ def test_a_resumed_stage_ends_the_same(tmp_path, sources, monkeypatch):
         return shards[-1]
 
     how = {"run_dir": tmp_path / "run", "sources": sources, "contamination": Contamination()}
-    monkeypatch.setattr(problems, "SHARD_PROBLEMS", 2)
+    how["problems_per_shard"] = 2
     monkeypatch.setattr(Shards, "append", dying)
     with pytest.raises(Killed):
         problems.run(**how)

@@ -311,10 +311,9 @@ def test_a_killed_stage_goes_on_and_a_finished_one_does_nothing(tmp_path, monkey
             raise Killed
         return append(self, records)
 
-    monkeypatch.setattr(problems, "SHARD_PROBLEMS", 12)
     monkeypatch.setattr(Shards, "append", dying)
     with pytest.raises(Killed):
-        problems.run(run_dir=tmp_path, sources=SOURCES)
+        problems.run(run_dir=tmp_path, sources=SOURCES, problems_per_shard=12)
     assert len(Shards(tmp_path / "problems", Problem)) == 24
     monkeypatch.setattr(Shards, "append", append)
     summary = problems.run(run_dir=tmp_path, sources=SOURCES)

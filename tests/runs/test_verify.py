@@ -16,6 +16,7 @@ from distill.core.records import AlignedTrace, Prediction, Problem, Trace, Verdi
 from distill.core.store import Shards, Stage
 from distill.reports import report
 from distill.runs import soundness
+from distill.runs.layout import OUTPUTS
 from distill.training.checkpoints import Checkpoints
 
 SAMPLES = 3
@@ -41,7 +42,9 @@ def aligned(problem_id, sample):
 
 def stage(run_dir, name, folder, rows, *, write=None, settings=None, inputs=(), **summary):
     """Write a complete stage with its rows in shards of four, and what `write` writes."""
-    with Stage.open(run_dir, name, settings=settings or {}, inputs=inputs) as opened:
+    with Stage.open(
+        run_dir, name, settings=settings or {}, inputs=inputs, outputs=OUTPUTS[name]
+    ) as opened:
         if rows:
             shards = Shards(run_dir / folder, type(rows[0]))
             for start in range(0, len(rows), 4):
@@ -202,7 +205,8 @@ def test_a_checkpoint_that_is_not_finite_is_a_fault(tmp_path):
 def test_a_run_that_stopped_half_way_is_said_and_sound(tmp_path):
     problems = [Problem("a/train/0", "a", "train", "What is 4 + 4?", "8")]
     stage(tmp_path, "problems", "problems", problems)
-    with Stage.open(tmp_path, "harvest", settings={"split": "train", "samples": 4}):
+    asked = {"split": "train", "samples": 4}
+    with Stage.open(tmp_path, "harvest", settings=asked, outputs=OUTPUTS["harvest"]):
         Shards(tmp_path / "traces", Trace).append([trace("a/train/0", 1)])
     (tmp_path / "traces" / ".part.1.tmp").write_bytes(b"half")
     found = soundness.check(tmp_path)

@@ -62,7 +62,7 @@ def traces(texts, number=0):
     for sample, text in enumerate(texts):
         completion = assemble([Token(text.encode(), -1.0)])
         yield Trace(
-            f"made/selection/{number}", sample, "", **completion.traced(), model="m", seed=0
+            f"made/selection/{number}", sample, "", **completion.trace_fields(), model="m", seed=0
         )
 
 

@@ -116,7 +116,7 @@ def test_prefixes_are_the_sums_of_steps_but_the_last(text):
 def solution(text, outcome, sample, number=0):
     completion = assemble([Token(text.encode(), -1.0)])
     trace = Trace(
-        f"made/train/{number}", sample, PROMPT, **completion.traced(), model="m", seed=sample
+        f"made/train/{number}", sample, PROMPT, **completion.trace_fields(), model="m", seed=sample
     )
     return trace, Verdict(trace.problem_id, sample, outcome, None, "made up")
 

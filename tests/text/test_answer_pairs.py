@@ -47,7 +47,7 @@ def test_what_changes_a_number_is_never_dropped(pair: tuple[Said, Said]):
 def test_what_changes_a_number_is_found_with_it(pair: tuple[Said, Said], stated: str):
     changed, plain = pair
     assume("{" not in changed.text or "}" in changed.text)
-    assert judge(stated.format(changed.text), plain.text, GRADERS["default"])[0] != "right"
+    assert judge(stated.format(changed.text), plain.text, GRADERS["default"]).outcome != "right"
 
 
 @settings(max_examples=200)
@@ -59,7 +59,7 @@ def test_spellings_of_one_number_are_right(data: st.DataObject):
     assert answers.equal(one, other) is True
     assert answers.canonical(one) == str(number)
     stated = data.draw(st.sampled_from(STATED)).format(one)
-    assert judge(stated, other, GRADERS["default"])[0] == "right"
+    assert judge(stated, other, GRADERS["default"]).outcome == "right"
 
 
 @settings(max_examples=200)

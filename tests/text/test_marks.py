@@ -9,7 +9,7 @@ from distill.text import answers
 
 
 def verdict(text: str, gold: str) -> str:
-    return judge(text, gold, GRADERS["default"])[0]
+    return judge(text, gold, GRADERS["default"]).outcome
 
 
 RIGHT = [

@@ -84,8 +84,12 @@ class Careless:
     model = "careless"
     plan = (b"Tom", b" has", b" 17", b" *", b" 24", b" =", b" 418", b".", b" Is 7 =", b" 7")
 
+    def __init__(self):
+        self.seeds = []
+
     def generate(self, requests, sampling):
         for index, request in enumerate(requests):
+            self.seeds.append(request.seed)
             yield index, self.written(request, sampling)
 
     def written(self, request, sampling):
@@ -122,6 +126,12 @@ def test_the_result_stands_where_the_model_would_have_erred():
     assert (made.prompt_tokens, made.completion_tokens) == (6, 9)
     (written,) = [token for token in tokens_of(made) if token.text == b" 408"]
     assert np.isnan(written.logprob) and written.top == ()
+
+
+def test_the_seeds_of_later_parts_stay_what_they_were():
+    model = Careless()
+    list(Calculator()(model).generate([Request("Q:", seed=7)], GREEDY))
+    assert model.seeds[:2] == [7, 1_719_440_957]
 
 
 def test_an_expression_across_the_prefix_is_computed():

@@ -95,6 +95,10 @@ def test_a_sample_seed_is_31_bits_and_its_own(seed, problem_id, sample):
     assert found != sample_seed(seed + 1, problem_id, sample)
 
 
+def test_the_seeds_of_harvests_on_disk_stay_what_they_were():
+    assert sample_seed(7, "gsm8k/train/0", 3) == 1_151_109_930
+
+
 @given(st.integers(0, 4), st.integers(0, 3), st.data())
 def test_what_is_done_is_skipped_and_changes_no_other(count, samples, data):
     whole = {

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill.core.ports import Completion, Request, Sampling
 from distill.endpoints.shapes.prompt_logprobs import PromptLogprobs
-from distill.text.completions import Token, fit, name_bytes, reported, whole_characters
+from distill.text.completions import Token, fit, name_bytes, require_tokens, whole_characters
 from tokalign.apis import END_BYTES, chat_tokens, first_choice, json_field, known_token
 
 if TYPE_CHECKING:
@@ -100,4 +100,4 @@ def _text(choice: Mapping[str, Any]) -> str:
 
 def _tokens(choice: Mapping[str, Any], text: str) -> list[Token]:
     tokens = chat_tokens(choice.get("logprobs"), name_bytes, known_token)
-    return list(reported(text, tokens))
+    return list(require_tokens(text, tokens))

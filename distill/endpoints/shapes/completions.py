@@ -20,14 +20,14 @@ from distill.endpoints.shapes.prompt_logprobs import PromptLogprobs
 from distill.text.completions import (
     Token,
     after_bytes,
-    failed,
+    failed_completion,
     first_bytes,
     fit,
     fit_scored,
     name_bytes,
     next_token,
     place_tokens,
-    reported,
+    require_tokens,
     whole_characters,
 )
 from tokalign.apis import END_BYTES, completion_tokens, first_choice, json_field, known_token
@@ -131,7 +131,7 @@ class Echo:
             )
         placed = place_tokens(whole, _without_start(_tokens(choice, text), whole))
         if placed is None:
-            return failed(completion)
+            return failed_completion(completion)
         kept = first_bytes(placed, len(whole.encode()))
         scored = after_bytes(kept, len(request.prompt.encode()))
         return fit_scored(completion, scored, next_token(placed, kept))
@@ -143,7 +143,7 @@ def _text(choice: Mapping[str, Any]) -> str:
 
 def _tokens(choice: Mapping[str, Any], text: str) -> list[Token]:
     tokens = completion_tokens(choice.get("logprobs"), name_bytes, known_token)
-    return list(reported(text, tokens))
+    return list(require_tokens(text, tokens))
 
 
 def _without_start(tokens: list[Token], text: str) -> list[Token]:

@@ -1,6 +1,6 @@
-"""The built-in problems: seeded, unlimited, with a gold chain; a question has one split alone.
+"""The built-in problems: seeded, unlimited, with a gold chain; each question is in one split.
 
-The tables of wordings are in `stories`, `heldout` and `general`, the telling in `storytelling`.
+`stories`, `heldout` and `general` hold the wordings, `storytelling` composes the texts.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from distill.core.records import Problem
 from distill.problems.builtin.general import GENERAL as _GENERAL
 from distill.problems.builtin.heldout import ASDIV, MULTI, SINGLE, SVAMP
 from distill.problems.builtin.stories import GSM
-from distill.problems.builtin.storytelling import NAMES, Draw, Story, Told, tell
+from distill.problems.builtin.storytelling import NAMES, Draw, Exercise, Story, tell
 
 HELD_OUT = ("multi", "asdiv", "svamp")
 FAMILIES = ("gsm", *HELD_OUT)
@@ -68,10 +68,15 @@ def problem(family: str, split: str, seed: int) -> Problem:
         raise ValueError(f"expected a split of {splits(family)} for {family}, got {split!r}")
     draw = Draw(family, split, seed)
     while True:
-        told = _TELLERS[family](draw)
-        if split_of(family, told.question) == split:
+        exercise = _TELLERS[family](draw)
+        if split_of(family, exercise.question) == split:
             return Problem(
-                f"{family}/{split}/{seed}", family, split, told.question, told.answer, told.chain
+                f"{family}/{split}/{seed}",
+                family,
+                split,
+                exercise.question,
+                exercise.answer,
+                exercise.chain,
             )
 
 
@@ -97,11 +102,11 @@ def problems(family: str, split: str, n: int, seed: int = 0) -> Iterator[Problem
             yield drawn
 
 
-def _stories(stories: tuple[Story, ...]) -> Callable[[Draw], Told]:
+def _stories(stories: tuple[Story, ...]) -> Callable[[Draw], Exercise]:
     return lambda draw: tell(draw.pick(stories), draw)
 
 
-_TELLERS: dict[str, Callable[[Draw], Told]] = {
+_TELLERS: dict[str, Callable[[Draw], Exercise]] = {
     "gsm": _stories(GSM),
     "multi": _stories(MULTI),
     "asdiv": _stories(ASDIV),

@@ -1,6 +1,6 @@
 """Tasks in the manner of BIG-Bench Hard with a short chain of thought; no word problems."""
 
-from distill.problems.builtin.storytelling import HE, NAMES, SHE, Draw, Told, words
+from distill.problems.builtin.storytelling import HE, NAMES, SHE, Draw, Exercise, words
 
 _KINDS = {
     "fruits": ("apple", "pear", "plum", "banana", "orange", "peach", "lemon"),
@@ -38,12 +38,12 @@ _COLORS = ("red", "blue", "green", "white", "black", "pink", "brown")
 Expression = bool | tuple["Expression | str", ...]
 
 
-def object_counting(draw: Draw) -> Told:
+def object_counting(draw: Draw) -> Exercise:
     """Count the things of one kind among others."""
-    asked, other = draw.distinct(tuple(_KINDS), 2)
+    counted, other = draw.distinct(tuple(_KINDS), 2)
     items = [
-        (thing, draw.between(1, 4), asked)
-        for thing in draw.distinct(_KINDS[asked], draw.between(2, 4))
+        (thing, draw.between(1, 4), counted)
+        for thing in draw.distinct(_KINDS[counted], draw.between(2, 4))
     ]
     items += [
         (thing, draw.between(1, 4), other)
@@ -55,25 +55,25 @@ def object_counting(draw: Draw) -> Told:
     opening = draw.pick(("I have", f"{who} has", "On the table there are", f"{who} can see"))
     chain, total = [], 0
     for thing, n, kind in items:
-        if kind != asked:
+        if kind != counted:
             continue
         step = f"Counting the {thing} gives" if n == 1 else f"Counting the {_plural(thing)} gives"
         chain.append(f"{step} {total} + {n} = {total + n}." if chain else f"{step} {n}.")
         total += n
-    return _told(f"{opening} {listing}. How many {asked} are there?", chain, str(total))
+    return _exercise(f"{opening} {listing}. How many {counted} are there?", chain, str(total))
 
 
-def boolean_expressions(draw: Draw) -> Told:
+def boolean_expressions(draw: Draw) -> Exercise:
     """Reduce an expression of True, False, and, or, not from the inside out."""
     left = _expression(draw, draw.between(2, 4))
     text, chain = _spell(left), []
     while not isinstance(left, bool):
         before, value, left = _reduce(left)
         chain.append(f"{before} is {value}.")
-    return _told(f"What is the value of {text}?", chain, str(left))
+    return _exercise(f"What is the value of {text}?", chain, str(left))
 
 
-def word_sorting(draw: Draw) -> Told:
+def word_sorting(draw: Draw) -> Exercise:
     """Put words in alphabetical order."""
     drawn = draw.distinct(_WORDS, draw.between(2, 5))
     verb = draw.pick(
@@ -85,10 +85,10 @@ def word_sorting(draw: Draw) -> Told:
     )
     ordered = sorted(drawn)
     chain = [f"{word} {draw.pick(('starts with', 'begins with'))} {word[0]}." for word in ordered]
-    return _told(f"{verb}: {' '.join(drawn)}", chain, " ".join(ordered))
+    return _exercise(f"{verb}: {' '.join(drawn)}", chain, " ".join(ordered))
 
 
-def last_letters(draw: Draw) -> Told:
+def last_letters(draw: Draw) -> Exercise:
     """Join the last letters of some words."""
     drawn = draw.distinct((*_WORDS, *NAMES), draw.between(2, 4))
     verb = draw.pick(
@@ -99,10 +99,10 @@ def last_letters(draw: Draw) -> Told:
         )
     )
     chain = [f"The last letter of {word} is {word[-1]}." for word in drawn]
-    return _told(f"{verb}: {' '.join(drawn)}", chain, "".join(word[-1] for word in drawn))
+    return _exercise(f"{verb}: {' '.join(drawn)}", chain, "".join(word[-1] for word in drawn))
 
 
-def tracking(draw: Draw) -> Told:
+def tracking(draw: Draw) -> Exercise:
     """Follow objects through swaps between people."""
     people = draw.distinct(HE if draw.uniform() < 0.5 else SHE, 3)
     thing = draw.pick(_OBJECTS)
@@ -117,7 +117,9 @@ def tracking(draw: Draw) -> Told:
         swaps.append(f"{'First' if not number else 'Then'} {one} and {other} swap.")
         chain.append(f"Now {one} has the {holds[one]} and {other} has the {holds[other]}.")
     who = draw.pick(people)
-    return _told(f"{listing}. {' '.join(swaps)} What does {who} have?", chain, f"the {holds[who]}")
+    return _exercise(
+        f"{listing}. {' '.join(swaps)} What does {who} have?", chain, f"the {holds[who]}"
+    )
 
 
 GENERAL = {
@@ -129,8 +131,8 @@ GENERAL = {
 }
 
 
-def _told(question: str, chain: list[str], answer: str) -> Told:
-    return Told(question, "\n".join((*chain, f"The answer is {answer}")), answer)
+def _exercise(question: str, chain: list[str], answer: str) -> Exercise:
+    return Exercise(question, "\n".join((*chain, f"The answer is {answer}")), answer)
 
 
 def _listing(items: list[str]) -> str:

@@ -23,7 +23,7 @@ SMALLEST, LARGEST = 2, 99
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Cut a list at blanks."""
+    """Split a list at whitespace."""
     return tuple(text.split())
 
 
@@ -87,7 +87,7 @@ class Story:
         bags: what holds it, plural.
         opening: how it starts.
         events: what may happen next.
-        closing: what is asked.
+        closing: the parts with the question.
         steps: how many equations a solution has, a number drawn uniformly for each problem.
         joins: what may introduce an event.
     """
@@ -102,8 +102,8 @@ class Story:
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
-    """A told story: question, gold chain (one step a line, the answer last) and answer."""
+class Exercise:
+    """A question, its gold chain (one step a line, the answer last) and its answer."""
 
     question: str
     chain: str
@@ -124,7 +124,7 @@ def options(table: str) -> tuple[str, ...]:
 
 
 def part(program: str, clauses: str, *lines: str, ask: str = "") -> Part:
-    """Read a part; equations are cut by blanks, `;` says that the first two may swap places.
+    """Read a part; whitespace separates equations, `;` lets the first two swap places.
 
     Raises:
         ValueError: the number of line tables is not the number of equations.
@@ -151,16 +151,16 @@ def fixed(*tales: Part, things: str, bags: str = "bags boxes", steps: tuple[int,
     return Story(words(things), words(bags), (part("", ""),), (), tales, steps)
 
 
-def tell(story: Story, draw: Draw) -> Told:
+def tell(story: Story, draw: Draw) -> Exercise:
     """Draw one problem of a story; parts whose numbers do not work out are drawn again."""
     while True:
-        told = _attempt(story, draw)
-        if told is not None:
-            return told
+        exercise = _attempt(story, draw)
+        if exercise is not None:
+            return exercise
 
 
-def _attempt(story: Story, draw: Draw) -> Told | None:
-    parts = _plan(story, draw)
+def _attempt(story: Story, draw: Draw) -> Exercise | None:
+    parts = plan(story, draw)
     if parts is None:
         return None
     cast, numbers = _cast(story, draw), dict[str, int]()
@@ -177,10 +177,10 @@ def _attempt(story: Story, draw: Draw) -> Told | None:
     joins = ("", *(draw.pick(story.joins) for _ in parts[2:]), "")
     answer = str(numbers["t"])
     chain.append(f"The answer is {answer}")
-    return Told(_join(clauses, asked, joins, draw), "\n".join(chain), answer)
+    return Exercise(_join(clauses, asked, joins, draw), "\n".join(chain), answer)
 
 
-def _plan(story: Story, draw: Draw) -> list[Part] | None:
+def plan(story: Story, draw: Draw) -> list[Part] | None:
     """Draw an opening, events and a closing; None where the equations are not as many as wanted."""
     wanted = draw.pick(story.steps)
     opening, closing = draw.pick(story.opening), draw.pick(story.closing)

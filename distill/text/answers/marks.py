@@ -110,8 +110,8 @@ def extract(text: str) -> str | None:
         ('12', 'not 12')
         >>> extract("I do not know.")
     """
-    found, answer = _marked(text)
-    return answer if found else _last_number(text)
+    is_marked, answer = _marked(text)
+    return answer if is_marked else _last_number(text)
 
 
 def marked(gold: str) -> str | None:
@@ -121,8 +121,8 @@ def marked(gold: str) -> str | None:
         >>> [marked(text) for text in ("5 + 7 = 12\n#### 12", "9 (apples)", "####")]
         ['12', '9 (apples)', None]
     """
-    found, answer = _marked(gold)
-    return answer if found else gold.strip() or None
+    is_marked, answer = _marked(gold)
+    return answer if is_marked else gold.strip() or None
 
 
 def stated(text: str) -> str | None:
@@ -142,7 +142,7 @@ def stated(text: str) -> str | None:
 def fu2023(text: str) -> str | None:
     r"""Return the last `\d*\.?\d+`, the public grader of Fu et al. 2023, kept for parity alone.
 
-    It knows no sign, no thousands comma and no fraction.
+    Signs, thousands commas and fractions are ignored.
 
     Example:
         >>> fu2023("The answer is -1,200.")

@@ -59,10 +59,10 @@ def _whole(text: str) -> Fraction:
     if repeating := _REPEATING.fullmatch(bare):
         return sign * _repeating(*repeating.groups())
     reader = _Reader(text)
-    found = reader.quotient(0)
+    number = reader.quotient(0)
     if reader.place != len(text):
         raise _UnreadError
-    return found
+    return number
 
 
 def _mixed(match: re.Match[str]) -> Fraction:
@@ -99,14 +99,14 @@ class _Reader:
 
     def quotient(self, depth: int) -> Fraction:
         """Read a number, a quotient of two, or a number times a power of ten."""
-        found = self.signed(depth)
+        number = self.signed(depth)
         if ten := _TIMES.match(self.text, self.place):
             self.place = ten.end()
-            return found * self.raised(Fraction(10), depth)
+            return number * self.raised(Fraction(10), depth)
         if self.takes("/"):
             under = self.signed(depth)
-            return _over(found, under)
-        return found
+            return _over(number, under)
+        return number
 
     def signed(self, depth: int) -> Fraction:
         sign = 1
@@ -115,14 +115,14 @@ class _Reader:
                 sign = -sign
             else:
                 self.takes("+")
-        found = self.power(depth)
-        return -found if sign < 0 else found
+        number = self.power(depth)
+        return -number if sign < 0 else number
 
     def power(self, depth: int) -> Fraction:
-        found = self.atom(depth + 1)
+        number = self.atom(depth + 1)
         if self.takes("!"):
-            found = _factorial(found)
-        return self.raised(found, depth)
+            number = _factorial(number)
+        return self.raised(number, depth)
 
     def raised(self, base: Fraction, depth: int) -> Fraction:
         return _power(base, self.group(depth)) if self.takes("^") else base
@@ -157,10 +157,10 @@ class _Reader:
         return Fraction(number[0])
 
     def _closed(self, closing: str, depth: int) -> Fraction:
-        found = self.quotient(depth)
+        number = self.quotient(depth)
         if not self.takes(closing):
             raise _UnreadError
-        return found
+        return number
 
 
 def _decimal(text: str) -> Fraction:

@@ -133,7 +133,7 @@ def _quantity(text: str) -> Quantity | None:
     if scaled is None:
         return None
     magnitude = scaled[0]
-    return _measured(-magnitude if number < 0 else magnitude, scaled[1], label, match["currency"])
+    return _with_unit(-magnitude if number < 0 else magnitude, scaled[1], label, match["currency"])
 
 
 def _in_words(text: str, label: str | None) -> Quantity | None:
@@ -143,10 +143,10 @@ def _in_words(text: str, label: str | None) -> Quantity | None:
         return Quantity(Fraction(number))
     if not text[:1].isalpha() or (found := words.number(text)) is None:
         return None
-    return _measured(*found, label, None)
+    return _with_unit(*found, label, None)
 
 
-def _measured(
+def _with_unit(
     number: Fraction, tail: str, label: str | None, currency: str | None
 ) -> Quantity | None:
     """Return a number with the unit that its tail or its label names, None where neither is one."""

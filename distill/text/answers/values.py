@@ -211,10 +211,10 @@ def equal(prediction: Value, gold: Value, ask: Ask = _nobody) -> bool | None:
     """
     if isinstance(prediction, Unread) or isinstance(gold, Unread):
         return True if prediction == gold else None
-    found = _decided(prediction, gold, ask)
-    if found is None and _is_scalar(prediction) and _is_scalar(gold):
+    outcome = _decided(prediction, gold, ask)
+    if outcome is None and _is_scalar(prediction) and _is_scalar(gold):
         return ask(prediction.key(), gold.key())
-    return found
+    return outcome
 
 
 def _decided(prediction: Value, gold: Value, ask: Ask) -> bool | None:
@@ -228,8 +228,8 @@ def _decided(prediction: Value, gold: Value, ask: Ask) -> bool | None:
     if isinstance(prediction, (Items, Expression)) and isinstance(gold, (Items, Expression)):
         return _two_signs(prediction, gold, ask)
     for compare in (_as_numbers, _as_choice, _as_decimal):
-        if (found := compare(prediction, gold)) is not None:
-            return found
+        if (outcome := compare(prediction, gold)) is not None:
+            return outcome
     kinds = {type(prediction), type(gold)}
     return False if kinds <= {Quantity, Words, Items, Date} else None
 
@@ -315,11 +315,11 @@ def _items(prediction: Items, gold: Items, ask: Ask) -> bool | None:
         return _sets(_expanded(prediction), _expanded(gold), ask)
     if len(prediction.values) != len(gold.values):
         return False
-    found = _all(prediction.values, gold.values, ask)
-    if found is False and brackets == {""}:
+    outcome = _all(prediction.values, gold.values, ask)
+    if outcome is False and brackets == {""}:
         keys = [sorted(value.key() for value in each.values) for each in (prediction, gold)]
         return None if keys[0] == keys[1] else False
-    return found
+    return outcome
 
 
 def _sets(ours: Sequence[Value], theirs: Sequence[Value], ask: Ask) -> bool | None:
@@ -334,10 +334,10 @@ def _sets(ours: Sequence[Value], theirs: Sequence[Value], ask: Ask) -> bool | No
 
 
 def _all(ours: Sequence[Value], theirs: Sequence[Value], ask: Ask) -> bool | None:
-    found = [equal(one, other, ask) for one, other in zip(ours, theirs, strict=True)]
-    if False in found:
+    outcomes = [equal(one, other, ask) for one, other in zip(ours, theirs, strict=True)]
+    if False in outcomes:
         return False
-    return None if None in found else True
+    return None if None in outcomes else True
 
 
 def _expanded(items: Items) -> list[Value]:
@@ -419,17 +419,17 @@ _ALIKE: dict[type, Callable[..., bool | None]] = {
 def _named(prediction: Value, gold: Value, ask: Ask) -> bool | None:
     """A name may be left out where its value is no expression of other names."""
     if isinstance(prediction, Named) and isinstance(gold, Named):
-        found = equal(prediction.value, gold.value, ask)
-        return found if prediction.name == gold.name or not found else None
+        outcome = equal(prediction.value, gold.value, ask)
+        return outcome if prediction.name == gold.name or not outcome else None
     named, bare = (prediction, gold) if isinstance(prediction, Named) else (gold, prediction)
     if not isinstance(named, Named):
         return None
     if isinstance(bare, Expression) and "=" in bare.text:
         return None
     pair = (named.value, bare) if named is prediction else (bare, named.value)
-    found = equal(*pair, ask)
+    outcome = equal(*pair, ask)
     is_free = isinstance(named.value, (Expression, Words)) and _LETTER.search(named.value.key())
-    return None if found and is_free and "(" not in named.name else found
+    return None if outcome and is_free and "(" not in named.name else outcome
 
 
 def _as_numbers(prediction: Value, gold: Value) -> bool | None:

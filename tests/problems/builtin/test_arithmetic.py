@@ -348,7 +348,7 @@ def test_every_part_of_every_story_is_told_at_least_once():
         wanted = {part for part in (*story.opening, *story.events, *story.closing) if part.clauses}
         met: set[storytelling.Part] = set()
         for seed in range(4000):
-            parts = storytelling._plan(story, storytelling.Draw("parts", seed))
+            parts = storytelling.plan(story, storytelling.Draw("parts", seed))
             met.update(parts or ())
             if wanted <= met:
                 break

@@ -174,16 +174,24 @@ class Policy:
         if any(len(row) != len(self.budgets) for row in self.strategies):
             raise ValueError(f"expected a strategy for each of {len(self.budgets)} budgets")
 
+    def require(self, budget: int) -> None:
+        """Refuse a budget below the smallest of the policy.
+
+        Raises:
+            UserError: the budget is below the smallest.
+        """
+        if budget < min(self.budgets):
+            raise UserError(f"a budget of at least {self.budgets[0]}", str(budget), "raise it")
+
     def choose(self, bin_: int, budget: int) -> tuple[str, int]:
         """Return the strategy for a bin, and the largest budget of the policy up to `budget`.
 
         Raises:
             UserError: the budget is below the smallest.
         """
-        fitting = [place for place, each in enumerate(self.budgets) if each <= budget]
-        if not fitting:
-            raise UserError(f"a budget of at least {self.budgets[0]}", str(budget), "raise it")
-        return self.strategies[bin_][fitting[-1]], self.budgets[fitting[-1]]
+        self.require(budget)
+        column = max(place for place, each in enumerate(self.budgets) if each <= budget)
+        return self.strategies[bin_][column], self.budgets[column]
 
     def save(self, path: Path) -> None:
         """Write the policy as JSON."""

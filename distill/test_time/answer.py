@@ -140,7 +140,7 @@ def _ease(question: Question, models: Models, policy: Policy, seed: int) -> tupl
 
 
 def _spent(solved: Solved) -> Spent:
-    return {"policy": _counts(solved.policy), "verifier": _counts(solved.verifier)}
+    return {"policy": _counts(solved.generator), "verifier": _counts(solved.verifier)}
 
 
 def _counts(tokens: Tokens) -> dict[str, int | None]:

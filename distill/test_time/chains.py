@@ -18,6 +18,7 @@ from distill.core.errors import UserError
 from distill.core.ports import Generator, Sampling, Scorer, Solution
 from distill.core.progress import progress
 from distill.core.records import Problem, Trace, Verdict
+from distill.core.statistics import Bootstrap
 from distill.core.store import Shards, Stage, manifest
 from distill.grading.check import GRADERS, check
 from distill.models import scoring
@@ -49,7 +50,7 @@ def draw(
     The sample's number counts the attempts of a problem, chain after chain.
     """
     questions = [Question(problem.problem_id, prompt(problem.question)) for problem in problems]
-    accounts = strategy.opened(questions)
+    accounts = strategy.open_accounts(questions)
     numbers = {question.problem_id: itertools.count() for question in questions}
     for chain in attempted(questions, chains, length, models, accounts, seed=seed):
         name = chain.question.problem_id
@@ -224,13 +225,13 @@ def verifier(
             found = trained(examples(run_dir, "train"), directory, settings)
             scorer = scoring.load(directory / "model")
             rows = examples(run_dir, "validation")
-            told = _calibrated(rows, scorer, resamples=resamples, seed=seed) if rows else {}
+            told = _calibration(rows, scorer, Bootstrap(resamples, seed)) if rows else {}
             stage.finish(step=found["step"], **found["training"], **told)
         return stage.summary
 
 
-def _calibrated(rows: Sequence[Labelled], scorer: Scorer, **how: int) -> dict[str, Any]:
-    """Return Brier score, AUC and their like of the scores of whole attempts."""
+def _calibration(rows: Sequence[Labelled], scorer: Scorer, bootstrap: Bootstrap) -> dict[str, Any]:
+    """Return the calibration of the scores of whole attempts."""
     found = dict(scorer.score([row.solution for row in rows]))
     kept = [n for n in range(len(rows)) if len(found[n].values)]
     if not kept:
@@ -240,4 +241,4 @@ def _calibrated(rows: Sequence[Labelled], scorer: Scorer, **how: int) -> dict[st
     labels = np.array([row.labels[-1] for row in rows])
     ids = np.array([row.problem_id for row in rows])
     scored = calibration.Scored(values, labels, np.ones(len(rows)), ids)
-    return {"calibration": calibration.calibration(scored, **how)}
+    return {"calibration": calibration.calibration(scored, bootstrap)}

@@ -15,7 +15,7 @@ from distill.core.errors import UserError
 from distill.core.ports import Generator, Sampling
 from distill.core.progress import progress
 from distill.core.records import Problem, Trace
-from distill.core.statistics import bootstrap_means
+from distill.core.statistics import Bootstrap
 from distill.core.store import Shards, Stage, atomic_path, write_json
 from distill.grading.check import GRADERS, Grader, check
 from distill.models.sampling import Fire
@@ -96,15 +96,12 @@ def measure(
 
 
 def compare(
-    regular: np.ndarray, fire: np.ndarray, samples: int, *, resamples: int, seed: int
+    regular: np.ndarray, fire: np.ndarray, samples: int, bootstrap: Bootstrap
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Return the estimates of both and of FIRE minus regular, paired by question."""
     both = zip(KINDS, (regular, fire, fire - regular), strict=True)
     names = measures(samples)
-    return {
-        kind: dict(zip(names, bootstrap_means(values, resamples, seed), strict=True))
-        for kind, values in both
-    }
+    return {kind: dict(zip(names, bootstrap.means(values), strict=True)) for kind, values in both}
 
 
 # --- The stage ---------------------------------------------------------------------------------
@@ -176,7 +173,7 @@ def run(
             cut = dataclasses.replace(sampling, **dataclasses.asdict(setting))
             _fill(shards, asked, asking, {**how, "sampling": cut})
             values[setting, kind] = measure(shards, asked, GRADERS[grader], samples)
-        found = _compared(values, asked, samples, resamples=resamples, seed=seed)
+        found = _compared(values, asked, samples, Bootstrap(resamples, seed))
         _write(run_dir / "reports", found)
         stage.finish(settings=len(found["settings"]), questions=found["questions"])
         return stage.summary
@@ -231,9 +228,7 @@ def _compared(
     values: Mapping[tuple[Setting, str], np.ndarray],
     problems: Sequence[Problem],
     samples: int,
-    *,
-    resamples: int,
-    seed: int,
+    bootstrap: Bootstrap,
 ) -> dict[str, Any]:
     of_set = np.array([problem.source for problem in problems])
     sets = list(dict.fromkeys(of_set.tolist()))
@@ -245,14 +240,18 @@ def _compared(
                 regular[of_set == name],
                 fire[of_set == name],
                 samples,
-                resamples=resamples,
-                seed=seed,
+                bootstrap,
             )
             for name in sets
         }
         rows.append({"name": setting.name, **dataclasses.asdict(setting), "sets": compared})
     questions = {name: int((of_set == name).sum()) for name in sets}
-    counts = {"samples": samples, "questions": questions, "resamples": resamples, "seed": seed}
+    counts = {
+        "samples": samples,
+        "questions": questions,
+        "resamples": bootstrap.resamples,
+        "seed": bootstrap.seed,
+    }
     return {**counts, "settings": rows}
 
 

@@ -71,7 +71,7 @@ class Metropolis:
             UserError: the verifier has a say and there is none.
         """
         count = min(self.chains, budget)
-        walk = _Walk(questions, models, strategy.opened(questions), seed)
+        walk = _Walk(questions, models, strategy.open_accounts(questions), seed)
         places = [(q.problem_id, chain) for q in questions for chain in range(count)]
         current = walk.draw(dict.fromkeys(places, ""), 0)
         visited = [current]
@@ -85,7 +85,7 @@ class Metropolis:
             candidates = [_candidate(question, each, chain, values) for chain, each in states]
             account = walk.accounts[question.problem_id]
             chosen = self.election(candidates)
-            found.append(strategy.solved(question, candidates, chosen, len(states), account))
+            found.append(strategy.result(question, candidates, chosen, len(states), account))
         return found
 
     def _moved(
@@ -101,15 +101,15 @@ class Metropolis:
             values = {**values, **walk.values(proposed)}
         moved = {}
         for place, state in current.items():
-            ratio = self._log_ratio(state, proposed[place], cuts[place], (place[0], values))
+            move = _Move(place[0], state, proposed[place], cuts[place])
+            ratio = self._log_ratio(move, values)
             accepted = ratio >= 0 or dice[place].random() < math.exp(ratio)
             moved[place] = proposed[place] if accepted else state
         return moved, values
 
-    def _log_ratio(
-        self, old: "_State", new: "_State", cut: int, scored: tuple[str, "Values"]
-    ) -> float:
-        """Return log A; minus infinity where the way back does not exist."""
+    def _log_ratio(self, move: "_Move", values: "Values") -> float:
+        """Return log A; minus infinity where the move cannot be reversed."""
+        old, new, cut = move.old, move.new, move.cut
         if not new.whole or cut not in new.cuts:
             return -math.inf
         if not old.whole:
@@ -118,9 +118,8 @@ class Metropolis:
         if self.sharpness != 1:
             ratio += (self.sharpness - 1) * (new.logprob_after(cut) - old.logprob_after(cut))
         if self.trust:
-            name, values = scored
             new_value, old_value = (
-                max(values[name, each.text], LEAST_SCORE) for each in (new, old)
+                max(values[move.problem_id, each.text], LEAST_SCORE) for each in (new, old)
             )
             ratio += self.trust * math.log(new_value / old_value)
         return ratio
@@ -170,6 +169,16 @@ class _State:
         return dataclasses.replace(
             drawn, tokens=tokens + drawn.tokens, logprobs=logprobs + drawn.logprobs
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Move:
+    """A proposed step of a question's chain: the tokens of `old` after `cut` are redrawn."""
+
+    problem_id: str
+    old: _State
+    new: _State
+    cut: int
 
 
 States = dict[Place, _State]

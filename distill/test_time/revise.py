@@ -91,7 +91,7 @@ class Revise:
             generator=self.reviser or models.generator,
             scorer=self.scorer or models.scorer,
         )
-        accounts = strategy.opened(questions)
+        accounts = strategy.open_accounts(questions)
         chains = attempted(questions, budget // length, length, models, accounts, seed=seed)
         unscored: list[float | None] = [None for _ in range(len(chains) * length)]
         scores = unscored if self.choice is flat else _scores(chains, models, accounts)
@@ -103,7 +103,7 @@ class Revise:
             found[chain.question.problem_id].append(candidate)
         charged = budget // length * length
         return [
-            strategy.solved(q, of_q, self.choice(of_q), charged, accounts[q.problem_id])
+            strategy.result(q, of_q, self.choice(of_q), charged, accounts[q.problem_id])
             for q in questions
             for of_q in [found[q.problem_id]]
         ]
@@ -188,6 +188,6 @@ def _scores(chains: Sequence[Chain], models: Models, accounts: Accounts) -> list
     asked = list(dict.fromkeys(places))
     found: dict[tuple[str, Solution], float] = {}
     for index, scores in models.scorer.score([solution for _, solution in asked]):
-        accounts[asked[index][0]].scored(scores)
+        accounts[asked[index][0]].charge_scores(scores)
         found[asked[index]] = float(scores.values[-1]) if len(scores.values) else 0.0
     return [found[place] for place in places]

@@ -24,7 +24,7 @@ from distill.core.progress import progress
 from distill.core.records import Problem, Rollouts, Trace, Verdict
 from distill.core.store import Shards, Stage, manifest
 from distill.grading.check import GRADERS, Grader, check, judge
-from distill.test_time.ledger import drawn
+from distill.test_time.ledger import tokens_drawn
 from distill.text import steps
 from distill.text.completions import cut_after_answer
 from distill.text.prompts import FORMATS
@@ -132,7 +132,7 @@ def roll_out(
         for index, completion in generator.generate(requests, sampling):
             beginning, _ = places[index]
             right[beginning] += _ends_right(beginning, completion, grader)
-            tokens[beginning] += drawn(completion)
+            tokens[beginning] += tokens_drawn(completion)
         return [_counted(b, right[b], len(numbers), tokens[b]) for b in some]
 
     found = dict(zip(beginnings, draw(beginnings, range(tries.look)), strict=True))

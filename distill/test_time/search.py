@@ -57,7 +57,7 @@ class BestOf:
         self, questions: Sequence[Question], budget: int, models: Models, *, seed: int = 0
     ) -> list[Solved]:
         """Return the elected answers; the first n of N solutions are those of the budget n."""
-        accounts = strategy.opened(questions)
+        accounts = strategy.open_accounts(questions)
         places = [(question, slot) for question in questions for slot in range(budget)]
         requests = [
             (q.problem_id, Request(q.prompt, strategy.seed_of(seed, q.problem_id, 0, slot)))
@@ -68,7 +68,7 @@ class BestOf:
         pools: dict[str, list[_Prefix]] = {question.problem_id: [] for question in questions}
         for (question, _), completion in zip(places, drawn, strict=True):
             pools[question.problem_id].append(_whole(completion))
-        return elect(questions, pools, models, accounts, (self.election, self.scored, budget))
+        return elect(questions, pools, models, accounts, Poll(self.election, self.scored, budget))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,7 @@ class LookAhead:
             raise UserError(f"a budget of at least {self.least}", str(budget), "raise it")
         size = budget // (self.ahead + 1)
         width = min(self.width or math.isqrt(size), size)
-        accounts = strategy.opened(questions)
+        accounts = strategy.open_accounts(questions)
         searching = _Search(questions, models, accounts, seed)
         count = size // width
         trees, first = ([_Prefix()], size)
@@ -134,7 +134,7 @@ class LookAhead:
             kept = {name: keep(pool, values[name]) for name, pool in going.items()}
             pools |= searching.extend(kept, round_, width)
         charged = len(trees) * first * (self.ahead + 1)
-        return elect(questions, pools, models, accounts, (self.election, True, charged))
+        return elect(questions, pools, models, accounts, Poll(self.election, True, charged))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,7 +251,7 @@ def _whole(completion: Completion) -> _Prefix:
     """Return a completion that no step end stopped."""
     cut = cut_after_answer(completion)
     stopped = cut.finish_reason == "stop"
-    return _Prefix(cut.text, ledger.drawn(completion), ended=True, whole=stopped)
+    return _Prefix(cut.text, ledger.tokens_drawn(completion), ended=True, whole=stopped)
 
 
 def _grown(prefix: _Prefix, completion: Completion, limit: int) -> _Prefix:
@@ -259,7 +259,7 @@ def _grown(prefix: _Prefix, completion: Completion, limit: int) -> _Prefix:
 
     It ends where the generator ended it, with the line that holds its answer, and at the limit.
     """
-    tokens = prefix.tokens + ledger.drawn(completion)
+    tokens = prefix.tokens + ledger.tokens_drawn(completion)
     stopped = completion.finish_reason == "stop"
     cut = stopped and completion.text.endswith(steps.STOPS)
     text = prefix.text + (steps.ended(completion.text) if cut else completion.text)
@@ -268,12 +268,27 @@ def _grown(prefix: _Prefix, completion: Completion, limit: int) -> _Prefix:
     return _Prefix(text.rstrip("\n") if whole else text, tokens, ended, whole, prefix.tree)
 
 
+@dataclasses.dataclass(frozen=True)
+class Poll:
+    """A vote among the solutions of a question.
+
+    Attributes:
+        election: chooses the winner.
+        scored: whether the verifier scores the solutions first.
+        charged: units of the budget that the solutions used.
+    """
+
+    election: Election
+    scored: bool
+    charged: int
+
+
 def elect(
     questions: Iterable[Question],
     pools: Pools,
     models: Models,
     accounts: Accounts,
-    how: tuple[Election, bool, int],
+    poll: Poll,
 ) -> list[Solved]:
     """Score the solutions of each question and let them vote.
 
@@ -282,19 +297,18 @@ def elect(
         pools: the solutions by question.
         models: its scorer scores.
         accounts: what each question has cost so far.
-        how: the election, whether it needs scores, and what is charged.
+        poll: the election and the charge.
     """
-    election, scored, charged = how
     asked = list(questions)
     texts = [(q, each.text) for q in asked for each in pools[q.problem_id] if each.whole]
-    scores = strategy.score(models, texts, accounts) if scored else {}
-    found = []
+    scores = strategy.score(models, texts, accounts) if poll.scored else {}
+    results = []
     for question in asked:
         name = question.problem_id
         candidates = [
             Candidate(p.text, strategy.answer_of(p.text, whole=p.whole), scores.get((name, p.text)))
             for p in pools[name]
         ]
-        chosen = election(candidates)
-        found.append(strategy.solved(question, candidates, chosen, charged, accounts[name]))
-    return found
+        winner = poll.election(candidates)
+        results.append(strategy.result(question, candidates, winner, poll.charged, accounts[name]))
+    return results

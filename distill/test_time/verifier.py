@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from distill.core import paths, seeds
 from distill.core.errors import UserError
+from distill.core.statistics import Bootstrap
 from distill.core.store import Stage
 from distill.models import scoring, weights
 from distill.models.reader import Reader
@@ -323,7 +324,7 @@ def run(
             directory = run_dir / "verifier" / kind
             found = trained(rollouts.examples(run_dir, "train"), directory, settings)
             scorer = scoring.load(directory / "model")
-            report = verifier_report.assessed(run_dir, scorer, resamples=resamples, seed=seed)
+            report = verifier_report.report(run_dir, scorer, Bootstrap(resamples, seed))
             verifier_report.write(run_dir / "reports", f"verifier-{kind}", {**found, **report})
             stage.finish(
                 step=found["step"], **found["training"], **verifier_report.headline(report)

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from distill.core import statistics
 from distill.core.errors import UserError
+from distill.core.statistics import Bootstrap, percentile_interval
 from distill.grading import check, grade
 from distill.grading.check import Grader
 
@@ -321,9 +321,7 @@ def summarise(
     if negative:
         absent.setdefault("weighted", "a score is below 0")
     draws = np.random.default_rng(seed)
-    weights = (
-        statistics.bootstrap_weights(len(problems), RESAMPLES, [seed, 1]) if problems else None
-    )
+    weights = Bootstrap(RESAMPLES, seed, stream=(1,)).weights(len(problems)) if problems else None
     measures: dict[str, Callable[[Samples, int], tuple[float, int]]] = {
         "pass": lambda samples, k: (pass_at(samples, k), 0),
         "majority": lambda samples, k: (majority(samples, k), 0),
@@ -336,7 +334,7 @@ def summarise(
     for name in estimates:
         for k in itertools.takewhile(lambda k: k <= limit, (2**power for power in range(63))):
             values, drawn = zip(*(measures[name](s, k) for s in problems), strict=True)
-            low, high = statistics.percentile_interval(weights @ np.asarray(values))
+            low, high = percentile_interval(weights @ np.asarray(values))
             row = {"k": k, "value": float(np.mean(values)), "low": float(low), "high": float(high)}
             row |= {"n": len(problems)} | ({"draws": max(drawn)} if max(drawn) else {})
             estimates[name].append(row)

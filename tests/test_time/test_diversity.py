@@ -14,6 +14,7 @@ from distill.__main__ import main
 from distill.core.errors import UserError
 from distill.core.ports import Sampling
 from distill.core.records import Problem, Trace
+from distill.core.statistics import Bootstrap
 from distill.core.store import Shards, Stage, manifest
 from distill.grading.check import GRADERS
 from distill.models.sampling import Fire
@@ -47,7 +48,7 @@ def test_pass_at_refuses_more_than_there_is():
 
 def test_a_constant_difference_is_certain_however_questions_vary():
     regular = np.random.default_rng(0).normal(size=(50, 4))
-    found = diversity.compare(regular, regular + 0.5, 5, resamples=200, seed=0)
+    found = diversity.compare(regular, regular + 0.5, 5, Bootstrap(200))
     for of_measure in found["difference"].values():
         assert all(value == near(0.5, terms=50, scale=4) for value in of_measure.values())
     assert found["fire"]["pass@1"]["high"] - found["fire"]["pass@1"]["low"] > 0.1

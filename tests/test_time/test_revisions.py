@@ -158,8 +158,8 @@ def test_attempts_see_the_last_four_and_all_are_paid_for(length, budget):
         answers = [str(min(n, 4)) for n in range(each)]
         assert [c.answer for c in solved.candidates] == answers * chains
         assert [c.chain for c in solved.candidates] == [n for n in range(chains) for _ in answers]
-        assert solved.policy.requests == each * chains
-    assert sum(solved.policy.drawn for solved in found) == reviser.tokens
+        assert solved.generator.requests == each * chains
+    assert sum(solved.generator.drawn for solved in found) == reviser.tokens
     assert sum(solved.verifier.read for solved in found) == 7 * len(scorer.seen)
     assert reviser.calls == each
     assert max(prompt.count("\nA: ") for prompt in reviser.prompts) == min(each - 1, 4)

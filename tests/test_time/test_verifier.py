@@ -18,6 +18,7 @@ from planted import Planted
 from distill.core import paths
 from distill.core.errors import UserError
 from distill.core.ports import Scorer, Solution
+from distill.core.statistics import Bootstrap
 from distill.core.store import manifest, read_json
 from distill.grading.check import GRADERS
 from distill.models import scoring, weights
@@ -519,13 +520,13 @@ def test_ballots_and_their_gain_by_hand():
         for (trace, verdict), answer in zip(solutions, answers, strict=True)
     ]
     planted = Planted({"So 9.": 0.5, "So 8.": 0.5, " The answer is 8": 0.9})
-    found = verifier_report.scored(solutions[::-1], planted)
+    found = verifier_report.score(solutions[::-1], planted)
     (ballot,) = verifier_report.ballots(solutions[::-1], found, GRADERS["default"])
     assert ballot.keys == ("9", "9", "8", None) and ballot.right == (False, False, True, False)
     assert ballot.scores == near((0.1, 0.1, 0.9, 0.1), dtype=F4)
     (least,) = verifier_report.ballots(solutions, found, GRADERS["default"], "product")
     assert least.scores == near((0.05, 0.05, 0.45, 0.1), terms=4, dtype=F4)
-    assert verifier_report.gain([ballot], resamples=10, seed=0)["value"] == 1.0
+    assert verifier_report.gain([ballot], Bootstrap(10))["value"] == 1.0
 
 
 def test_reductions_by_hand():

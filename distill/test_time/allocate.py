@@ -60,7 +60,7 @@ def best(values: Values) -> int:
     return int(np.nanargmax(means))
 
 
-def cross_validated(
+def cross_validate(
     values: Values, bins: PerQuestion, fold_of: PerQuestion
 ) -> tuple[Float[np.ndarray, "question"], PerQuestion]:
     """Return the accuracy of the policy on each question, and the strategy that it chose.

@@ -254,7 +254,7 @@ class _Allocated:
         fold_of = allocate.folds(ids, bins)
         columns = range(results.right.shape[1])
         pairs = [
-            allocate.cross_validated(results.right[:, column], bins, fold_of) for column in columns
+            allocate.cross_validate(results.right[:, column], bins, fold_of) for column in columns
         ]
         right, chosen = (np.stack(each) for each in zip(*pairs, strict=True))
         questions = np.arange(len(ids))

@@ -1,7 +1,7 @@
 """Best-of-N, beam search and look-ahead over steps; the questions of a batch advance together.
 
     beam(N, M)           N first steps; then at most 40 times: score the prefixes, keep the best N/M
-                         of each question, draw M continuations of each kept one that goes on.
+                         of each question, draw M continuations of each kept one that has not ended.
     look-ahead(N, M, k)  the same, and a prefix's score is the verifier's after a greedy roll-out of
                          k more steps. Beam is look-ahead with k = 0.
     apart                either one with N/M trees that do not compete: each keeps its own best
@@ -73,14 +73,14 @@ class BestOf:
 
 @dataclasses.dataclass(frozen=True)
 class LookAhead:
-    """Search over steps with N prefixes, of which the best N/M go on.
+    """Search over steps with N prefixes, of which the best N/M are continued.
 
     Attributes:
         width: M, the beam width; None is the square root of N, rounded down.
         ahead: k, steps of the greedy roll-out that scores a prefix; 0 is beam search.
         election: who wins among the answers at the end.
         max_rounds: prefixes are extended at most as often.
-        apart: whether the N/M trees do not compete.
+        apart: keep the N/M trees apart, so that they do not compete.
     """
 
     width: int | None = None
@@ -161,7 +161,7 @@ Pools = dict[str, list[_Prefix]]
 
 @dataclasses.dataclass(frozen=True)
 class _Search:
-    """One search over all questions: whom it asks and whom it charges."""
+    """One search over all questions, with the models it uses and the accounts it charges."""
 
     questions: Sequence[Question]
     models: Models
@@ -169,7 +169,7 @@ class _Search:
     seed: int
 
     def extend(self, pools: Pools, round_: int, width: int) -> Pools:
-        """Draw `width` continuations of each prefix that goes on; those that ended stay as one."""
+        """Draw `width` continuations of each prefix that has not ended; keep the others."""
         slots = list(self._slots(pools, width))
         seeds = [strategy.seed_of(self.seed, q.problem_id, round_, slot) for q, _, slot in slots]
         drawn = iter(self._one_step([(q, prefix) for q, prefix, _ in slots], seeds))
@@ -179,12 +179,12 @@ class _Search:
                 for prefix in pools[question.problem_id]
                 for grown in ([prefix] if prefix.ended else itertools.islice(drawn, width))
             ]
-            for question in self._asked(pools)
+            for question in self._of(pools)
         }
 
     def values(self, pools: Pools, ahead: int) -> dict[str, list[float]]:
-        """Return what each prefix is worth: the verifier's value after the greedy roll-out."""
-        places = [(q, prefix) for q in self._asked(pools) for prefix in pools[q.problem_id]]
+        """Return the verifier's value of each prefix after the greedy roll-out."""
+        places = [(q, prefix) for q in self._of(pools) for prefix in pools[q.problem_id]]
         distinct = list(dict.fromkeys(places))
         seen = dict(zip(distinct, self._rolled_out(distinct, ahead), strict=True))
         texts = [(question, seen[question, prefix].text) for question, prefix in places]
@@ -199,8 +199,8 @@ class _Search:
         reached = [prefix for _, prefix in places]
         for _ in range(ahead):
             going = [place for place, prefix in enumerate(reached) if not prefix.ended]
-            asked = [(places[place][0], reached[place]) for place in going]
-            for place, prefix in zip(going, self._one_step(asked, None), strict=True):
+            unfinished = [(places[place][0], reached[place]) for place in going]
+            for place, prefix in zip(going, self._one_step(unfinished, None), strict=True):
                 reached[place] = prefix
         return reached
 
@@ -217,17 +217,18 @@ class _Search:
         ]
         drawn = strategy.draw(self.models, requests, sampling, self.accounts)
         pairs = zip(places, drawn, strict=True)
-        return [_grown(prefix, found, sampling.max_tokens) for (_, prefix), found in pairs]
+        return [_grown(prefix, step, sampling.max_tokens) for (_, prefix), step in pairs]
 
     def _slots(self, pools: Pools, width: int) -> Iterator[tuple[Question, _Prefix, int]]:
         """Yield every continuation to draw, with its place among those of its question."""
-        for question in self._asked(pools):
+        for question in self._of(pools):
             going = (prefix for prefix in pools[question.problem_id] if not prefix.ended)
             for place, prefix in enumerate(going):
                 for branch in range(width):
                     yield question, prefix, place * width + branch
 
-    def _asked(self, pools: Pools) -> list[Question]:
+    def _of(self, pools: Pools) -> list[Question]:
+        """Return the questions that have a pool, in order."""
         return [question for question in self.questions if question.problem_id in pools]
 
 
@@ -296,14 +297,14 @@ def elect(
         questions: in the order of the result.
         pools: the solutions by question.
         models: its scorer scores.
-        accounts: what each question has cost so far.
+        accounts: the cost of each question so far.
         poll: the election and the charge.
     """
-    asked = list(questions)
-    texts = [(q, each.text) for q in asked for each in pools[q.problem_id] if each.whole]
+    questions = list(questions)
+    texts = [(q, each.text) for q in questions for each in pools[q.problem_id] if each.whole]
     scores = strategy.score(models, texts, accounts) if poll.scored else {}
     results = []
-    for question in asked:
+    for question in questions:
         name = question.problem_id
         candidates = [
             Candidate(p.text, strategy.answer_of(p.text, whole=p.whole), scores.get((name, p.text)))

@@ -248,7 +248,7 @@ def _eases(
     states, read = difficulty.encoder_means(local, prompts)
     ids = [problem.problem_id for problem in problems]
     fold_of = allocate.folds(ids, np.zeros(len(ids), int), count=5)
-    encoder = difficulty.cross_fitted(states, oracle, fold_of)
+    encoder = difficulty.cross_fit(states, oracle, fold_of)
     flops = np.array([ledger.encoder_flops(local.network.config, count) for count in read], float)
     estimator = difficulty.ridge(states, oracle)
     eases = {"oracle": oracle, "predicted": predicted, "encoder": encoder}

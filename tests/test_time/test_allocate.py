@@ -25,7 +25,7 @@ def test_selection_never_scores_on_the_fold_that_chose():
     # Each fold's own best strategy is always right on it and always wrong on the other fold.
     fold_of = allocate.folds(IDS, BINS)
     values = np.stack([fold_of == 0, fold_of == 1]).astype(float)
-    earned, chosen = allocate.cross_validated(values, BINS, fold_of)
+    earned, chosen = allocate.cross_validate(values, BINS, fold_of)
     assert earned.sum() == 0 and (chosen == 1 - fold_of).all()
     # A search that could look would take all.
     assert values.max(0).min() == 1
@@ -36,17 +36,17 @@ def test_a_questions_own_values_do_not_choose_for_it(seed):
     random = np.random.default_rng(seed)
     values = random.random((4, 40))
     fold_of = allocate.folds(IDS, BINS)
-    _, before = allocate.cross_validated(values, BINS, fold_of)
+    _, before = allocate.cross_validate(values, BINS, fold_of)
     place = int(random.integers(40))
     values[:, place] = random.random(4) * 1000
-    earned, after = allocate.cross_validated(values, BINS, fold_of)
+    earned, after = allocate.cross_validate(values, BINS, fold_of)
     assert after[place] == before[place] and earned[place] == values[after[place], place]
 
 
 def test_the_policy_by_hand():
     bins, fold_of = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
     values = np.array([[1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.5]])
-    earned, chosen = allocate.cross_validated(values, bins, fold_of)
+    earned, chosen = allocate.cross_validate(values, bins, fold_of)
     # Bin 0: fold 1 ties, and the first is taken; bin 1: the second is better on both.
     assert chosen.tolist() == [0, 0, 1, 1] and earned.tolist() == [1.0, 1.0, 1.0, 0.5]
     assert allocate.best_by_bin(values[None], ["a", "b"], bins) == (("a",), ("b",))

@@ -259,11 +259,10 @@ def test_the_stages_make_a_reviser_chains_and_a_verifier_of_them(run_dir):
     assert 0 < found.values[0] < 1
 
 
-def test_chains_go_on_where_they_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(chains, "SHARD_QUESTIONS", 8)
+def test_chains_resume_where_they_stopped(tmp_path):
     for name in ("whole", "stopped"):
         ran(tmp_path / name)
-    how = {"length": 2, "sampling": SAMPLING}
+    how = {"length": 2, "sampling": SAMPLING, "shard_questions": 8}
     whole = chains.run(run_dir=tmp_path / "whole", reviser=Breaking(), **how)
     with pytest.raises(Stopped):
         chains.run(run_dir=tmp_path / "stopped", reviser=Breaking(last=7), **how)

@@ -299,11 +299,11 @@ def test_a_step_that_was_not_rolled_out_counts_nothing():
 @given(st.integers(2, 40), st.floats(0, 0.9), st.integers(0, 9))
 def test_whole_questions_are_held_out(questions, share, seed):
     examples = [example(n % questions) for n in range(3 * questions)]
-    kept, out = verifier.held_out(examples, share, seed)
+    kept, out = verifier.hold_out(examples, share, seed)
     ids = [{e.problem_id for e in some} for some in (kept, out)]
     assert not ids[0] & ids[1] and len(kept) + len(out) == len(examples)
     assert len(ids[1]) == max(round(share * questions), 1)
-    assert verifier.held_out(examples[::-1], share, seed)[1] == out[::-1]
+    assert verifier.hold_out(examples[::-1], share, seed)[1] == out[::-1]
 
 
 def rows(lengths, right):
@@ -601,6 +601,6 @@ def test_verifiers_refuse(tmp_path, rolled_out):
     with pytest.raises(UserError, match="stage rollouts complete"):
         verifier.run(run_dir=tmp_path, student="x", steps=1, save_every=1)
     with pytest.raises(UserError, match="solutions of two questions"):
-        verifier.held_out([example(0)], 0.1, 0)
+        verifier.hold_out([example(0)], 0.1, 0)
     with pytest.raises(ValueError, match="batch_size >= 1"):
         scorer(batch_size=0)

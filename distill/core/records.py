@@ -236,25 +236,26 @@ class Rollouts:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Answered:
-    """What a strategy made of one problem at one budget; one entry a candidate in the last four.
+    """The result of a strategy on one problem at a budget; the last four have an entry a candidate.
 
     Attributes:
         strategy: its name.
-        budget: what it was given.
+        budget: solutions it was allowed.
         problem_id: the problem.
-        answer: what it answered, None where it had no answer.
-        right: whether that is right.
+        answer: the elected answer; None where no candidate has an answer.
+        right: whether the answer is right.
         charged: units of the budget that it used.
-        source: tokens of the prompt, None if not reported, as in the counts below.
-        policy_requests: completions drawn.
+        source: tokens of the prompt; None where the generator does not report it, as in the counts
+            of tokens read.
+        policy_requests: completions that the generator drew.
         policy_read: tokens that the generator read.
-        policy_drawn: tokens that it drew.
+        policy_drawn: tokens that the generator drew.
         verifier_requests: solutions scored.
         verifier_read: tokens that the scorer read.
         texts: UTF-8 of the solutions.
         answers: UTF-8 of their answers, empty where there is none.
         rights: 1 where the candidate is right.
-        scores: of the candidates, NaN where nobody scored them.
+        scores: of the candidates, NaN where they were not scored.
     """
 
     strategy: str

@@ -137,20 +137,6 @@ def mean(estimates: Sequence[Estimate]) -> Estimate:
 PERCENTILES = (2.5, 97.5)
 
 
-def bootstrap_weights(
-    n: int, resamples: int, seed: int | Sequence[int]
-) -> Float[np.ndarray, "resample question"]:
-    """Return the share of each of n questions in each bootstrap sample; a row adds up to 1.
-
-    Samples of equal n, number and seed are the same, so that differences between two measures of
-    the same questions are paired.
-
-    Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 6.
-    """
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples)
-    return counts / n
-
-
 def percentile_interval(
     draws: Float[np.ndarray, "resample *shape"],
 ) -> tuple[Float[np.ndarray, "*shape"], Float[np.ndarray, "*shape"]]:
@@ -162,20 +148,36 @@ def percentile_interval(
     return low, high
 
 
-def bootstrap_means(
-    values: Float[np.ndarray, "question measure"], resamples: int, seed: int
-) -> list[dict[str, float]]:
-    """Return the mean over questions of each measure with its interval, rounded to six digits.
+@dataclasses.dataclass(frozen=True)
+class Bootstrap:
+    """Bootstrap samples of questions, for 95 % percentile intervals.
 
-    Args:
-        values: what is averaged.
-        resamples: number of resamples of the questions.
+    Samples of equal n, number and seed are the same, so that differences between two measures of
+    the same questions are paired.
+
+    Attributes:
+        resamples: number of bootstrap samples.
         seed: of the resampling.
+        stream: one of several independent streams of a seed; () is the first.
 
     Example:
-        >>> bootstrap_means(np.ones((5, 1)), 100, 0)
+        >>> Bootstrap(resamples=100).means(np.ones((5, 1)))
         [{'value': 1.0, 'low': 1.0, 'high': 1.0}]
+
+    Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 6.
     """
-    low, high = percentile_interval(bootstrap_weights(len(values), resamples, seed) @ values)
-    rows = zip(values.mean(0), low, high, strict=True)
-    return [{"value": v, "low": a, "high": b} for v, a, b in np.round([*rows], 6).tolist()]
+
+    resamples: int
+    seed: int = 0
+    stream: tuple[int, ...] = ()
+
+    def weights(self, n: int) -> Float[np.ndarray, "resample question"]:
+        """Return the share of each of n questions in each sample; a row adds up to 1."""
+        random = np.random.default_rng([self.seed, *self.stream])
+        return random.multinomial(n, np.full(n, 1 / n), self.resamples) / n
+
+    def means(self, values: Float[np.ndarray, "question measure"]) -> list[dict[str, float]]:
+        """Return the mean over questions of each measure with its interval, to six digits."""
+        low, high = percentile_interval(self.weights(len(values)) @ values)
+        rows = zip(values.mean(0), low, high, strict=True)
+        return [{"value": v, "low": a, "high": b} for v, a, b in np.round([*rows], 6).tolist()]

@@ -48,6 +48,6 @@ TOOLS = {
     "serve": "distill.serving.serve",
     "merge": "distill.traces.merge",
     "grade": "distill.grading.grade",
-    "vote": "distill.test_time.vote",
-    "answer": "distill.test_time.answer",
+    "vote": "distill.test_time.vote_command",
+    "answer": "distill.test_time.answer_command",
 }

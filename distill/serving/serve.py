@@ -39,7 +39,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from distill.test_time.answer import add_arguments, answerer
+from distill.test_time.answer_command import add_arguments, answerer
 
 if TYPE_CHECKING:
     from distill.core.errors import UserError

@@ -1,7 +1,7 @@
 """The compute-optimal policy: the best strategy for each bin of difficulty and budget.
 
-Chosen and judged by two-fold cross-validation inside each bin: the best of one fold is scored on
-the other. What is saved is chosen on all questions, and is never scored.
+Chosen and scored by two-fold cross-validation inside each bin: the best of one fold is scored on
+the other. The policy that is saved is chosen on all questions and never scored.
 
 Source: Snell et al. 2024, arXiv 2408.03314, section 3.
 """
@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from distill.core import seeds, statistics
+from distill.core import seeds
 from distill.core.errors import UserError
+from distill.core.statistics import Bootstrap, percentile_interval
 from distill.core.store import read_json, write_json
 from distill.test_time.difficulty import Linear
 
@@ -59,38 +60,38 @@ def best(values: Values) -> int:
     return int(np.nanargmax(means))
 
 
-def cross_validated(
+def cross_validate(
     values: Values, bins: PerQuestion, fold_of: PerQuestion
 ) -> tuple[Float[np.ndarray, "question"], PerQuestion]:
-    """Return what the policy earns on each question, and which strategy it was given.
+    """Return the accuracy of the policy on each question, and the strategy that it chose.
 
-    Each question is scored with the strategy that is best on the other folds of its bin, so none
-    has a say in the choice that it is scored with.
+    Each question is scored with the strategy that is best on the other folds of its bin, so that
+    no question takes part in the choice by which it is scored.
 
     Args:
         values: accuracy of each strategy on each question, at one budget.
         bins: of each question.
         fold_of: of each question.
     """
-    earned, chosen = np.empty(len(bins)), np.empty(len(bins), int)
+    right, choices = np.empty(len(bins)), np.empty(len(bins), int)
     for bin_ in np.unique(bins):
         for fold in np.unique(fold_of[bins == bin_]):
             held = (bins == bin_) & (fold_of == fold)
             choice = best(values[:, (bins == bin_) & (fold_of != fold)])
-            earned[held], chosen[held] = values[choice, held], choice
-    return earned, chosen
+            right[held], choices[held] = values[choice, held], choice
+    return right, choices
 
 
-def reached(curve: Sequence[float], budgets: Sequence[int], accuracy: float) -> float | None:
+def budget_for(curve: Sequence[float], budgets: Sequence[int], accuracy: float) -> float | None:
     """Return the smallest budget at which a curve has an accuracy.
 
     Between two budgets the curve is linear in the budget's logarithm.
 
     Returns:
-        None where it never has; the smallest budget of the curve where that one is enough.
+        None where no budget has it; the smallest budget of the curve where that one is enough.
 
     Example:
-        >>> reached([0.2, 0.4, 0.3], [1, 4, 16], 0.3), reached([0.2, 0.4], [1, 4], 0.5)
+        >>> budget_for([0.2, 0.4, 0.3], [1, 4, 16], 0.3), budget_for([0.2, 0.4], [1, 4], 0.5)
         (2.0, None)
     """
     before: tuple[float, int] | None = None
@@ -109,8 +110,7 @@ def saved_samples(
     theirs: Float[np.ndarray, "question budget"],
     budgets: Sequence[int],
     *,
-    resamples: int,
-    seed: int,
+    bootstrap: Bootstrap,
 ) -> list[dict[str, Any]]:
     """Return, for each budget of theirs, how many times fewer samples we need for its accuracy.
 
@@ -118,16 +118,15 @@ def saved_samples(
         ours: accuracy of each question at each budget.
         theirs: the same of the baseline.
         budgets: in rising order.
-        resamples: of the questions, for 95 % percentile intervals.
-        seed: of the resampling.
+        bootstrap: over the questions, for 95 % percentile intervals.
 
     Returns:
-        `{budget, ratio, low, high, unreached}`; the ratio is None where we never get there, and
-        `unreached` is the share of resamples in which we do not, which count as a ratio of 0.
+        `{budget, ratio, low, high, unreached}`; the ratio is None where no budget of ours has their
+        accuracy, and `unreached` is the share of such resamples, which count as a ratio of 0.
     """
-    weights = statistics.bootstrap_weights(len(ours), resamples, seed)
+    weights = bootstrap.weights(len(ours))
     drawn = [_ratios(a, b, budgets) for a, b in zip(weights @ ours, weights @ theirs, strict=True)]
-    low, high = statistics.percentile_interval(np.array(drawn))
+    low, high = percentile_interval(np.array(drawn))
     whole = _ratios(ours.mean(0), theirs.mean(0), budgets)
     missed = (np.array(drawn) == 0).mean(0)
     rows = zip(budgets, whole, low.tolist(), high.tolist(), missed.tolist(), strict=True)
@@ -138,9 +137,9 @@ def saved_samples(
 
 
 def _ratios(ours: np.ndarray, theirs: np.ndarray, budgets: Sequence[int]) -> list[float]:
-    """Return their budget over ours for each of theirs, 0 where we never reach its accuracy."""
-    found = [reached(ours.tolist(), budgets, value - 1e-12) for value in theirs.tolist()]
-    return [b / needed if needed else 0.0 for b, needed in zip(budgets, found, strict=True)]
+    """Return each budget of theirs over ours of equal accuracy, 0 where ours never has it."""
+    needs = [budget_for(ours.tolist(), budgets, value - 1e-12) for value in theirs.tolist()]
+    return [b / needed if needed else 0.0 for b, needed in zip(budgets, needs, strict=True)]
 
 
 # --- The artefact ------------------------------------------------------------------------------
@@ -148,12 +147,12 @@ def _ratios(ours: np.ndarray, theirs: np.ndarray, budgets: Sequence[int]) -> lis
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Policy:
-    """Which strategy to answer with, by bin and budget, and how to find a question's bin.
+    """The strategy to answer with, by bin and budget, and the estimate of a question's bin.
 
     Attributes:
         budgets: in rising order.
         strategies: names by bin, from the easiest, and by budget.
-        edges: eases between the bins.
+        edges: the eases between the bins, falling.
         kind: `predicted`, by the verifier's mean score of `samples`, or `encoder`.
         samples: drawn to estimate the difficulty of one question; 0 for `encoder`.
         estimator: of `encoder`, from mean encoder states to ease.
@@ -174,52 +173,60 @@ class Policy:
         if any(len(row) != len(self.budgets) for row in self.strategies):
             raise ValueError(f"expected a strategy for each of {len(self.budgets)} budgets")
 
+    def require(self, budget: int) -> None:
+        """Refuse a budget below the smallest of the policy.
+
+        Raises:
+            UserError: the budget is below the smallest.
+        """
+        if budget < min(self.budgets):
+            raise UserError(f"a budget of at least {self.budgets[0]}", str(budget), "raise it")
+
     def choose(self, bin_: int, budget: int) -> tuple[str, int]:
         """Return the strategy for a bin, and the largest budget of the policy up to `budget`.
 
         Raises:
             UserError: the budget is below the smallest.
         """
-        fitting = [place for place, each in enumerate(self.budgets) if each <= budget]
-        if not fitting:
-            raise UserError(f"a budget of at least {self.budgets[0]}", str(budget), "raise it")
-        return self.strategies[bin_][fitting[-1]], self.budgets[fitting[-1]]
+        self.require(budget)
+        column = max(place for place, each in enumerate(self.budgets) if each <= budget)
+        return self.strategies[bin_][column], self.budgets[column]
 
     def save(self, path: Path) -> None:
         """Write the policy as JSON."""
-        found = dataclasses.asdict(self)
+        document = dataclasses.asdict(self)
         if self.estimator is not None:
             weights = [float(f"{w:.9g}") for w in self.estimator.weights.tolist()]
-            found["estimator"] = {"weights": weights, "bias": self.estimator.bias}
-        write_json(path, found)
+            document["estimator"] = {"weights": weights, "bias": self.estimator.bias}
+        write_json(path, document)
 
     @classmethod
     def load(cls, path: Path) -> "Policy":
         """Read what `save` wrote.
 
         Raises:
-            UserError: it is missing or no policy.
+            UserError: the file is missing or holds no policy.
         """
-        found = read_json(path)
+        document = read_json(path)
         try:
-            return cls(**{**found, **_parsed(found)})
+            return cls(**{**document, **_parsed(document)})
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise UserError(
-                f"a policy in {path}", str(error), "run `distill scale` anew"
+                f"a policy in {path}", str(error), "run `distill scale` again"
             ) from error
 
 
-def _parsed(found: Mapping[str, Any]) -> dict[str, Any]:
-    estimator = found["estimator"]
+def _parsed(document: Mapping[str, Any]) -> dict[str, Any]:
+    estimator = document["estimator"]
     return {
-        "budgets": tuple(found["budgets"]),
-        "strategies": tuple(map(tuple, found["strategies"])),
-        "edges": tuple(found["edges"]),
+        "budgets": tuple(document["budgets"]),
+        "strategies": tuple(map(tuple, document["strategies"])),
+        "edges": tuple(document["edges"]),
         "estimator": estimator and Linear(np.array(estimator["weights"]), estimator["bias"]),
     }
 
 
-def chosen(
+def best_by_bin(
     values: Float[np.ndarray, "budget strategy question"], names: Sequence[str], bins: PerQuestion
 ) -> tuple[tuple[str, ...], ...]:
     """Return the names of the best strategies by bin and budget, on all questions."""

@@ -1,4 +1,4 @@
-"""What a study comes to: curves, bins, policies and the comparison at equal FLOPs; asks nobody."""
+"""The report of a study from its records: curves, bins, policies, and models at equal FLOPs."""
 
 import dataclasses
 import itertools
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from distill.core.records import Answered
-from distill.core.statistics import bootstrap_means
+from distill.core.statistics import Bootstrap
 from distill.models.flops import decoding_flops
 from distill.test_time import allocate, difficulty, ledger, outcomes
 from distill.test_time.allocate import Policy
@@ -20,7 +20,7 @@ from distill.test_time.outcomes import (
     DIFFICULTY,
     GREEDY,
     TOKENS,
-    Measured,
+    Outcomes,
     Records,
     Shapes,
 )
@@ -29,24 +29,23 @@ Bins = Mapping[str, Int[np.ndarray, "question"]]
 
 
 @dataclasses.dataclass(frozen=True)
-class How:
-    """How records are read; the arguments of `study.run` of the same names."""
+class Options:
+    """The arguments of `study.run` of the same names, and the bootstrap over questions."""
 
     budgets: tuple[int, ...]
     bins: int
     ratios: tuple[float, ...]
-    resamples: int
-    seed: int
+    bootstrap: Bootstrap
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Eases:
-    """How easy each question is, higher is easier.
+    """The ease of each question, higher is easier.
 
     Attributes:
         by_kind: float [question] each, of `oracle`, `predicted` and, where known, `encoder`.
         encoder_flops: of reading each prompt once.
-        estimator: that `encoder` needs for new questions, fitted to all of these.
+        estimator: of `encoder`, fitted to all questions, for new ones.
     """
 
     by_kind: Mapping[str, Float[np.ndarray, "question"]]
@@ -56,34 +55,34 @@ class Eases:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Study:
-    """All that a report is worked out from."""
+    """The inputs of a report."""
 
     records: Records
     eases: Eases
     shapes: Shapes
-    how: How
-    measured: Measured
+    options: Options
+    results: Outcomes
     bins: Bins
 
     @property
     def baseline(self) -> Float[np.ndarray, "budget question"]:
         """The accuracy of weighted best-of-N."""
-        return self.measured.right[self.measured.names.index(BASELINE)]
+        return self.results.right[self.results.names.index(BASELINE)]
 
     def allocated(self) -> dict[str, "_Allocated"]:
-        """Return what the policy of each kind of bins earned and cost."""
+        """Return the accuracy and cost of the policy of each kind of bins."""
         of_samples = outcomes.flops_of(self.records.single(DIFFICULTY)[1], self.shapes)
         costs = {kind: of_samples for kind in self.bins}
         if self.eases.encoder_flops is not None:
             costs["encoder"] = self.eases.encoder_flops
         return {
-            kind: _Allocated.of(self.measured, self.records.ids, bins, costs[kind])
+            kind: _Allocated.of(self.results, self.records.ids, bins, costs[kind])
             for kind, bins in self.bins.items()
         }
 
 
-def found(
-    records: Records, eases: Eases, shapes: Shapes, how: How
+def analyse(
+    records: Records, eases: Eases, shapes: Shapes, options: Options
 ) -> tuple[dict[str, Any], dict[str, Policy]]:
     """Return the content of scale.json, and the policies that need no gold answer.
 
@@ -91,44 +90,43 @@ def found(
         records: all of a study's.
         eases: of its questions.
         shapes: of its models.
-        how: its settings.
+        options: of the study.
     """
-    bins = {kind: _bins(records.ids, ease, how.bins) for kind, ease in eases.by_kind.items()}
-    of_all = outcomes.measure(records, shapes, how.budgets)
-    study = _Study(records, eases, shapes, how, of_all, bins)
+    bins = {kind: _bins(records.ids, ease, options.bins) for kind, ease in eases.by_kind.items()}
+    of_all = outcomes.measure(records, shapes, options.budgets)
+    study = _Study(records, eases, shapes, options, of_all, bins)
     allocated = study.allocated()
     report = {
         "questions": len(records.problems),
         "sets": _counts([problem.source for problem in records.problems]),
-        "budgets": list(how.budgets),
+        "budgets": list(options.budgets),
         "difficulty_samples": records.single(DIFFICULTY)[0],
-        "resamples": how.resamples,
-        "seed": how.seed,
-        "greedy": _estimates(_greedy(records, GREEDY)[:, None], bins, how)[0],
+        "resamples": options.bootstrap.resamples,
+        "seed": options.bootstrap.seed,
+        "greedy": _estimates(_greedy(records, GREEDY)[:, None], bins, options)[0],
         "curves": [
             {"strategy": name, "points": _points(study, place)}
             for place, name in enumerate(of_all.names)
         ],
-        "bins": {kind: _told(bins[kind], eases, kind) for kind in bins},
-        "policies": {kind: _earned(study, kind, each) for kind, each in allocated.items()},
+        "bins": {kind: _bins_report(bins[kind], eases, kind) for kind in bins},
+        "policies": {kind: _policy_report(study, kind, each) for kind, each in allocated.items()},
         "matched": list(_matched(study, allocated)),
     }
     return report, {kind: _policy(study, kind) for kind in bins if kind in allocate.KINDS}
 
 
-def _earned(study: _Study, kind: str, policy: "_Allocated") -> dict[str, Any]:
+def _policy_report(study: _Study, kind: str, policy: "_Allocated") -> dict[str, Any]:
     """Return the accuracy, cost and choices of a policy, and the samples that it saves."""
-    how = study.how
+    options = study.options
     return {
-        "points": _estimates(policy.right.T, study.bins, how),
+        "points": _estimates(policy.right.T, study.bins, options),
         "flops": _mean(policy.flops.mean(1)),
-        "strategies": policy.named(study.measured.names, study.bins[kind]),
+        "strategies": policy.strategies(study.results.names, study.bins[kind]),
         "saved": allocate.saved_samples(
             policy.right.T,
             study.baseline.T,
-            how.budgets,
-            resamples=how.resamples,
-            seed=how.seed,
+            options.budgets,
+            bootstrap=options.bootstrap,
         ),
     }
 
@@ -136,12 +134,12 @@ def _earned(study: _Study, kind: str, policy: "_Allocated") -> dict[str, Any]:
 def _policy(study: _Study, kind: str) -> Policy:
     """Return the policy to use: the best strategies on all questions."""
     ease = dict(zip(study.records.ids, study.eases.by_kind[kind].tolist(), strict=True))
-    values = study.measured.right.transpose(1, 0, 2)
+    values = study.results.right.transpose(1, 0, 2)
     by_encoder = kind == "encoder"
     return Policy(
-        study.how.budgets,
-        allocate.chosen(values, study.measured.names, study.bins[kind]),
-        difficulty.edges(ease, study.how.bins),
+        study.options.budgets,
+        allocate.best_by_bin(values, study.results.names, study.bins[kind]),
+        difficulty.edges(ease, study.options.bins),
         kind,
         0 if by_encoder else study.records.single(DIFFICULTY)[0],
         study.eases.estimator if by_encoder else None,
@@ -149,7 +147,7 @@ def _policy(study: _Study, kind: str) -> Policy:
 
 
 def headline(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a study in few numbers: accuracy at the largest budget."""
+    """Return the accuracies at the largest budget."""
     last = {each["strategy"]: each["points"][-1]["value"] for each in report["curves"]}
     policies = {kind: each["points"][-1]["value"] for kind, each in report["policies"].items()}
     names = {BASELINE: last[BASELINE], "best_of-majority": last["best_of-majority"]}
@@ -169,7 +167,7 @@ def _bins(ids: Sequence[str], ease: np.ndarray, count: int) -> Int[np.ndarray, "
     return np.array([by_id[name] for name in ids])
 
 
-def _told(bins: np.ndarray, eases: Eases, kind: str) -> dict[str, Any]:
+def _bins_report(bins: np.ndarray, eases: Eases, kind: str) -> dict[str, Any]:
     """Return a kind of bins: sizes, mean eases, and how far it agrees with the oracle."""
     ease, oracle = eases.by_kind[kind], eases.by_kind["oracle"]
     members = [bins == bin_ for bin_ in range(bins.max() + 1)]
@@ -189,15 +187,12 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
 def _estimates(
     values: Float[np.ndarray, "question column"],
     bins: Bins,
-    how: How,
+    options: Options,
 ) -> list[dict[str, Any]]:
     """Return the mean of each column with its interval, overall and in each bin of each kind."""
-    overall = bootstrap_means(values, how.resamples, how.seed)
+    overall = options.bootstrap.means(values)
     by_kind = {
-        kind: [
-            bootstrap_means(values[of_kind == bin_], how.resamples, how.seed)
-            for bin_ in range(how.bins)
-        ]
+        kind: [options.bootstrap.means(values[of_kind == bin_]) for bin_ in range(options.bins)]
         for kind, of_kind in bins.items()
     }
     return [
@@ -207,19 +202,19 @@ def _estimates(
 
 
 def _points(study: _Study, place: int) -> list[dict[str, Any]]:
-    """Return a strategy's accuracy and cost a question at each budget that it can have.
+    """Return a strategy's accuracy and cost a question at each budget that it accepts.
 
     `less_baseline` is the accuracy less that of weighted best-of-N, paired by question.
     """
     right, tokens, flops = (
-        of[place] for of in (study.measured.right, study.measured.tokens, study.measured.flops)
+        of[place] for of in (study.results.right, study.results.tokens, study.results.flops)
     )
     there = np.flatnonzero(~np.isnan(right[:, 0]))
     paired = (right[there] - study.baseline[there]).T
     rows = zip(
-        (study.how.budgets[column] for column in there),
-        _estimates(right[there].T, study.bins, study.how),
-        bootstrap_means(paired, study.how.resamples, study.how.seed),
+        (study.options.budgets[column] for column in there),
+        _estimates(right[there].T, study.bins, study.options),
+        study.options.bootstrap.means(paired),
         _mean(flops[there].mean(1)),
         [dict(zip(TOKENS, _mean(each), strict=True)) for each in tokens[there].mean(1)],
         strict=True,
@@ -231,7 +226,7 @@ def _points(study: _Study, place: int) -> list[dict[str, Any]]:
 
 
 def _mean(values: np.ndarray) -> list[float | None]:
-    """Return means as JSON has them: what is not known is None."""
+    """Return means for JSON, None where unknown."""
     return [None if np.isnan(value) else round(value, 3) for value in values.tolist()]
 
 
@@ -240,7 +235,7 @@ def _mean(values: np.ndarray) -> list[float | None]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Allocated:
-    """What the policy of one kind of bins earned and cost, each question by the other fold.
+    """The accuracy and cost of the policy of one kind of bins, chosen on the other fold.
 
     Attributes:
         right: accuracy.
@@ -254,19 +249,19 @@ class _Allocated:
 
     @classmethod
     def of(
-        cls, measured: Measured, ids: Sequence[str], bins: np.ndarray, cost: np.ndarray | None
+        cls, results: Outcomes, ids: Sequence[str], bins: np.ndarray, cost: np.ndarray | None
     ) -> "_Allocated":
         fold_of = allocate.folds(ids, bins)
-        columns = range(measured.right.shape[1])
+        columns = range(results.right.shape[1])
         pairs = [
-            allocate.cross_validated(measured.right[:, column], bins, fold_of) for column in columns
+            allocate.cross_validate(results.right[:, column], bins, fold_of) for column in columns
         ]
         right, chosen = (np.stack(each) for each in zip(*pairs, strict=True))
         questions = np.arange(len(ids))
-        flops = np.stack([measured.flops[chosen[c], c, questions] for c in columns])
+        flops = np.stack([results.flops[chosen[c], c, questions] for c in columns])
         return cls(right, flops + (np.nan if cost is None else cost), chosen)
 
-    def named(self, names: Sequence[str], bins: np.ndarray) -> list[list[list[str]]]:
+    def strategies(self, names: Sequence[str], bins: np.ndarray) -> list[list[list[str]]]:
         """Return the strategies of both folds by bin and budget."""
         return [
             [
@@ -281,20 +276,20 @@ def _matched(study: _Study, allocated: Mapping[str, _Allocated]) -> Iterator[dic
     """Yield the policies against each larger model, greedy, at equal FLOPs.
 
     Counted in two ways: `samples` as the paper counts, N samples for N; and `flops`, in which
-    policy, verifier and difficulty are counted by their shapes, over those of one greedy answer.
+    generator, verifier and difficulty are counted by their shapes, over those of one greedy answer.
     """
     _, rows = study.records.single(GREEDY)
     single = outcomes.flops_of(rows, study.shapes).mean()
     for name, config in study.shapes.larger.items():
-        times = _times_larger(rows, study.shapes.policy, config)
+        times = _times_larger(rows, study.shapes.generator, config)
         if times is None or times < 1:
             continue
         theirs = _greedy(study.records, name)
-        for ratio, (kind, each) in itertools.product(study.how.ratios, allocated.items()):
+        for ratio, (kind, each) in itertools.product(study.options.ratios, allocated.items()):
             allowed = ledger.matched_samples(times, ratio)
             where = {"larger": name, "times": times, "ratio": ratio, "allowed": allowed}
             where |= {"difficulty": kind, "theirs": float(theirs.mean())}
-            budgets = np.array(study.how.budgets, float)
+            budgets = np.array(study.options.budgets, float)
             for counted, costs in (("samples", budgets), ("flops", each.flops.mean(1) / single)):
                 against = _against(study, each.right, theirs, costs <= allowed)
                 yield {**where, "counted": counted, **against}
@@ -309,18 +304,18 @@ def _against(
         return {"budget": None}
     column = int(fitting[-1])
     oracle = {"oracle": study.bins["oracle"]}
-    difference = _estimates((ours[column] - theirs)[:, None], oracle, study.how)[0]
+    difference = _estimates((ours[column] - theirs)[:, None], oracle, study.options)[0]
     mean = float(ours[column].mean())
-    return {"budget": study.how.budgets[column], "ours": mean, "difference": difference}
+    return {"budget": study.options.budgets[column], "ours": mean, "difference": difference}
 
 
 def _times_larger(
-    rows: Sequence[Answered], policy: Config | None, larger: Config | None
+    rows: Sequence[Answered], generator: Config | None, larger: Config | None
 ) -> float | None:
-    """Return M: the larger model's FLOPs over the policy's, for a greedy answer of the policy."""
-    if policy is None or larger is None or rows[0].source is None:
+    """Return M, the FLOPs of the larger model over the generator's at the length of its answers."""
+    if generator is None or larger is None or rows[0].source is None:
         return None
     source = round(np.mean([row.source for row in rows if row.source is not None]))
     target = round(np.mean([row.policy_drawn for row in rows]))
-    both = (decoding_flops(config, source, target) for config in (larger, policy))
+    both = (decoding_flops(config, source, target) for config in (larger, generator))
     return round(next(both) / next(both), 6)

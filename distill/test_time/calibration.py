@@ -1,4 +1,4 @@
-"""How far a verifier's scores are chances: Brier score, area under the curve, reliability.
+"""How well scores predict outcomes: Brier score, area under the curve, reliability.
 
 Labels may be soft: a label of 0.7 counts as 0.7 of a right one and 0.3 of a wrong one.
 """
@@ -11,20 +11,21 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from distill.core.statistics import bootstrap_weights, percentile_interval
+from distill.core.statistics import Bootstrap, percentile_interval
 
-BINS, RESAMPLES = 10, 1000
+BINS = 10
+BOOTSTRAP = Bootstrap(resamples=1000)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scored:
-    """Scores with what they should have been.
+    """Scores with their labels.
 
     Attributes:
         values: float [n] scores, each in 0 to 1.
         labels: float [n] shares of right continuations, in 0 to 1; 0 or 1 for whole solutions.
         weights: float [n] how often each counts.
-        groups: int [n] the question of each; questions are what intervals resample.
+        groups: int [n] the question of each; intervals resample questions.
     """
 
     values: np.ndarray
@@ -36,9 +37,9 @@ class Scored:
         if not len(self.values) == len(self.labels) == len(self.weights) == len(self.groups) > 0:
             raise ValueError(f"expected as many scores as labels, at least one, got {self}")
         for name in ("values", "labels"):
-            found = getattr(self, name)
-            if not (np.all(found >= 0) and np.all(found <= 1)):
-                raise ValueError(f"expected {name} in 0 to 1, got {found.min()} to {found.max()}")
+            column = getattr(self, name)
+            if not (np.all(column >= 0) and np.all(column <= 1)):
+                raise ValueError(f"expected {name} in 0 to 1, got {column.min()} to {column.max()}")
 
 
 def brier(values: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
@@ -99,48 +100,47 @@ def reliability(scored: Scored, bins: int = BINS) -> list[dict[str, float]]:
     return rows
 
 
-def calibration(scored: Scored, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
+def calibration(scored: Scored, bootstrap: Bootstrap = BOOTSTRAP) -> dict[str, Any]:
     """Return Brier score and AUC with 95 % intervals, and the reliability table.
 
     Args:
         scored: scores and labels.
-        resamples: of the bootstrap over questions.
-        seed: of the bootstrap.
+        bootstrap: over questions.
 
     Returns:
         JSON: `n`, `questions`, `right` (share), `brier` and `auc` as {value, low, high}, or without
-        `auc` where all are right or all wrong, `brier_of_share`, the Brier score of saying the
-        share of right ones each time, and `reliability`.
+        `auc` where all are right or all wrong, `brier_of_share`, the Brier score of the share
+        of right ones as a constant score, and `reliability`.
     """
     share = float(np.average(scored.labels, weights=scored.weights))
     same = np.full(len(scored.values), share)
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "n": float(scored.weights.sum()),
         "questions": len(np.unique(scored.groups)),
         "right": share,
         "brier_of_share": brier(same, scored.labels, scored.weights),
         "reliability": reliability(scored),
     }
-    drawn = list(_resampled(scored, resamples, seed))
+    drawn = list(_resampled(scored, bootstrap))
     for name, measure in (("brier", brier), ("auc", auc)):
         value = measure(scored.values, scored.labels, scored.weights)
         if np.isfinite(value):
             each = [measure(scored.values, scored.labels, weights) for weights in drawn]
             low, high = percentile_interval(np.array(each))
-            found[name] = {"value": value, "low": float(low), "high": float(high)}
-    return found
+            report[name] = {"value": value, "low": float(low), "high": float(high)}
+    return report
 
 
-def _resampled(scored: Scored, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def _resampled(scored: Scored, bootstrap: Bootstrap) -> Iterator[np.ndarray]:
     """Yield the weights in each bootstrap sample of the questions."""
     _, groups = np.unique(scored.groups, return_inverse=True)
     n = groups.max() + 1
-    for weights in bootstrap_weights(n, resamples, seed):
+    for weights in bootstrap.weights(n):
         yield scored.weights * weights[groups]
 
 
 def picture(tables: dict[str, Sequence[dict[str, float]]]) -> Figure:
-    """Draw reliability: the share right over the score, and how many have it.
+    """Draw reliability: the share right over the score, and the number of each score.
 
     Args:
         tables: rows of `reliability` by the name of what was scored.

@@ -1,12 +1,13 @@
 """Draw chains of revisions on questions to learn from, for a verifier that reads the history.
 
-A verifier trained on the student's solutions alone does not know what a reviser writes, nor that an
-attempt stands after others. What is drawn here is labelled by its last answer; the attempts before
-a solution are in its prompt, so the verifier reads them as it reads the question.
+A verifier trained on the student's solutions alone has seen neither a reviser's attempts nor
+earlier attempts in a prompt. Each attempt drawn here is labelled by its last answer; the attempts
+before it are in its prompt, so that the verifier reads them as it reads the question.
 
 Source: Snell et al. 2024, arXiv 2408.03314, section 6.1 and appendix J.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,15 +19,16 @@ from distill.core.errors import UserError
 from distill.core.ports import Generator, Sampling, Scorer, Solution
 from distill.core.progress import progress
 from distill.core.records import Problem, Trace, Verdict
+from distill.core.statistics import Bootstrap
 from distill.core.store import Shards, Stage, manifest
 from distill.grading.check import GRADERS, check
 from distill.models import scoring
 from distill.models.reader import Reader
 from distill.test_time import calibration, strategy
-from distill.test_time.revise import attempted
+from distill.test_time.revise import draw_chains
 from distill.test_time.rollouts import ANSWERED, Labelled
 from distill.test_time.strategy import Models, Question
-from distill.test_time.verifier import OUTCOME, PAPER_OPTIMIZER, require_no_decay, trained
+from distill.test_time.verifier import OUTCOME, PAPER_OPTIMIZER, Training, require_no_decay, train
 from distill.text import steps
 from distill.text.prompts import FORMATS
 from distill.training.optimizers import Optimizer
@@ -34,7 +36,6 @@ from distill.training.optimizers import Optimizer
 # Files and folders of a run directory that the stage fills, as patterns.
 OUTPUTS = ("chains",)
 VERIFIER_OUTPUTS = ("verifier/chains",)
-SHARD_QUESTIONS = 256  # drawn together, so that batches are full; what a kill may lose
 CHAINS: Mapping[str, int] = {"train": 4, "validation": 4}
 
 
@@ -52,9 +53,9 @@ def draw(
     The sample's number counts the attempts of a problem, chain after chain.
     """
     questions = [Question(problem.problem_id, prompt(problem.question)) for problem in problems]
-    accounts = strategy.opened(questions)
+    accounts = strategy.open_accounts(questions)
     numbers = {question.problem_id: itertools.count() for question in questions}
-    for chain in attempted(questions, chains, length, models, accounts, seed=seed):
+    for chain in draw_chains(questions, chains, length, models, accounts, seed=seed):
         name = chain.question.problem_id
         for attempt in chain.attempts:
             yield Trace(
@@ -67,7 +68,7 @@ def draw(
             )
 
 
-def labelled(solutions: Iterable[tuple[Trace, Verdict]]) -> list[Labelled]:
+def label(solutions: Iterable[tuple[Trace, Verdict]]) -> list[Labelled]:
     """Return the attempts that have an answer, each of its steps labelled by the answer."""
     found = []
     for trace, verdict in solutions:
@@ -90,8 +91,9 @@ def run(
     prompt: Callable[[str], str] = FORMATS["zero_shot_cot"],
     grader: str = "default",
     seed: int = 0,
+    shard_questions: int = 256,
 ) -> dict[str, Any]:
-    """Fill RUN_DIR/chains with attempts at the questions of some splits; go on where it stopped.
+    """Fill RUN_DIR/chains with attempts at the questions of some splits; resume if stopped.
 
     Args:
         run_dir: the run directory; its stage `problems` is complete.
@@ -102,6 +104,8 @@ def run(
         prompt: a question's prompt without attempts.
         grader: a name of `check.GRADERS`.
         seed: of all draws.
+        shard_questions: whose chains are drawn together, so that batches are full; a kill loses at
+            most so many. Not a setting of the run: it does not change the attempts.
 
     Raises:
         UserError: there are no such problems or grader, or the reviser cannot serve.
@@ -119,13 +123,15 @@ def run(
         traces = Shards(run_dir / "chains", Trace)
         models = Models(reviser, None, sampling)
         for split, count in chains.items():
-            how = {"chains": count, "length": length, "prompt": prompt, "seed": seed}
-            _fill(traces, _chosen(run_dir, split), models, how)
+            draw_part = functools.partial(
+                draw, models=models, chains=count, length=length, prompt=prompt, seed=seed
+            )
+            _fill(traces, _select(run_dir, split), draw_part, shard_questions)
         stage.finish(**_counts(run_dir, chains, grader))
         return stage.summary
 
 
-def _chosen(run_dir: Path, split: str) -> list[Problem]:
+def _select(run_dir: Path, split: str) -> list[Problem]:
     found = [problem for problem in Shards(run_dir / "problems", Problem) if problem.split == split]
     if not found:
         raise UserError(f"problems of {split}", "none", "add a source or take the split out")
@@ -133,14 +139,17 @@ def _chosen(run_dir: Path, split: str) -> list[Problem]:
 
 
 def _fill(
-    sink: Shards[Trace], problems: Sequence[Problem], models: Models, how: Mapping[str, Any]
+    sink: Shards[Trace],
+    problems: Sequence[Problem],
+    draw_part: Callable[[Sequence[Problem]], Iterator[Trace]],
+    size: int,
 ) -> None:
     """Draw the chains of the problems that have none; a shard holds whole problems."""
     done = {name for (name,) in sink.keys("problem_id")}
     left = [problem for problem in problems if problem.problem_id not in done]
-    parts = list(strategy.chunks(left, SHARD_QUESTIONS))
+    parts = list(strategy.chunks(left, size))
     for part in progress(parts, name="chains", total=len(parts), unit="parts"):
-        sink.append(draw(part, models, **how))
+        sink.append(draw_part(part))
 
 
 def solutions(run_dir: Path, split: str, grader: str) -> list[tuple[Trace, Verdict]]:
@@ -158,7 +167,7 @@ def examples(run_dir: Path, split: str) -> list[Labelled]:
         UserError: the stage is not complete.
     """
     grader = manifest(run_dir, "chains")["settings"]["grader"]
-    return labelled(solutions(run_dir, split, grader))
+    return label(solutions(run_dir, split, grader))
 
 
 def _counts(run_dir: Path, splits: Iterable[str], grader: str) -> dict[str, Any]:
@@ -197,14 +206,14 @@ def verifier(
 ) -> dict[str, Any]:
     """Train an outcome verifier that reads the attempts before the one that it scores.
 
-    It goes to RUN_DIR/verifier/chains/model, where `scoring.Verifier` finds it; the summary tells
-    how it is calibrated on the validation split's attempts, where there are any.
+    It goes to RUN_DIR/verifier/chains/model, where `scoring.Verifier` finds it; the summary
+    has its calibration on the validation split's attempts, where there are any.
 
     Args:
         run_dir: the run directory; its stage `chains` is complete.
-        student: directory of the model from whose weights it starts: the policy or the reviser.
+        student: directory of the model it is initialised from: the generator or the reviser.
         steps: optimizer steps.
-        save_every: steps between checkpoints, so between looks at the held-out loss.
+        save_every: steps between checkpoints, at which the held-out loss is computed.
         batch_size: attempts of a step.
         reader: as for the stage `verifier`.
         optimizer: as for the stage `verifier`.
@@ -216,9 +225,19 @@ def verifier(
     Raises:
         UserError: `chains` is not complete, or the student is damaged.
     """
-    settings = {"student": student, "kind": OUTCOME, "steps": steps, "save_every": save_every}
-    settings |= {"batch_size": batch_size, "optimizer": optimizer, "dropout_rate": dropout_rate}
-    settings |= {"share": share, "seed": seed, "resamples": resamples, "reader": reader}
+    training = Training(
+        student=student,
+        kind=OUTCOME,
+        steps=steps,
+        save_every=save_every,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        dropout_rate=dropout_rate,
+        share=share,
+        seed=seed,
+        reader=reader,
+    )
+    settings = {**vars(training), "resamples": resamples}
     require_no_decay(reader, optimizer)
     run_dir = Path(run_dir)
     with Stage.open(
@@ -231,23 +250,22 @@ def verifier(
     ) as stage:
         if not stage.complete:
             directory = run_dir / "verifier" / "chains"
-            found = trained(examples(run_dir, "train"), directory, settings)
+            fitted = train(examples(run_dir, "train"), directory, training)
             scorer = scoring.load(directory / "model")
             rows = examples(run_dir, "validation")
-            told = _calibrated(rows, scorer, resamples=resamples, seed=seed) if rows else {}
-            stage.finish(step=found["step"], **found["training"], **told)
+            report = _calibration(rows, scorer, Bootstrap(resamples, seed)) if rows else {}
+            stage.finish(step=fitted["step"], **fitted["training"], **report)
         return stage.summary
 
 
-def _calibrated(rows: Sequence[Labelled], scorer: Scorer, **how: int) -> dict[str, Any]:
-    """Return Brier score, AUC and their like of the scores of whole attempts."""
-    found = dict(scorer.score([row.solution for row in rows]))
-    kept = [n for n in range(len(rows)) if len(found[n].values)]
+def _calibration(rows: Sequence[Labelled], scorer: Scorer, bootstrap: Bootstrap) -> dict[str, Any]:
+    """Return the calibration of the scores of whole attempts."""
+    scores = dict(scorer.score([row.solution for row in rows]))
+    kept = [n for n in range(len(rows)) if len(scores[n].values)]
     if not kept:
         return {}
-    found, rows = {n: found[m] for n, m in enumerate(kept)}, [rows[n] for n in kept]
-    values = np.array([found[n].values[-1] for n in range(len(rows))], float)
-    labels = np.array([row.labels[-1] for row in rows])
-    ids = np.array([row.problem_id for row in rows])
-    scored = calibration.Scored(values, labels, np.ones(len(rows)), ids)
-    return {"calibration": calibration.calibration(scored, **how)}
+    values = np.array([scores[n].values[-1] for n in kept], float)
+    labels = np.array([rows[n].labels[-1] for n in kept])
+    ids = np.array([rows[n].problem_id for n in kept])
+    scored = calibration.Scored(values, labels, np.ones(len(kept)), ids)
+    return {"calibration": calibration.calibration(scored, bootstrap)}

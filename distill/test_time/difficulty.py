@@ -1,8 +1,8 @@
-"""How hard questions are for a policy, and equal bins by rank; decides nothing by it.
+"""Estimate the difficulty of questions for a generator, and divide them into equal bins by rank.
 
-- oracle: pass@1 over samples of the policy, with the gold answers.
+- oracle: pass@1 over samples of the generator, with the gold answers.
 - predicted: the verifier's mean final score over the same samples, without gold answers.
-- encoder: a ridge regression on the policy's mean encoder state, which costs one reading of the
+- encoder: a ridge regression on the generator's mean encoder state, which costs one reading of the
   prompt where the others cost samples.
 
 Source: Snell et al. 2024, arXiv 2408.03314, section 3.2, for the first two.
@@ -125,7 +125,7 @@ def ridge(
     return Linear(weights, float(targets.mean() - mean @ weights))
 
 
-def cross_fitted(
+def cross_fit(
     features: Float[np.ndarray, "question features"],
     targets: Float[np.ndarray, "question"],
     folds: Int[np.ndarray, "question"],
@@ -140,8 +140,8 @@ def cross_fitted(
 
 def local(generator: object) -> LocalGenerator | None:
     """Return the model behind a generator in this process; None for an endpoint."""
-    found = generator.generator if isinstance(generator, SavedModel) else generator
-    return found if isinstance(found, LocalGenerator) else None
+    model = generator.generator if isinstance(generator, SavedModel) else generator
+    return model if isinstance(model, LocalGenerator) else None
 
 
 def encoder_means(
@@ -167,8 +167,8 @@ def encoder_means(
                 "leave that question out",
             )
     batches = _padded(rows, generator.batch_size)
-    found = [np.asarray(_encoded(network, generator.placed, *batch)) for batch in batches]
-    return np.concatenate(found)[: len(rows)].astype(float), [len(row) for row in rows]
+    means = [np.asarray(_encoded(network, generator.placed, *batch)) for batch in batches]
+    return np.concatenate(means)[: len(rows)].astype(float), [len(row) for row in rows]
 
 
 def _padded(

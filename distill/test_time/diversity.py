@@ -1,6 +1,7 @@
-"""Regular sampling against FIRE on problem sets, over a grid; ranks no generators."""
+"""Compare regular sampling and FIRE on problem sets, over a grid of truncations."""
 
 import dataclasses
+import functools
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from distill.core.errors import UserError
 from distill.core.ports import Generator, Sampling
 from distill.core.progress import progress
 from distill.core.records import Problem, Trace
-from distill.core.statistics import bootstrap_means
+from distill.core.statistics import Bootstrap
 from distill.core.store import Shards, Stage, atomic_path, write_json
 from distill.grading.check import GRADERS, Grader, check
 from distill.models.sampling import Fire
@@ -34,7 +35,6 @@ ANSWERS, WORDINGS = "distinct answers", "distinct right texts"
 KINDS = ("regular", "fire", "difference")
 # Report halves and test splits are read by evaluate alone.
 SPLITS = ("train", "validation", "selection")
-SHARD_TRACES = 512
 Table = Mapping[str, Any]
 
 
@@ -58,7 +58,7 @@ class Setting:
 
 
 def measures(samples: int) -> list[str]:
-    """Return the names of what is measured of each question, given its number of samples."""
+    """Return the names of the measures of a question, given its number of samples."""
     return [*(f"pass@{k}" for k in PASSES if k <= samples), ANSWERS, WORDINGS]
 
 
@@ -98,15 +98,12 @@ def measure(
 
 
 def compare(
-    regular: np.ndarray, fire: np.ndarray, samples: int, *, resamples: int, seed: int
+    regular: np.ndarray, fire: np.ndarray, samples: int, bootstrap: Bootstrap
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Return the estimates of both and of FIRE minus regular, paired by question."""
     both = zip(KINDS, (regular, fire, fire - regular), strict=True)
     names = measures(samples)
-    return {
-        kind: dict(zip(names, bootstrap_means(values, resamples, seed), strict=True))
-        for kind, values in both
-    }
+    return {kind: dict(zip(names, bootstrap.means(values), strict=True)) for kind, values in both}
 
 
 # --- The stage ---------------------------------------------------------------------------------
@@ -129,8 +126,9 @@ def run(
     grader: str = "default",
     resamples: int = 2000,
     seed: int = 0,
+    shard_traces: int = 512,
 ) -> dict[str, Any]:
-    """Compare regular sampling and FIRE over a grid; go on where an earlier start stopped.
+    """Compare regular sampling and FIRE over a grid; resume where an earlier run stopped.
 
     Fills RUN_DIR/diversity/SETTING-regular and SETTING-fire with traces and writes
     RUN_DIR/reports/diversity.json, diversity.md and a diversity-SET.png for each set. Both ways
@@ -140,7 +138,7 @@ def run(
         run_dir: the run directory; its stage `problems` is complete where there are no sources.
         generator: one that has `fire`, as saved.SavedModel.
         sources: what to fill RUN_DIR/problems from, if it is not filled.
-        splits: of train, validation and selection, which to ask.
+        splits: of the problems to solve: train, validation or selection.
         limit: most problems of a set; all where None.
         samples: number of samples a problem, in each setting and way.
         sampling: how tokens are drawn besides the grid's truncations.
@@ -152,6 +150,8 @@ def run(
         grader: `default`, or `fu2023` for parity with the paper.
         resamples: of the bootstrap over questions.
         seed: of the samples and of the bootstrap.
+        shard_traces: traces of a shard; a kill loses at most so many. Not a setting of the run: it
+            does not change the traces.
 
     Raises:
         UserError: the generator has no FIRE, or there are no such problems or grader.
@@ -161,28 +161,39 @@ def run(
     if sources:
         corpus.run(run_dir=run_dir, sources=sources)
     grid = list(itertools.starmap(Setting, itertools.product(top_p, top_k, min_p)))
-    how = {"samples": samples, "sampling": sampling, "prompt": prompt, "seed": seed}
     settings = {
-        **{"generator": generator, "splits": splits, "limit": limit, "grid": grid},
-        **{"temperature": temperature, "grader": grader, "resamples": resamples, **how},
+        "generator": generator,
+        "splits": splits,
+        "limit": limit,
+        "grid": grid,
+        "temperature": temperature,
+        "grader": grader,
+        "resamples": resamples,
+        "samples": samples,
+        "sampling": sampling,
+        "prompt": prompt,
+        "seed": seed,
     }
     with Stage.open(
         run_dir, "diversity", settings=settings, inputs=["problems"], outputs=OUTPUTS
     ) as stage:
         if stage.complete:
             return stage.summary
-        asked = _chosen(run_dir, splits, limit)
+        problems = _select(run_dir, splits, limit)
         values = {}
         for setting, kind in itertools.product(grid, ("regular", "fire")):
             shards = Shards(run_dir / "diversity" / f"{setting.name}-{kind}", Trace)
-            hot = Fire(temperature, setting.top_k) if kind == "fire" else None
-            asking = dataclasses.replace(generator, fire=hot)  # pyright: ignore[reportArgumentType, reportCallIssue]
+            fire = Fire(temperature, setting.top_k) if kind == "fire" else None
+            model = dataclasses.replace(generator, fire=fire)  # pyright: ignore[reportArgumentType, reportCallIssue]
             cut = dataclasses.replace(sampling, **dataclasses.asdict(setting))
-            _fill(shards, asked, asking, {**how, "sampling": cut})
-            values[setting, kind] = measure(shards, asked, GRADERS[grader], samples)
-        found = _compared(values, asked, samples, resamples=resamples, seed=seed)
-        _write(run_dir / "reports", found)
-        stage.finish(settings=len(found["settings"]), questions=found["questions"])
+            draw_samples = functools.partial(
+                harvest, problems, model, samples=samples, sampling=cut, prompt=prompt, seed=seed
+            )
+            _fill(shards, len(problems) * samples, draw_samples, shard_traces)
+            values[setting, kind] = measure(shards, problems, GRADERS[grader], samples)
+        content = _comparison(values, problems, samples, Bootstrap(resamples, seed))
+        _write(run_dir / "reports", content)
+        stage.finish(settings=len(content["settings"]), questions=content["questions"])
         return stage.summary
 
 
@@ -200,7 +211,7 @@ def _refuse(generator: Generator, splits: Sequence[str], grader: str, samples: i
         raise UserError("at least 1 sample", str(samples), "raise diversity.run.samples")
 
 
-def _chosen(run_dir: Path, splits: Sequence[str], limit: int | None) -> list[Problem]:
+def _select(run_dir: Path, splits: Sequence[str], limit: int | None) -> list[Problem]:
     """Return the first problems of each set, set by set."""
     by_set: dict[str, list[Problem]] = {}
     for problem in Shards(run_dir / "problems", Problem):
@@ -213,31 +224,29 @@ def _chosen(run_dir: Path, splits: Sequence[str], limit: int | None) -> list[Pro
 
 
 def _fill(
-    shards: Shards[Trace], problems: Sequence[Problem], generator: Generator, how: Table
+    shards: Shards[Trace], total: int, draw_samples: Callable[..., Iterator[Trace]], size: int
 ) -> None:
+    """Draw the samples that are not in the shards, of `total`."""
     done: set[Any] = shards.keys("problem_id", "sample")
-    total = len(problems) * how["samples"]
     if len(done) == total:
         return
     bar = progress(
-        harvest(problems, generator, done=done, **how),
+        draw_samples(done=done),
         name=shards.directory.name,
         total=total,
         done=len(done),
         unit="samples",
     )
-    while shards.append(itertools.islice(bar, SHARD_TRACES)):
+    while shards.append(itertools.islice(bar, size)):
         pass
     logger.info("%s: %d samples", shards.directory.name, total)
 
 
-def _compared(
+def _comparison(
     values: Mapping[tuple[Setting, str], np.ndarray],
     problems: Sequence[Problem],
     samples: int,
-    *,
-    resamples: int,
-    seed: int,
+    bootstrap: Bootstrap,
 ) -> dict[str, Any]:
     of_set = np.array([problem.source for problem in problems])
     sets = list(dict.fromkeys(of_set.tolist()))
@@ -249,14 +258,18 @@ def _compared(
                 regular[of_set == name],
                 fire[of_set == name],
                 samples,
-                resamples=resamples,
-                seed=seed,
+                bootstrap,
             )
             for name in sets
         }
         rows.append({"name": setting.name, **dataclasses.asdict(setting), "sets": compared})
     questions = {name: int((of_set == name).sum()) for name in sets}
-    counts = {"samples": samples, "questions": questions, "resamples": resamples, "seed": seed}
+    counts = {
+        "samples": samples,
+        "questions": questions,
+        "resamples": bootstrap.resamples,
+        "seed": bootstrap.seed,
+    }
     return {**counts, "settings": rows}
 
 

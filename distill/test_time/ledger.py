@@ -1,8 +1,8 @@
 """What an answer costs in tokens and FLOPs, party by party, and what a larger model would cost.
 
-The parties are the policy, which draws solutions, the verifier, which scores them, and whatever
-estimates a question's difficulty. Source: Snell et al. 2024, arXiv 2408.03314, section 7; there the
-last two are left out.
+The parties are the generator, which draws solutions, the verifier, which scores them, and the
+estimate of a question's difficulty. Source: Snell et al. 2024, arXiv 2408.03314, section 7, which
+leaves the last two out.
 """
 
 import dataclasses
@@ -23,9 +23,9 @@ class Tokens:
 
     Attributes:
         requests: completions drawn, or solutions scored.
-        read: tokens of prompts, of prefixes and of solutions scored; None where a generator does
-            not tell.
-        drawn: tokens drawn, those cut off after a stop text included.
+        read: tokens of prompts, of prefixes and of solutions scored; None where a generator
+            does not report it.
+        drawn: tokens drawn, including those cut off after a stop text.
 
     Example:
         >>> Tokens(1, 10, 4) + Tokens(2, 30, 6)
@@ -42,7 +42,7 @@ class Tokens:
 
 
 def total(tokens: Iterable[Tokens]) -> Tokens:
-    """Return the sum, which of nothing is no token."""
+    """Return the sum; that of an empty iterable is zero."""
     return sum(tokens, Tokens())
 
 
@@ -51,28 +51,28 @@ class Account:
     """What one question has cost so far.
 
     Attributes:
-        source: tokens of the question's prompt alone, None until a request without prefix tells.
-        policy: of the generator.
-        verifier: of the scorer.
+        source: tokens of the question's prompt alone; None before a request without prefix.
+        generator: its requests and tokens.
+        verifier: its requests and tokens.
     """
 
     source: int | None = None
-    policy: Tokens = Tokens()
+    generator: Tokens = Tokens()
     verifier: Tokens = Tokens()
 
-    def drew(self, request: Request, completion: Completion) -> None:
-        """Charge the policy for a completion."""
+    def charge_completion(self, request: Request, completion: Completion) -> None:
+        """Charge the generator for a completion."""
         if not request.prefix:
             self.source = completion.prompt_tokens
-        self.policy += Tokens(1, completion.prompt_tokens, drawn(completion))
+        self.generator += Tokens(1, completion.prompt_tokens, tokens_drawn(completion))
 
-    def scored(self, scores: Scores) -> None:
+    def charge_scores(self, scores: Scores) -> None:
         """Charge the verifier for a solution."""
         self.verifier += Tokens(1, scores.tokens)
 
 
-def drawn(completion: Completion) -> int:
-    """Return the tokens that a completion cost; by its tokens where the generator does not tell."""
+def tokens_drawn(completion: Completion) -> int:
+    """Return the reported tokens of a completion, or the length of `tokens` without a report."""
     if completion.completion_tokens is not None:
         return completion.completion_tokens
     return len(completion.tokens)
@@ -81,17 +81,17 @@ def drawn(completion: Completion) -> int:
 # --- FLOPs -------------------------------------------------------------------------------------
 
 
-def policy_flops(config: Config, tokens: Tokens, source: int) -> int | None:
-    """Return the FLOPs of drawing, each request at the mean length of all and read by itself.
+def generator_flops(config: Config, tokens: Tokens, source: int) -> int | None:
+    """Return the FLOPs of drawing, each request at the mean length of all, none batched.
 
     Args:
-        config: the policy's shape.
+        config: the generator's shape.
         tokens: of all its requests.
         source: tokens of the prompt, which an encoder-decoder reads in its encoder; prefixes are
             read by the decoder.
 
     Returns:
-        FLOPs; None where it is not known what was read.
+        FLOPs; None where the tokens read are not known.
     """
     if tokens.read is None:
         return None
@@ -112,7 +112,7 @@ def verifier_flops(model: ScoringModel, tokens: Tokens, source: int) -> int | No
 
 
 def encoder_flops(config: T5Config, source: int) -> int:
-    """Return the FLOPs of reading a prompt of `source` tokens once, without writing."""
+    """Return the FLOPs of one encoder pass over a prompt of `source` tokens."""
     return forward_flops(config, source, 0)
 
 
@@ -120,7 +120,7 @@ def encoder_flops(config: T5Config, source: int) -> int:
 
 
 def matched_samples(larger: float, ratio: float) -> float:
-    r"""Return by how much inference may grow for the FLOPs of a larger model, greedy.
+    r"""Return the samples of a model that cost as much as one greedy sample of a larger model.
 
     Training costs 6 N D_pre, inference 2 N D_inf. A model `larger` times as large costs that many
     times both; the smaller may spend the difference on inference:

@@ -1,15 +1,15 @@
 r"""Metropolis-Hastings over whole solutions, as one more way to spend a budget.
 
 A step of a chain keeps the first t steps of its solution x, t uniform over those that x has, draws
-the rest anew, and takes the new solution y with probability min(1, A). The target is the policy's
-likelihood sharpened by a power, times a power of the verifier's score:
+the rest anew, and takes the new solution y with probability min(1, A). The target is the
+generator's likelihood sharpened by a power, times a power of the verifier's score:
 
 .. math:: \pi(x) \propto p(x)^\alpha v(x)^\beta, \qquad
    A = \Big(\frac{p(y_{>t} | x_{\le t})}{p(x_{>t} | x_{\le t})}\Big)^{\alpha - 1}
        \Big(\frac{v(y)}{v(x)}\Big)^\beta \frac{n_x}{n_y}
 
-with n the number of places to resample from; what is kept cancels. So that the proposal is p, it
-is drawn at temperature 1 without truncation.
+with n the number of places to resample from; the part that is kept cancels. The proposal is drawn
+at temperature 1 without truncation, so that it is p.
 
 Source: Hastings 1970, Biometrika 57:97; resampling a suffix as in QUEST, Faria et al. 2024, arXiv
 2406.00049, and sharpened likelihoods as in Karan and Du 2025, arXiv 2510.14901; here at steps.
@@ -38,7 +38,7 @@ class Metropolis:
 
     Attributes:
         chains: that run side by side; each has budget // chains states.
-        sharpness: alpha, the power of the policy's likelihood.
+        sharpness: alpha, the power of the generator's likelihood.
         trust: beta, the power of the verifier's score; 0 needs no verifier.
         election: who wins among the states.
     """
@@ -68,27 +68,27 @@ class Metropolis:
         """Return the elected answers; each round draws one solution for every chain.
 
         Raises:
-            UserError: the verifier has a say and there is none.
+            UserError: `trust` is not 0 and there is no verifier.
         """
         count = min(self.chains, budget)
-        walk = _Walk(questions, models, strategy.opened(questions), seed)
+        walk = _Walk(questions, models, strategy.open_accounts(questions), seed)
         places = [(q.problem_id, chain) for q in questions for chain in range(count)]
         current = walk.draw(dict.fromkeys(places, ""), 0)
         visited = [current]
         values = walk.values(current) if self.trust else {}
         for round_ in range(1, budget // count):
-            current, values = self._moved(walk, current, values, round_)
+            current, values = self._step(walk, current, values, round_)
             visited.append(current)
-        found = []
+        results = []
         for question in questions:
             states = [(c, at[question.problem_id, c]) for c in range(count) for at in visited]
             candidates = [_candidate(question, each, chain, values) for chain, each in states]
             account = walk.accounts[question.problem_id]
             chosen = self.election(candidates)
-            found.append(strategy.solved(question, candidates, chosen, len(states), account))
-        return found
+            results.append(strategy.result(question, candidates, chosen, len(states), account))
+        return results
 
-    def _moved(
+    def _step(
         self, walk: "_Walk", current: "States", values: "Values", round_: int
     ) -> tuple["States", "Values"]:
         """Return every chain's next state, and the verifier's values of all texts so far."""
@@ -99,17 +99,17 @@ class Metropolis:
         proposed = {place: current[place].with_suffix(cuts[place], drawn[place]) for place in drawn}
         if self.trust:
             values = {**values, **walk.values(proposed)}
-        moved = {}
+        states = {}
         for place, state in current.items():
-            ratio = self._log_ratio(state, proposed[place], cuts[place], (place[0], values))
+            move = _Move(place[0], state, proposed[place], cuts[place])
+            ratio = self._log_ratio(move, values)
             accepted = ratio >= 0 or dice[place].random() < math.exp(ratio)
-            moved[place] = proposed[place] if accepted else state
-        return moved, values
+            states[place] = proposed[place] if accepted else state
+        return states, values
 
-    def _log_ratio(
-        self, old: "_State", new: "_State", cut: int, scored: tuple[str, "Values"]
-    ) -> float:
-        """Return log A; minus infinity where the way back does not exist."""
+    def _log_ratio(self, move: "_Move", values: "Values") -> float:
+        """Return log A; minus infinity where the move cannot be reversed."""
+        old, new, cut = move.old, move.new, move.cut
         if not new.whole or cut not in new.cuts:
             return -math.inf
         if not old.whole:
@@ -118,9 +118,8 @@ class Metropolis:
         if self.sharpness != 1:
             ratio += (self.sharpness - 1) * (new.logprob_after(cut) - old.logprob_after(cut))
         if self.trust:
-            name, values = scored
             new_value, old_value = (
-                max(values[name, each.text], LEAST_SCORE) for each in (new, old)
+                max(values[move.problem_id, each.text], LEAST_SCORE) for each in (new, old)
             )
             ratio += self.trust * math.log(new_value / old_value)
         return ratio
@@ -172,13 +171,23 @@ class _State:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Move:
+    """A proposed step of a question's chain: the tokens of `old` after `cut` are redrawn."""
+
+    problem_id: str
+    old: _State
+    new: _State
+    cut: int
+
+
 States = dict[Place, _State]
 Values = Mapping[tuple[str, str], float]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Walk:
-    """The chains of all questions: whom they ask and whom they charge."""
+    """The chains of all questions, with the models they use and the accounts they charge."""
 
     questions: Sequence[Question]
     models: Models
@@ -199,9 +208,9 @@ class _Walk:
 
     def values(self, states: States) -> Values:
         """Return the verifier's last value of each whole solution."""
-        asked = {question.problem_id: question for question in self.questions}
+        by_id = {question.problem_id: question for question in self.questions}
         whole = ((name, state) for (name, _), state in states.items() if state.whole)
-        texts = [(asked[name], state.text) for name, state in whole]
+        texts = [(by_id[name], state.text) for name, state in whole]
         return strategy.score(self.models, texts, self.accounts)
 
     def dice(self, place: Place, round_: int) -> random.Random:

@@ -1,4 +1,4 @@
-"""A study's records as arrays: what each strategy earned and cost on each question."""
+"""A study's records, and the accuracy and cost of each strategy on each question as arrays."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,15 +9,16 @@ from jaxtyping import Float
 from distill.core.records import Answered, Problem
 from distill.models.scoring import ScoringModel
 from distill.test_time import ledger, vote
-from distill.test_time.ledger import Config, Tokens
+from distill.test_time.ledger import Account, Config, Tokens
+from distill.test_time.strategy import Solved
 from distill.text import answers
 
-# Names of records that are no strategy's.
+# Names of records that belong to no strategy.
 DIFFICULTY, SAMPLES, GREEDY = "difficulty", "samples", "greedy"
 BASELINE = "best_of-weighted"
 TOKENS = ("policy_read", "policy_drawn", "verifier_read")
 
-# Expected accuracy of k of the samples, and whether the verifier has a say in it.
+# Expected accuracy of k of the samples, and whether the verifier scores them.
 Measure = Callable[[vote.Samples, int], float]
 
 
@@ -34,9 +35,9 @@ VOTES: dict[str, tuple[Measure, bool]] = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shapes:
-    """The shapes of the models, by which FLOPs are counted; None where one is not known."""
+    """The shapes of the models, by which FLOPs are counted; None where unknown."""
 
-    policy: Config | None
+    generator: Config | None
     verifier: ScoringModel | None
     larger: Mapping[str, Config | None]
 
@@ -50,19 +51,19 @@ class Records:
 
     @classmethod
     def of(cls, records: Iterable[Answered], problems: Sequence[Problem]) -> "Records":
-        """Sort the records; there is one of each problem for each task."""
-        found: dict[tuple[str, int], dict[str, Answered]] = {}
+        """Sort records of which each task has one for each problem."""
+        by_id: dict[tuple[str, int], dict[str, Answered]] = {}
         for each in records:
-            found.setdefault((each.strategy, each.budget), {})[each.problem_id] = each
+            by_id.setdefault((each.strategy, each.budget), {})[each.problem_id] = each
         names = [problem.problem_id for problem in problems]
         return cls(
-            tuple(problems), {task: [of[name] for name in names] for task, of in found.items()}
+            tuple(problems), {task: [of[name] for name in names] for task, of in by_id.items()}
         )
 
     def single(self, name: str) -> tuple[int, Sequence[Answered]]:
         """Return the one budget of a name, and its records."""
-        ((budget, found),) = [(b, rows) for (n, b), rows in self.by_task.items() if n == name]
-        return budget, found
+        ((budget, records),) = [(b, rows) for (n, b), rows in self.by_task.items() if n == name]
+        return budget, records
 
     @property
     def ids(self) -> list[str]:
@@ -71,24 +72,64 @@ class Records:
 
     @property
     def strategies(self) -> list[str]:
-        """The names of strategies that were run, in their order."""
+        """The names of the strategies that were run, in order."""
         others = (DIFFICULTY, SAMPLES)
         names = dict.fromkeys(name for name, _ in self.by_task)
         return [name for name in names if name not in others and not name.startswith(GREEDY)]
 
 
-def samples_of(answered: Answered) -> vote.Samples:
+# --- Records -----------------------------------------------------------------------------------
+
+
+def record(strategy: str, budget: int, problem: Problem, solved: Solved) -> Answered:
+    """Return the record of a strategy's result on a problem, with its cost as flat counts."""
+    candidates = solved.candidates
+    scores = [np.nan if each.score is None else each.score for each in candidates]
+    return Answered(
+        strategy=strategy,
+        budget=budget,
+        problem_id=problem.problem_id,
+        answer=solved.answer,
+        right=_right(solved.answer, problem),
+        charged=solved.charged,
+        source=solved.source,
+        policy_requests=solved.generator.requests,
+        policy_read=solved.generator.read,
+        policy_drawn=solved.generator.drawn,
+        verifier_requests=solved.verifier.requests,
+        verifier_read=solved.verifier.read,
+        texts=tuple(each.text.encode() for each in candidates),
+        answers=tuple((each.answer or "").encode() for each in candidates),
+        rights=np.array([_right(each.answer, problem) for each in candidates], np.uint8),
+        scores=np.array(scores, np.float32),
+    )
+
+
+def account(row: Answered) -> Account:
+    """Return the cost of a record, the inverse of what `record` writes flat."""
+    return Account(
+        row.source,
+        Tokens(row.policy_requests, row.policy_read, row.policy_drawn),
+        Tokens(row.verifier_requests, row.verifier_read),
+    )
+
+
+def _right(answer: str | None, problem: Problem) -> bool:
+    return answer is not None and answers.equal(answer, problem.answer) is True
+
+
+def samples_of(row: Answered) -> vote.Samples:
     """Return a record's candidates as samples; those without an answer score 0 and never count."""
-    texts = [answer.decode() for answer in answered.answers]
+    texts = [answer.decode() for answer in row.answers]
     return vote.Samples(
         tuple(answers.canonical(text) if text else None for text in texts),
-        tuple(bool(right) for right in answered.rights),
-        tuple(np.nan_to_num(answered.scores).tolist()),
+        tuple(bool(right) for right in row.rights),
+        tuple(np.nan_to_num(row.scores).tolist()),
     )
 
 
 def sampled_eases(records: Records) -> tuple[np.ndarray, np.ndarray]:
-    """Return float [question] of pass@1 and of the mean final score, over the samples apart."""
+    """Return float [question] of pass@1 and of the mean final score over the difficulty samples."""
     _, rows = records.single(DIFFICULTY)
     oracle = np.array([row.rights.mean() for row in rows])
     return oracle, np.array([float(np.nan_to_num(row.scores).mean()) for row in rows])
@@ -98,14 +139,14 @@ def sampled_eases(records: Records) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Measured:
-    """What each strategy earned and cost at each budget on each question.
+class Outcomes:
+    """The accuracy and cost of each strategy at each budget on each question.
 
     Attributes:
         names: of the strategies.
         right: expected accuracy; NaN where the budget is below the least that a strategy needs.
         tokens: of TOKENS, NaN where they are not known.
-        flops: of policy and verifier, NaN where they are not known.
+        flops: of generator and verifier, NaN where they are not known.
     """
 
     names: tuple[str, ...]
@@ -114,7 +155,7 @@ class Measured:
     flops: Float[np.ndarray, "strategy budget question"]
 
 
-def measure(records: Records, shapes: Shapes, budgets: Sequence[int]) -> Measured:
+def measure(records: Records, shapes: Shapes, budgets: Sequence[int]) -> Outcomes:
     """Return the votes over samples and all strategies that were run."""
     names = (*VOTES, *records.strategies)
     shape = (len(names), len(budgets), len(records.problems))
@@ -124,9 +165,9 @@ def measure(records: Records, shapes: Shapes, budgets: Sequence[int]) -> Measure
     for place, name in enumerate(names):
         for column, budget in enumerate(budgets):
             if name in VOTES:
-                measured, scored = VOTES[name]
+                measure_, scored = VOTES[name]
                 share = budget / drawn
-                right[place, column] = [measured(samples_of(row), budget) for row in rows]
+                right[place, column] = [measure_(samples_of(row), budget) for row in rows]
                 kept = rows if scored else [_unscored(row) for row in rows]
             elif (name, budget) in records.by_task:
                 kept, share = records.by_task[name, budget], 1.0
@@ -136,7 +177,7 @@ def measure(records: Records, shapes: Shapes, budgets: Sequence[int]) -> Measure
             tokens[place, column] = [_tokens(row) for row in kept]
             tokens[place, column] *= share
             flops[place, column] = share * flops_of(kept, shapes)
-    return Measured(names, right, tokens, flops)
+    return Outcomes(names, right, tokens, flops)
 
 
 def _unscored(row: Answered) -> Answered:
@@ -144,21 +185,22 @@ def _unscored(row: Answered) -> Answered:
 
 
 def _tokens(row: Answered) -> list[float]:
-    found = (row.policy_read, row.policy_drawn, row.verifier_read)
-    return [np.nan if count is None else count for count in found]
+    spent = account(row)
+    counts = (spent.generator.read, spent.generator.drawn, spent.verifier.read)
+    return [np.nan if count is None else count for count in counts]
 
 
 def flops_of(rows: Sequence[Answered], shapes: Shapes) -> Float[np.ndarray, "question"]:
-    """Return the FLOPs of policy and verifier on each question, NaN where one is not known."""
-    return np.array([_flops(row, shapes) for row in rows])
+    """Return the FLOPs of generator and verifier on each question, NaN where one is not known."""
+    return np.array([_flops(account(row), shapes) for row in rows])
 
 
-def _flops(row: Answered, shapes: Shapes) -> float:
-    verifier = Tokens(row.verifier_requests, row.verifier_read)
-    if row.source is None or shapes.policy is None or (verifier.requests and not shapes.verifier):
+def _flops(spent: Account, shapes: Shapes) -> float:
+    if spent.source is None or shapes.generator is None:
         return np.nan
-    policy = Tokens(row.policy_requests, row.policy_read, row.policy_drawn)
-    found = [ledger.policy_flops(shapes.policy, policy, row.source)]
+    if spent.verifier.requests and shapes.verifier is None:
+        return np.nan
+    flops = [ledger.generator_flops(shapes.generator, spent.generator, spent.source)]
     if shapes.verifier is not None:
-        found.append(ledger.verifier_flops(shapes.verifier, verifier, row.source))
-    return np.nan if None in found else float(sum(filter(None, found)))
+        flops.append(ledger.verifier_flops(shapes.verifier, spent.verifier, spent.source))
+    return np.nan if None in flops else float(sum(filter(None, flops)))

@@ -1,11 +1,11 @@
 """Chains of revisions as a way to spend compute: each attempt is written with four in view.
 
     budget N, chains of L     N / L chains side by side, each of L attempts one after another
-    L = 1                     parallel: the attempts do not know of each other
+    L = 1                     parallel: no attempt is in the prompt of another
     L = N                     sequential: one chain
 
-About as many right attempts are turned wrong as wrong ones are mended, so what is given as the
-answer is always chosen among all attempts: by the verifier, first within each chain and then among
+Revisions spoil about as many right attempts as they mend wrong ones, so the answer is always chosen
+among all attempts: by the verifier, first within each chain and then among
 the chains' winners, or by one flat majority.
 
 Source: Snell et al. 2024, arXiv 2408.03314, section 6.
@@ -91,27 +91,27 @@ class Revise:
             generator=self.reviser or models.generator,
             scorer=self.scorer or models.scorer,
         )
-        accounts = strategy.opened(questions)
-        chains = attempted(questions, budget // length, length, models, accounts, seed=seed)
+        accounts = strategy.open_accounts(questions)
+        chains = draw_chains(questions, budget // length, length, models, accounts, seed=seed)
         unscored: list[float | None] = [None for _ in range(len(chains) * length)]
         scores = unscored if self.choice is flat else _scores(chains, models, accounts)
-        found: dict[str, list[Candidate]] = {q.problem_id: [] for q in questions}
+        by_question: dict[str, list[Candidate]] = {q.problem_id: [] for q in questions}
         places = [(chain, attempt) for chain in chains for attempt in chain.attempts]
         for (chain, attempt), score in zip(places, scores, strict=True):
             answer = strategy.answer_of(attempt.text, whole=attempt.whole)
             candidate = Candidate(attempt.text, answer, score, chain.number)
-            found[chain.question.problem_id].append(candidate)
+            by_question[chain.question.problem_id].append(candidate)
         charged = budget // length * length
         return [
-            strategy.solved(q, of_q, self.choice(of_q), charged, accounts[q.problem_id])
+            strategy.result(q, of_q, self.choice(of_q), charged, accounts[q.problem_id])
             for q in questions
-            for of_q in [found[q.problem_id]]
+            for of_q in [by_question[q.problem_id]]
         ]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Attempt:
-    """One attempt: the prompt it was written to, its seed, and what was written."""
+    """One attempt: its prompt, seed and completion."""
 
     prompt: str
     seed: int
@@ -119,7 +119,7 @@ class Attempt:
 
     @property
     def text(self) -> str:
-        """What was written, up to the line that holds its answer."""
+        """The text up to the line that holds the answer."""
         return self.completion.text
 
     @property
@@ -142,7 +142,7 @@ class Chain:
         return revision_prompt(self.question.prompt, shown)
 
 
-def attempted(
+def draw_chains(
     questions: Sequence[Question],
     chains: int,
     length: int,
@@ -161,19 +161,21 @@ def attempted(
         accounts: charged by question.
         seed: of all draws.
     """
-    found = [Chain(question, number) for question in questions for number in range(chains)]
+    all_chains = [Chain(question, number) for question in questions for number in range(chains)]
     sampling = dataclasses.replace(models.sampling, stop=(), include_stop=False)
     for round_ in range(length):
         requests = [
             Request(c.prompt(), strategy.seed_of(seed, c.question.problem_id, round_, c.number))
-            for c in found
+            for c in all_chains
         ]
-        asked = [(c.question.problem_id, r) for c, r in zip(found, requests, strict=True)]
-        written = strategy.draw(models, asked, sampling, accounts)
-        for chain, request, completion in zip(found, requests, written, strict=True):
+        by_question = [
+            (c.question.problem_id, r) for c, r in zip(all_chains, requests, strict=True)
+        ]
+        written = strategy.draw(models, by_question, sampling, accounts)
+        for chain, request, completion in zip(all_chains, requests, written, strict=True):
             cut = cut_after_answer(completion)
             chain.attempts.append(Attempt(request.prompt, request.seed, cut))
-    return found
+    return all_chains
 
 
 def _scores(chains: Sequence[Chain], models: Models, accounts: Accounts) -> list[float | None]:
@@ -185,9 +187,9 @@ def _scores(chains: Sequence[Chain], models: Models, accounts: Accounts) -> list
         for chain in chains
         for a in chain.attempts
     ]
-    asked = list(dict.fromkeys(places))
-    found: dict[tuple[str, Solution], float] = {}
-    for index, scores in models.scorer.score([solution for _, solution in asked]):
-        accounts[asked[index][0]].scored(scores)
-        found[asked[index]] = float(scores.values[-1]) if len(scores.values) else 0.0
-    return [found[place] for place in places]
+    distinct = list(dict.fromkeys(places))
+    last_values: dict[tuple[str, Solution], float] = {}
+    for index, scores in models.scorer.score([solution for _, solution in distinct]):
+        accounts[distinct[index][0]].charge_scores(scores)
+        last_values[distinct[index]] = float(scores.values[-1]) if len(scores.values) else 0.0
+    return [last_values[place] for place in places]

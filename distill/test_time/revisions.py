@@ -5,7 +5,7 @@
 
 For each right solution a number of attempts from 0 to 4 is drawn; they are wrong solutions of the
 same question, the last of them the one nearest to the right solution by edit distance, the others
-random. Training goes on a little beyond the lowest loss on questions held out.
+random. Training continues a little beyond the lowest loss on questions held out.
 
 Source: Snell et al. 2024, arXiv 2408.03314, section 6.1 and appendix H.
 """
@@ -29,7 +29,7 @@ from distill.models import weights
 from distill.models.sampling import Tokenizer
 from distill.models.saved import open_vocabulary
 from distill.test_time import rollouts
-from distill.test_time.verifier import best_step, held_out
+from distill.test_time.verifier import best_step, hold_out
 from distill.training import checkpoints
 from distill.training.losses import Pair, SampleMatching
 from distill.training.optimizers import AdamW, Constant, Optimizer
@@ -52,7 +52,7 @@ class Revision:
 
     Attributes:
         problem_id: the question's.
-        prompt: the question, as asked without attempts.
+        prompt: the question's prompt without attempts.
         attempts: wrong solutions, the nearest to the right one last.
         solution: the right one.
     """
@@ -221,15 +221,15 @@ def run(
     later: int = 1,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Train a reviser on the train split's solutions; go on where an earlier start stopped.
+    """Train a reviser on the train split's solutions; resume where an earlier run stopped.
 
     The model goes to RUN_DIR/reviser, where `weights.load` and `saved.SavedModel` find it.
 
     Args:
         run_dir: the run directory; its stage `rollouts` is complete.
-        student: directory of the policy, from whose weights the reviser starts.
+        student: directory of the generator, whose weights the reviser is initialised from.
         steps: optimizer steps.
-        save_every: steps between checkpoints, so between looks at the held-out loss.
+        save_every: steps between checkpoints, at which the held-out loss is computed.
         batch_size: rows of packed examples.
         source_length: tokens of an encoder row.
         length: tokens of a decoder row.
@@ -242,14 +242,23 @@ def run(
         UserError: `rollouts` is not complete, the student is damaged, or too few questions have a
             right solution.
     """
-    settings = {"student": student, "steps": steps, "save_every": save_every, "later": later}
-    settings |= {"batch_size": batch_size, "source_length": source_length, "length": length}
-    settings |= {"optimizer": optimizer, "share": share, "seed": seed}
+    training = Training(
+        student=student,
+        steps=steps,
+        save_every=save_every,
+        batch_size=batch_size,
+        source_length=source_length,
+        length=length,
+        optimizer=optimizer,
+        share=share,
+        later=later,
+        seed=seed,
+    )
     run_dir = Path(run_dir)
     with Stage.open(
         run_dir,
         "revisions",
-        settings=settings,
+        settings={**vars(training)},
         inputs=["rollouts"],
         reads=[student],
         outputs=OUTPUTS,
@@ -258,41 +267,66 @@ def run(
             examples = list(revisions(rollouts.solutions(run_dir, "train"), seed=seed))
             if not examples:
                 raise UserError("a right solution", "none", "roll out more questions")
-            kept, out = held_out(examples, share, seed)
-            stage.finish(**_told(kept, out), **_trained(run_dir, kept, out, settings))
+            kept, out = hold_out(examples, share, seed)
+            stage.finish(**_sizes(kept, out), **_train(run_dir, kept, out, training))
         return stage.summary
 
 
-def _trained(
-    run_dir: Path, kept: Sequence[Revision], out: Sequence[Revision], settings: Mapping[str, Any]
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """The arguments of `run`."""
+
+    student: str
+    steps: int
+    save_every: int
+    batch_size: int
+    source_length: int
+    length: int
+    optimizer: Optimizer
+    share: float
+    later: int
+    seed: int
+
+    def batches(self, examples: Sequence[Revision], tokenizer: Tokenizer) -> RevisionBatches:
+        """Return the batches of some examples."""
+        return RevisionBatches(
+            examples, tokenizer, self.batch_size, self.source_length, self.length, self.seed
+        )
+
+
+def _train(
+    run_dir: Path, kept: Sequence[Revision], out: Sequence[Revision], training: Training
 ) -> dict[str, Any]:
-    """Train, choose a late checkpoint and write the reviser; return what was found."""
-    model, start, vocabulary = weights.load(paths.find(settings["student"], "a student"))
+    """Train, choose a late checkpoint and write the reviser; return its step and losses."""
+    model, start, vocabulary = weights.load(paths.find(training.student, "a student"))
     tokenizer = open_vocabulary(vocabulary.path, vocabulary.extra_ids)
-    shape = {name: settings[name] for name in ("batch_size", "source_length", "length", "seed")}
     directory = run_dir / "revisions"
-    _, found = fit(
+    _, fit_counts = fit(
         _without_dropout(model),
         start,
-        RevisionBatches(kept, tokenizer, **shape),
+        training.batches(kept, tokenizer),
         SampleMatching(),
         directory=directory,
-        optimizer=settings["optimizer"],
-        course=Course(settings["steps"], settings["save_every"]),
-        seed=settings["seed"],
+        optimizer=training.optimizer,
+        course=Course(training.steps, training.save_every),
+        seed=training.seed,
         tensorboard=False,
     )
-    batches = RevisionBatches(out, tokenizer, **shape)
+    batches = training.batches(out, tokenizer)
     losses = {
         step: mean_loss(model, checkpoints.load_params(directory, step, like=start), batches)
         for step in checkpoints.steps(directory)
     }
-    step = late_step(losses, settings["later"])
+    step = late_step(losses, training.later)
     params = checkpoints.load_params(directory, step, like=start)
     weights.save(
         run_dir / "reviser", model, params, vocabulary.path, extra_ids=vocabulary.extra_ids
     )
-    return {"step": step, "held_out_loss": {str(n): loss for n, loss in losses.items()}, **found}
+    return {
+        "step": step,
+        "held_out_loss": {str(n): loss for n, loss in losses.items()},
+        **fit_counts,
+    }
 
 
 def _without_dropout(model: weights.Model) -> weights.Model:
@@ -300,7 +334,7 @@ def _without_dropout(model: weights.Model) -> weights.Model:
     return dataclasses.replace(model, config=config)  # pyright: ignore[reportArgumentType]
 
 
-def _told(kept: Sequence[Revision], out: Sequence[Revision]) -> dict[str, int]:
+def _sizes(kept: Sequence[Revision], out: Sequence[Revision]) -> dict[str, int]:
     by_count = {f"with_{n}_attempts": 0 for n in range(MOST_ATTEMPTS + 1)}
     for revision in kept:
         by_count[f"with_{len(revision.attempts)}_attempts"] += 1

@@ -11,6 +11,7 @@ Source: Snell et al. 2024, arXiv 2408.03314, section 5.1 and appendix D, after W
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections import Counter
@@ -24,13 +25,13 @@ from distill.core.progress import progress
 from distill.core.records import Problem, Rollouts, Trace, Verdict
 from distill.core.store import Shards, Stage, manifest
 from distill.grading.check import GRADERS, Grader, check, judge
-from distill.test_time.ledger import drawn
+from distill.test_time.ledger import tokens_drawn
 from distill.text import steps
 from distill.text.completions import cut_after_answer
 from distill.text.prompts import FORMATS
 from distill.traces.harvest import harvest, sample_seed
 
-# What a kill may lose: so many samples, and the roll-outs of so many questions. Requests run
+# A kill loses at most so many samples, and the roll-outs of so many questions. Requests run
 # together by the shapes of their prompts and prefixes, so few questions would leave batches empty.
 SHARD_TRACES, SHARD_QUESTIONS = 512, 256
 # Files and folders of a run directory that the stage fills, as patterns.
@@ -82,7 +83,7 @@ class Beginning(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """A solution with what each of its steps is worth.
+    """A solution with the value of each of its steps.
 
     Attributes:
         problem_id: the problem's.
@@ -134,7 +135,7 @@ def roll_out(
         for index, completion in generator.generate(requests, sampling):
             beginning, _ = places[index]
             right[beginning] += _ends_right(beginning, completion, grader)
-            tokens[beginning] += drawn(completion)
+            tokens[beginning] += tokens_drawn(completion)
         return [_counted(b, right[b], len(numbers), tokens[b]) for b in some]
 
     found = dict(zip(beginnings, draw(beginnings, range(tries.look)), strict=True))
@@ -180,7 +181,7 @@ def prefixes(text: str) -> list[str]:
     return list(itertools.accumulate(steps.split(text)))[:-1]
 
 
-def labelled(
+def label(
     solutions: Iterable[tuple[Trace, Verdict]], rollouts: Iterable[Rollouts]
 ) -> Iterator[Labelled]:
     """Yield the solutions that have an answer, with labels.
@@ -198,8 +199,8 @@ def labelled(
         if verdict.outcome in ANSWERED
     )
     for (problem_id, prompt, text, right), count in counts.items():
-        begun = (shares.get((problem_id, prefix), math.nan) for prefix in prefixes(text))
-        labels = (*begun, float(right))
+        of_steps = (shares.get((problem_id, prefix), math.nan) for prefix in prefixes(text))
+        labels = (*of_steps, float(right))
         yield Labelled(problem_id, Solution(prompt, steps.split(text)), labels, count)
 
 
@@ -218,14 +219,14 @@ def run(
     grader: str = "default",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Draw solutions and roll out their beginnings; go on where an earlier start stopped.
+    """Draw solutions and roll out their beginnings; resume where an earlier run stopped.
 
     Fills RUN_DIR/rollouts/solutions with traces and RUN_DIR/rollouts/values with counts, one for
     each different beginning of a question, however many solutions share it.
 
     Args:
         run_dir: the run directory; its stage `problems` is complete.
-        generator: the policy, one that goes on from a prefix.
+        generator: draws solutions, and continues prefixes.
         samples: solutions of each question by split: of train, to learn from, and of validation, to
             report on. The paper draws 16.
         rolled: how many of a question's solutions are rolled out by split, the first; all where
@@ -241,24 +242,47 @@ def run(
     """
     run_dir = Path(run_dir)
     _refuse(samples, grader, rolled or samples)
-    how = {"sampling": sampling, "seed": seed}
-    settings = {"generator": generator, "samples": samples, "rolled": rolled, "tries": tries}
-    settings |= {"prompt": prompt, "grader": grader, **how}
+    settings = {
+        "generator": generator,
+        "samples": samples,
+        "rolled": rolled,
+        "tries": tries,
+        "prompt": prompt,
+        "grader": grader,
+        "sampling": sampling,
+        "seed": seed,
+    }
     with Stage.open(
         run_dir, "rollouts", settings=settings, inputs=["problems"], outputs=OUTPUTS
     ) as stage:
         if stage.complete:
             return stage.summary
         traces = Shards(run_dir / "rollouts" / "solutions", Trace)
-        asked = {split: _chosen(run_dir, split) for split in samples}
-        for split, problems in asked.items():
-            _draw(traces, problems, generator, samples=samples[split], prompt=prompt, **how)
-        rolling = {"grader": GRADERS[grader], "tries": tries, **how}
-        for split, of_split in asked.items():
-            begun = _begun(traces, of_split, grader, (rolled or samples)[split])
-            _roll(values(run_dir), begun, generator, rolling)
+        by_split = {split: _select(run_dir, split) for split in samples}
+        for split, problems in by_split.items():
+            draw_samples = functools.partial(
+                harvest,
+                problems,
+                generator,
+                samples=samples[split],
+                prompt=prompt,
+                sampling=sampling,
+                seed=seed,
+            )
+            _draw(traces, problems, samples[split], draw_samples)
+        roll_part = functools.partial(
+            roll_out,
+            generator=generator,
+            sampling=sampling,
+            grader=GRADERS[grader],
+            tries=tries,
+            seed=seed,
+        )
+        for split, problems in by_split.items():
+            beginnings = _beginnings(traces, problems, grader, (rolled or samples)[split])
+            _roll(values(run_dir), beginnings, roll_part)
         stage.finish(
-            questions=sum(map(len, asked.values())), **_counts(traces, values(run_dir), tries)
+            questions=sum(map(len, by_split.values())), **_counts(traces, values(run_dir), tries)
         )
         return stage.summary
 
@@ -273,7 +297,7 @@ def _refuse(samples: Mapping[str, int], grader: str, rolled: Mapping[str, int]) 
         raise UserError("1 sample or more of each split", got, "raise them")
 
 
-def _chosen(run_dir: Path, split: str) -> list[Problem]:
+def _select(run_dir: Path, split: str) -> list[Problem]:
     found = [problem for problem in Shards(run_dir / "problems", Problem) if problem.split == split]
     if not found:
         raise UserError(f"problems of {split}", "none", "add a source or take the split out")
@@ -283,22 +307,21 @@ def _chosen(run_dir: Path, split: str) -> list[Problem]:
 def _draw(
     sink: Shards[Trace],
     problems: Sequence[Problem],
-    generator: Generator,
-    *,
     samples: int,
-    **how: Any,
+    draw_samples: Callable[..., Iterator[Trace]],
 ) -> None:
+    """Draw the samples of the problems that are not in the sink."""
     wanted = {(problem.problem_id, sample) for problem in problems for sample in range(samples)}
     done = wanted & sink.keys("problem_id", "sample")
     if done == wanted:
         return
-    traces = harvest(problems, generator, samples=samples, done=done, **how)
+    traces = draw_samples(done=done)
     shown = progress(traces, name="solutions", total=len(wanted), done=len(done), unit="samples")
     while sink.append(itertools.islice(shown, SHARD_TRACES)):
         pass
 
 
-def _begun(
+def _beginnings(
     solutions: Iterable[Trace], problems: Sequence[Problem], grader: str, rolled: int
 ) -> list[list[Beginning]]:
     """Return the different beginnings of each problem's first solutions, in the problems' order."""
@@ -316,17 +339,18 @@ def _begun(
 
 def _roll(
     sink: Shards[Rollouts],
-    begun: Sequence[Sequence[Beginning]],
-    generator: Generator,
-    how: Mapping[str, Any],
+    beginnings: Sequence[Sequence[Beginning]],
+    roll_part: Callable[[Sequence[Beginning]], list[Rollouts]],
 ) -> None:
-    """Roll out what an earlier start has not, the beginnings of some questions together."""
+    """Roll out the beginnings without a value, those of some questions together."""
     done = sink.keys("problem_id", "prefix")
-    left = [[b for b in some if (b.problem.problem_id, b.prefix) not in done] for some in begun]
+    left = [
+        [b for b in some if (b.problem.problem_id, b.prefix) not in done] for some in beginnings
+    ]
     left = [some for some in left if some]
     parts = [left[at : at + SHARD_QUESTIONS] for at in range(0, len(left), SHARD_QUESTIONS)]
     for part in progress(parts, name="roll-outs", total=len(parts), unit="parts"):
-        sink.append(roll_out(list(itertools.chain(*part)), generator, **how))
+        sink.append(roll_part(list(itertools.chain(*part))))
 
 
 def _counts(solutions: Iterable[Trace], values: Iterable[Rollouts], tries: Tries) -> dict[str, Any]:
@@ -340,7 +364,7 @@ def _counts(solutions: Iterable[Trace], values: Iterable[Rollouts], tries: Tries
     }
 
 
-# --- What the stage left -----------------------------------------------------------------------
+# --- Reading the stage -------------------------------------------------------------------------
 
 
 def solutions(run_dir: Path, split: str) -> list[tuple[Trace, Verdict]]:
@@ -378,4 +402,4 @@ def examples(run_dir: Path, split: str, *, whole: bool = False) -> list[Labelled
     rolled = (settings["rolled"] or settings["samples"]).get(split, 0)
     found = solutions(run_dir, split)
     some = [pair for pair in found if pair[0].sample < rolled] if whole else found
-    return list(labelled(some, values(run_dir)))
+    return list(label(some, values(run_dir)))

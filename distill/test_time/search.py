@@ -1,7 +1,7 @@
 """Best-of-N, beam search and look-ahead over steps; the questions of a batch advance together.
 
     beam(N, M)           N first steps; then at most 40 times: score the prefixes, keep the best N/M
-                         of each question, draw M continuations of each kept one that goes on.
+                         of each question, draw M continuations of each kept one that has not ended.
     look-ahead(N, M, k)  the same, and a prefix's score is the verifier's after a greedy roll-out of
                          k more steps. Beam is look-ahead with k = 0.
     apart                either one with N/M trees that do not compete: each keeps its own best
@@ -57,7 +57,7 @@ class BestOf:
         self, questions: Sequence[Question], budget: int, models: Models, *, seed: int = 0
     ) -> list[Solved]:
         """Return the elected answers; the first n of N solutions are those of the budget n."""
-        accounts = strategy.opened(questions)
+        accounts = strategy.open_accounts(questions)
         places = [(question, slot) for question in questions for slot in range(budget)]
         requests = [
             (q.problem_id, Request(q.prompt, strategy.seed_of(seed, q.problem_id, 0, slot)))
@@ -68,19 +68,19 @@ class BestOf:
         pools: dict[str, list[_Prefix]] = {question.problem_id: [] for question in questions}
         for (question, _), completion in zip(places, drawn, strict=True):
             pools[question.problem_id].append(_whole(completion))
-        return elect(questions, pools, models, accounts, (self.election, self.scored, budget))
+        return elect(questions, pools, models, accounts, Poll(self.election, self.scored, budget))
 
 
 @dataclasses.dataclass(frozen=True)
 class LookAhead:
-    """Search over steps with N prefixes, of which the best N/M go on.
+    """Search over steps with N prefixes, of which the best N/M are continued.
 
     Attributes:
         width: M, the beam width; None is the square root of N, rounded down.
         ahead: k, steps of the greedy roll-out that scores a prefix; 0 is beam search.
         election: who wins among the answers at the end.
         max_rounds: prefixes are extended at most as often.
-        apart: whether the N/M trees do not compete.
+        apart: keep the N/M trees apart, so that they do not compete.
     """
 
     width: int | None = None
@@ -117,7 +117,7 @@ class LookAhead:
             raise UserError(f"a budget of at least {self.least}", str(budget), "raise it")
         size = budget // (self.ahead + 1)
         width = min(self.width or math.isqrt(size), size)
-        accounts = strategy.opened(questions)
+        accounts = strategy.open_accounts(questions)
         searching = _Search(questions, models, accounts, seed)
         count = size // width
         trees, first = ([_Prefix()], size)
@@ -134,7 +134,7 @@ class LookAhead:
             kept = {name: keep(pool, values[name]) for name, pool in going.items()}
             pools |= searching.extend(kept, round_, width)
         charged = len(trees) * first * (self.ahead + 1)
-        return elect(questions, pools, models, accounts, (self.election, True, charged))
+        return elect(questions, pools, models, accounts, Poll(self.election, True, charged))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +161,7 @@ Pools = dict[str, list[_Prefix]]
 
 @dataclasses.dataclass(frozen=True)
 class _Search:
-    """One search over all questions: whom it asks and whom it charges."""
+    """One search over all questions, with the models it uses and the accounts it charges."""
 
     questions: Sequence[Question]
     models: Models
@@ -169,7 +169,7 @@ class _Search:
     seed: int
 
     def extend(self, pools: Pools, round_: int, width: int) -> Pools:
-        """Draw `width` continuations of each prefix that goes on; those that ended stay as one."""
+        """Draw `width` continuations of each prefix that has not ended; keep the others."""
         slots = list(self._slots(pools, width))
         seeds = [strategy.seed_of(self.seed, q.problem_id, round_, slot) for q, _, slot in slots]
         drawn = iter(self._one_step([(q, prefix) for q, prefix, _ in slots], seeds))
@@ -179,12 +179,12 @@ class _Search:
                 for prefix in pools[question.problem_id]
                 for grown in ([prefix] if prefix.ended else itertools.islice(drawn, width))
             ]
-            for question in self._asked(pools)
+            for question in self._of(pools)
         }
 
     def values(self, pools: Pools, ahead: int) -> dict[str, list[float]]:
-        """Return what each prefix is worth: the verifier's value after the greedy roll-out."""
-        places = [(q, prefix) for q in self._asked(pools) for prefix in pools[q.problem_id]]
+        """Return the verifier's value of each prefix after the greedy roll-out."""
+        places = [(q, prefix) for q in self._of(pools) for prefix in pools[q.problem_id]]
         distinct = list(dict.fromkeys(places))
         seen = dict(zip(distinct, self._rolled_out(distinct, ahead), strict=True))
         texts = [(question, seen[question, prefix].text) for question, prefix in places]
@@ -199,8 +199,8 @@ class _Search:
         reached = [prefix for _, prefix in places]
         for _ in range(ahead):
             going = [place for place, prefix in enumerate(reached) if not prefix.ended]
-            asked = [(places[place][0], reached[place]) for place in going]
-            for place, prefix in zip(going, self._one_step(asked, None), strict=True):
+            unfinished = [(places[place][0], reached[place]) for place in going]
+            for place, prefix in zip(going, self._one_step(unfinished, None), strict=True):
                 reached[place] = prefix
         return reached
 
@@ -217,17 +217,18 @@ class _Search:
         ]
         drawn = strategy.draw(self.models, requests, sampling, self.accounts)
         pairs = zip(places, drawn, strict=True)
-        return [_grown(prefix, found, sampling.max_tokens) for (_, prefix), found in pairs]
+        return [_grown(prefix, step, sampling.max_tokens) for (_, prefix), step in pairs]
 
     def _slots(self, pools: Pools, width: int) -> Iterator[tuple[Question, _Prefix, int]]:
         """Yield every continuation to draw, with its place among those of its question."""
-        for question in self._asked(pools):
+        for question in self._of(pools):
             going = (prefix for prefix in pools[question.problem_id] if not prefix.ended)
             for place, prefix in enumerate(going):
                 for branch in range(width):
                     yield question, prefix, place * width + branch
 
-    def _asked(self, pools: Pools) -> list[Question]:
+    def _of(self, pools: Pools) -> list[Question]:
+        """Return the questions that have a pool, in order."""
         return [question for question in self.questions if question.problem_id in pools]
 
 
@@ -251,7 +252,7 @@ def _whole(completion: Completion) -> _Prefix:
     """Return a completion that no step end stopped."""
     cut = cut_after_answer(completion)
     stopped = cut.finish_reason == "stop"
-    return _Prefix(cut.text, ledger.drawn(completion), ended=True, whole=stopped)
+    return _Prefix(cut.text, ledger.tokens_drawn(completion), ended=True, whole=stopped)
 
 
 def _grown(prefix: _Prefix, completion: Completion, limit: int) -> _Prefix:
@@ -259,7 +260,7 @@ def _grown(prefix: _Prefix, completion: Completion, limit: int) -> _Prefix:
 
     It ends where the generator ended it, with the line that holds its answer, and at the limit.
     """
-    tokens = prefix.tokens + ledger.drawn(completion)
+    tokens = prefix.tokens + ledger.tokens_drawn(completion)
     stopped = completion.finish_reason == "stop"
     cut = stopped and completion.text.endswith(steps.STOPS)
     text = prefix.text + (steps.ended(completion.text) if cut else completion.text)
@@ -268,12 +269,27 @@ def _grown(prefix: _Prefix, completion: Completion, limit: int) -> _Prefix:
     return _Prefix(text.rstrip("\n") if whole else text, tokens, ended, whole, prefix.tree)
 
 
+@dataclasses.dataclass(frozen=True)
+class Poll:
+    """A vote among the solutions of a question.
+
+    Attributes:
+        election: chooses the winner.
+        scored: whether the verifier scores the solutions first.
+        charged: units of the budget that the solutions used.
+    """
+
+    election: Election
+    scored: bool
+    charged: int
+
+
 def elect(
     questions: Iterable[Question],
     pools: Pools,
     models: Models,
     accounts: Accounts,
-    how: tuple[Election, bool, int],
+    poll: Poll,
 ) -> list[Solved]:
     """Score the solutions of each question and let them vote.
 
@@ -281,20 +297,19 @@ def elect(
         questions: in the order of the result.
         pools: the solutions by question.
         models: its scorer scores.
-        accounts: what each question has cost so far.
-        how: the election, whether it needs scores, and what is charged.
+        accounts: the cost of each question so far.
+        poll: the election and the charge.
     """
-    election, scored, charged = how
-    asked = list(questions)
-    texts = [(q, each.text) for q in asked for each in pools[q.problem_id] if each.whole]
-    scores = strategy.score(models, texts, accounts) if scored else {}
-    found = []
-    for question in asked:
+    questions = list(questions)
+    texts = [(q, each.text) for q in questions for each in pools[q.problem_id] if each.whole]
+    scores = strategy.score(models, texts, accounts) if poll.scored else {}
+    results = []
+    for question in questions:
         name = question.problem_id
         candidates = [
             Candidate(p.text, strategy.answer_of(p.text, whole=p.whole), scores.get((name, p.text)))
             for p in pools[name]
         ]
-        chosen = election(candidates)
-        found.append(strategy.solved(question, candidates, chosen, charged, accounts[name]))
-    return found
+        winner = poll.election(candidates)
+        results.append(strategy.result(question, candidates, winner, poll.charged, accounts[name]))
+    return results

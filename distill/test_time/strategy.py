@@ -1,8 +1,8 @@
-"""The seam between ways to spend compute on a question and what measures them; spends none itself.
+"""The interface of a strategy, which spends a budget on questions, and what strategies share.
 
 A strategy sees questions, never gold answers. What it draws depends on the question, the budget and
 the seed alone: every request has a seed of its own, derived from the question and the request's
-place, so that batches and neighbours do not count.
+place, so that batching does not change the draws.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ Key = TypeVar("Key")
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """What is asked: its id, which seeds are derived from, and the policy's prompt."""
+    """A question: its id, from which seeds are derived, and the generator's prompt."""
 
     problem_id: str
     prompt: str
@@ -29,13 +29,13 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """Who draws and who scores.
+    """The models of a strategy.
 
     Attributes:
-        generator: the policy.
-        scorer: the verifier, None where there is none.
-        sampling: how a solution is drawn; `max_tokens` is that of the whole solution, and stop
-            texts are the strategy's own.
+        generator: draws solutions.
+        scorer: the verifier; None where there is none.
+        sampling: how a solution is drawn; `max_tokens` is that of the whole solution, and the
+            strategy sets the stop texts.
     """
 
     generator: Generator
@@ -45,12 +45,12 @@ class Models:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A solution that stood to be chosen.
+    """A solution among which an election chooses.
 
     Attributes:
         text: the solution.
         answer: its final answer; None where it has none or did not end.
-        score: the verifier's after the last step; None where nobody scored it.
+        score: the verifier's after the last step; None where it was not scored.
         chain: which of several chains it is of.
     """
 
@@ -61,22 +61,22 @@ class Candidate:
 
     @property
     def key(self) -> str | None:
-        """What it votes for."""
+        """The canonical answer that it votes for."""
         return None if self.answer is None else answers.canonical(self.answer)
 
 
 @dataclasses.dataclass(frozen=True)
 class Solved:
-    """What a strategy made of a question.
+    """The result of a strategy on a question.
 
     Attributes:
         problem_id: the question's.
-        candidates: all solutions that stood at the end, in the order of their places.
-        answer: the one it gives, None where no candidate has any.
-        charged: the budget's units it used, one for a solution drawn from start to end.
-        source: tokens of the prompt alone, None where the generator does not tell.
-        policy: what the generator read and drew.
-        verifier: what the scorer read.
+        candidates: all solutions in the pool at the end, in order.
+        answer: the elected answer; None where no candidate has an answer.
+        charged: units of the budget used, one for a solution drawn from start to end.
+        source: tokens of the prompt alone; None where the generator does not report it.
+        generator: tokens that the generator read and drew.
+        verifier: tokens that the scorer read.
     """
 
     problem_id: str
@@ -84,7 +84,7 @@ class Solved:
     answer: str | None
     charged: int
     source: int | None
-    policy: Tokens
+    generator: Tokens
     verifier: Tokens
 
 
@@ -93,23 +93,23 @@ class Strategy(Protocol):
 
     @property
     def name(self) -> str:
-        """Its name in records and tables, with its settings."""
+        """The name in records and tables, with the settings."""
         ...
 
     @property
     def least(self) -> int:
-        """The smallest budget that it can be given."""
+        """The smallest budget that the strategy accepts."""
         ...
 
     def solve(
         self, questions: Sequence[Question], budget: int, models: Models, *, seed: int = 0
     ) -> list[Solved]:
-        """Return one for each question, in their order; all questions advance together.
+        """Return the results in the order of the questions; all questions advance together.
 
         Args:
             questions: with different ids.
             budget: N, at least `least`.
-            models: who draws and who scores.
+            models: the generator and the verifier.
             seed: of everything drawn.
 
         Raises:
@@ -119,7 +119,7 @@ class Strategy(Protocol):
 
 
 def seed_of(seed: int, problem_id: str, round_: int, slot: int) -> int:
-    """Return the seed of one request, 31 bits that depend on nothing but the arguments."""
+    """Return the seed of one request, 31 bits of a hash of the arguments."""
     return seeds.from_names(seed, problem_id, round_, slot)
 
 
@@ -163,7 +163,7 @@ def _elected(
     return best([c for c in candidates if c.key == key]) if key is not None else None
 
 
-# --- Asking ------------------------------------------------------------------------------------
+# --- Drawing and scoring -----------------------------------------------------------------------
 
 Accounts = dict[str, Account]
 
@@ -175,19 +175,19 @@ def draw(
 
     Args:
         models: its generator draws.
-        requests: each after its question's id.
-        sampling: how.
-        accounts: by question.
+        requests: pairs of a question's id and a request.
+        sampling: how they are drawn.
+        accounts: of the questions, which are charged.
     """
-    found: list[Completion | None] = [None] * len(requests)
+    completions: list[Completion | None] = [None] * len(requests)
     for index, completion in models.generator.generate([r for _, r in requests], sampling):
         problem_id, request = requests[index]
-        accounts[problem_id].drew(request, completion)
-        found[index] = completion
-    return [_arrived(completion, models) for completion in found]
+        accounts[problem_id].charge_completion(request, completion)
+        completions[index] = completion
+    return [_require(completion, models) for completion in completions]
 
 
-def _arrived(completion: Completion | None, models: Models) -> Completion:
+def _require(completion: Completion | None, models: Models) -> Completion:
     if completion is None:
         raise UserError(
             f"a completion of every request from {models.generator.model}", "fewer", "ask again"
@@ -198,42 +198,50 @@ def _arrived(completion: Completion | None, models: Models) -> Completion:
 def score(
     models: Models, texts: Iterable[tuple[Question, str]], accounts: Accounts
 ) -> dict[tuple[str, str], float]:
-    """Return the verifier's last value of each text by (problem_id, text); equal ones score once.
+    """Return the verifier's last value by (problem_id, text); equal texts are scored once.
 
     Raises:
         UserError: there is no verifier.
     """
     if models.scorer is None:
         raise UserError("a verifier", "none", "give one, or use a strategy that needs none")
-    asked = list(dict.fromkeys((question, text) for question, text in texts))
-    solutions = [Solution(question.prompt, steps.split(text)) for question, text in asked]
-    found = {}
+    distinct = list(dict.fromkeys(texts))
+    solutions = [Solution(question.prompt, steps.split(text)) for question, text in distinct]
+    last_values = {}
     for index, scores in models.scorer.score(solutions):
-        question, text = asked[index]
-        accounts[question.problem_id].scored(scores)
-        found[question.problem_id, text] = float(scores.values[-1]) if len(scores.values) else 0.0
-    return found
+        question, text = distinct[index]
+        accounts[question.problem_id].charge_scores(scores)
+        value = float(scores.values[-1]) if len(scores.values) else 0.0
+        last_values[question.problem_id, text] = value
+    return last_values
 
 
 def answer_of(text: str, *, whole: bool) -> str | None:
-    """Return a solution's final answer; one that did not end has none."""
+    """Return a solution's final answer; None where the solution did not end."""
     return answers.extract(text) if whole else None
 
 
-def solved(
+def result(
     question: Question,
     candidates: Sequence[Candidate],
     chosen: Candidate | None,
     charged: int,
     account: Account,
 ) -> Solved:
-    """Return what a strategy made of a question, with what its account says."""
+    """Return the result of a strategy on a question, with the counts of its account."""
     answer = chosen.answer if chosen else None
-    spent = (account.source, account.policy, account.verifier)
-    return Solved(question.problem_id, tuple(candidates), answer, charged, *spent)
+    return Solved(
+        question.problem_id,
+        tuple(candidates),
+        answer,
+        charged,
+        account.source,
+        account.generator,
+        account.verifier,
+    )
 
 
-def opened(questions: Sequence[Question]) -> Accounts:
+def open_accounts(questions: Sequence[Question]) -> Accounts:
     """Return an empty account for each question.
 
     Raises:

@@ -1,4 +1,6 @@
-"""Train a verifier from the student's weights on labelled solutions; how good it is says assess.
+"""Train a verifier from the student's weights on labelled solutions.
+
+It is evaluated by `verifier_report`.
 
 A process verifier (PRM) learns the chance that a solution ends right after each of its steps, an
 outcome verifier (ORM) after the last alone. Both score all steps of a solution in one forward pass.
@@ -21,6 +23,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from distill.core import paths, seeds
 from distill.core.errors import UserError
+from distill.core.statistics import Bootstrap
 from distill.core.store import Stage
 from distill.models import scoring, weights
 from distill.models.reader import Reader
@@ -71,7 +74,7 @@ def columns(
 
     Args:
         examples: at least one.
-        model: what is to be trained.
+        model: the model to train.
         tokenizer: its vocabulary.
         kind: `process` counts every step that has a label, `outcome` the last.
 
@@ -101,7 +104,7 @@ def readable(
 
     Args:
         examples: labelled solutions.
-        network: what is to be trained.
+        network: the model to train.
         tokenizer: its vocabulary.
         longest: tokens of prompt and solution.
 
@@ -157,7 +160,7 @@ class _OfProblem(Protocol):
 Of = TypeVar("Of", bound=_OfProblem)
 
 
-def held_out(examples: Sequence[Of], share: float, seed: int) -> tuple[list[Of], list[Of]]:
+def hold_out(examples: Sequence[Of], share: float, seed: int) -> tuple[list[Of], list[Of]]:
     """Return the examples of most questions, and those of a share of the questions.
 
     Which they are depends on the questions' ids and the seed; at least one is held out.
@@ -291,10 +294,10 @@ def run(
 
     Args:
         run_dir: the run directory; its stage `rollouts` is complete.
-        student: directory of the policy, from whose weights the verifier starts.
+        student: directory of the generator, whose weights the verifier is initialised from.
         kind: `process` or `outcome`.
         steps: optimizer steps.
-        save_every: steps between checkpoints, so between looks at the held-out loss.
+        save_every: steps between checkpoints, at which the held-out loss is computed.
         batch_size: solutions of a step.
         reader: layers that learn in the network's place; for a student of few layers.
         optimizer: AdamW at 3e-5 with betas (0.9, 0.95) by default, as the paper's.
@@ -312,10 +315,19 @@ def run(
         raise UserError(f"a kind of {PROCESS}, {OUTCOME}", kind, "name one of them")
     if right_per_wrong is not None and right_per_wrong <= 0:
         raise UserError("right_per_wrong above 0", str(right_per_wrong), "raise it, or use None")
-    settings = {"student": student, "kind": kind, "steps": steps, "save_every": save_every}
-    settings |= {"batch_size": batch_size, "optimizer": optimizer, "dropout_rate": dropout_rate}
-    settings |= {"share": share, "right_per_wrong": right_per_wrong, "seed": seed}
-    settings |= {"resamples": resamples, "reader": reader}
+    training = Training(
+        student=student,
+        kind=kind,
+        steps=steps,
+        save_every=save_every,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        dropout_rate=dropout_rate,
+        share=share,
+        seed=seed,
+        reader=reader,
+    )
+    settings = {**vars(training), "right_per_wrong": right_per_wrong, "resamples": resamples}
     require_no_decay(reader, optimizer)
     run_dir = Path(run_dir)
     with Stage.open(
@@ -328,12 +340,13 @@ def run(
     ) as stage:
         if not stage.complete:
             directory = run_dir / "verifier" / kind
-            found = trained(rollouts.examples(run_dir, "train"), directory, settings)
+            examples = rollouts.examples(run_dir, "train")
+            fitted = train(examples, directory, training, right_per_wrong=right_per_wrong)
             scorer = scoring.load(directory / "model")
-            report = verifier_report.assessed(run_dir, scorer, resamples=resamples, seed=seed)
-            verifier_report.write(run_dir / "reports", f"verifier-{kind}", {**found, **report})
+            report = verifier_report.report(run_dir, scorer, Bootstrap(resamples, seed))
+            verifier_report.write(run_dir / "reports", f"verifier-{kind}", {**fitted, **report})
             stage.finish(
-                step=found["step"], **found["training"], **verifier_report.headline(report)
+                step=fitted["step"], **fitted["training"], **verifier_report.headline(report)
             )
         return stage.summary
 
@@ -342,57 +355,78 @@ def require_no_decay(reader: Reader | None, optimizer: Optimizer) -> None:
     """Refuse an optimizer that would change the network that a reader reads.
 
     Raises:
-        UserError: it decays weights.
+        UserError: the optimizer decays weights.
     """
     decay = getattr(optimizer, "weight_decay", 0.0)
     if reader and decay:
         raise UserError("no weight decay beside a reader", str(decay), "set weight_decay to 0")
 
 
-def trained(
-    examples: Sequence[Labelled], directory: Path, settings: Mapping[str, Any]
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """The arguments of `run` and `chains.verifier` that decide what is learnt."""
+
+    student: str
+    kind: str
+    steps: int
+    save_every: int
+    batch_size: int
+    optimizer: Optimizer
+    dropout_rate: float
+    share: float
+    seed: int
+    reader: Reader | None
+
+
+def train(
+    examples: Sequence[Labelled],
+    directory: Path,
+    training: Training,
+    *,
+    right_per_wrong: float | None = None,
 ) -> dict[str, Any]:
     """Train, choose a checkpoint and write the verifier to DIRECTORY/model.
 
     Args:
         examples: labelled solutions.
         directory: receives the checkpoints too.
-        settings: arguments of `run` by name.
+        training: the arguments.
+        right_per_wrong: see `ByLength`.
 
     Returns:
-        Which checkpoint it is, the held-out losses, what was learnt from, and what `fit` counts.
+        The checkpoint's step, the held-out losses, both parts' sizes, and the counts of `fit`.
     """
-    network, params, vocabulary = weights.load(paths.find(settings["student"], "a student"))
+    network, params, vocabulary = weights.load(paths.find(training.student, "a student"))
     tokenizer = open_vocabulary(vocabulary.path, vocabulary.extra_ids)
     some = readable(examples, network, tokenizer)
-    kept, out = held_out(some, settings["share"], settings["seed"])
-    model = ScoringModel(network, settings.get("reader"))
-    start = model.with_head(params, jax.random.key(settings["seed"]))
-    of_kept, of_out = (columns(some, model, tokenizer, settings["kind"]) for some in (kept, out))
-    _, found = fit(
-        model.with_dropout(settings["dropout_rate"]),
+    kept, out = hold_out(some, training.share, training.seed)
+    model = ScoringModel(network, training.reader)
+    start = model.with_head(params, jax.random.key(training.seed))
+    of_kept, of_out = (columns(some, model, tokenizer, training.kind) for some in (kept, out))
+    _, fit_counts = fit(
+        model.with_dropout(training.dropout_rate),
         start,
         ByLength(
             of_kept,
-            settings["batch_size"],
-            settings["seed"],
-            settings.get("right_per_wrong"),
+            training.batch_size,
+            training.seed,
+            right_per_wrong,
         ),
         SoftBinary(),
         directory=directory / "checkpoints",
-        optimizer=settings["optimizer"],
-        course=Course(settings["steps"], settings["save_every"]),
-        seed=settings["seed"],
+        optimizer=training.optimizer,
+        course=Course(training.steps, training.save_every),
+        seed=training.seed,
         tensorboard=False,
     )
-    losses, params = _chosen(directory / "checkpoints", model, start, of_out)
-    about = {"kind": settings["kind"], "step": best_step(losses), "losses": losses}
+    losses, params = _select(directory / "checkpoints", model, start, of_out)
+    about = {"kind": training.kind, "step": best_step(losses), "losses": losses}
     scoring.save(directory / "model", model, params, vocabulary, about)
     long = {"too_long": len(examples) - len(some)} if len(examples) > len(some) else {}
-    return {**about, "train": _told(kept), "held_out": _told(out), **long, "training": found}
+    return {**about, "train": _sizes(kept), "held_out": _sizes(out), **long, "training": fit_counts}
 
 
-def _chosen(
+def _select(
     directory: Path, model: ScoringModel, like: PyTree, columns: Mapping[str, np.ndarray]
 ) -> tuple[dict[int, float], PyTree]:
     """Return the held-out loss of every checkpoint, and the parameters of the best."""
@@ -403,7 +437,7 @@ def _chosen(
     return losses, checkpoints.load_params(directory, best_step(losses), like=like)
 
 
-def _told(examples: Sequence[Labelled]) -> dict[str, int]:
+def _sizes(examples: Sequence[Labelled]) -> dict[str, int]:
     return {
         "questions": len({example.problem_id for example in examples}),
         "solutions": sum(example.count for example in examples),

@@ -1,7 +1,6 @@
-"""How good a verifier is: whether its scores are chances, and what its votes are worth.
+"""The report on a verifier: the calibration of its scores, and the accuracy of its votes.
 
-Both are measured on the validation split's solutions, which nothing of it was trained on or chosen
-by.
+Both are measured on the validation split's solutions, by which nothing was trained or chosen.
 """
 
 import math
@@ -13,7 +12,7 @@ import numpy as np
 
 from distill.core.ports import Scorer, Solution
 from distill.core.records import Trace, Verdict
-from distill.core.statistics import bootstrap_means
+from distill.core.statistics import Bootstrap
 from distill.core.store import atomic_path, manifest, write_json
 from distill.grading.check import GRADERS, Grader
 from distill.test_time import calibration, rollouts, vote
@@ -31,7 +30,7 @@ REDUCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
 Key = tuple[str, str]
 
 
-def scored(solutions: Sequence[tuple[Trace, Verdict]], scorer: Scorer) -> dict[Key, np.ndarray]:
+def score(solutions: Sequence[tuple[Trace, Verdict]], scorer: Scorer) -> dict[Key, np.ndarray]:
     """Return the scores of the steps of each different solution, by (problem_id, text)."""
     texts = {(t.problem_id, t.text): Solution(t.prompt, steps.split(t.text)) for t, _ in solutions}
     keys = list(texts)
@@ -39,20 +38,20 @@ def scored(solutions: Sequence[tuple[Trace, Verdict]], scorer: Scorer) -> dict[K
     return {keys[index]: scores.values for index, scores in found}
 
 
-def calibrated(
+def calibrations(
     solutions: Sequence[tuple[Trace, Verdict]],
     examples: Sequence[Labelled],
     scores: Mapping[Key, np.ndarray],
-    **how: int,
+    bootstrap: Bootstrap,
 ) -> dict[str, Any]:
-    """Return how scores meet what they foretell.
+    """Return the calibration of scores against outcomes.
 
     Args:
         solutions: their last score against whether they are right; those without an answer, and
             those that are too long for the scorer, are left out.
         examples: the scores of their steps but the last against the labels.
         scores: of all of them.
-        how: resamples and seed of `calibration.calibration`.
+        bootstrap: over questions.
 
     Returns:
         JSON by `solutions` and `beginnings`; the latter are absent where no example has two steps.
@@ -70,7 +69,7 @@ def calibrated(
     ]
     found = {"solutions": ends, "beginnings": begins}
     return {
-        name: calibration.calibration(_columns_of(rows), **how)
+        name: calibration.calibration(_columns_of(rows), bootstrap)
         for name, rows in found.items()
         if rows
     }
@@ -91,7 +90,7 @@ def ballots(
     grader: Grader,
     reduction: str = "last",
 ) -> list[vote.Samples]:
-    """Return what votes on each problem, its samples in order.
+    """Return the votes on each problem, its samples in order.
 
     Args:
         solutions: all samples of each problem; one without an answer has no vote.
@@ -116,25 +115,24 @@ def _reduced(values: np.ndarray, reduction: str) -> float:
     return REDUCTIONS[reduction](values.tolist()) if len(values) else 0.0
 
 
-def gain(samples: Sequence[vote.Samples], *, resamples: int, seed: int) -> dict[str, float]:
+def gain(samples: Sequence[vote.Samples], bootstrap: Bootstrap) -> dict[str, float]:
     """Return how much more often weighted votes of all samples are right than majority ones.
 
     Returns:
         `value`, `low` and `high`, paired by question.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(bootstrap.seed)
     differences = [vote.weighted(s, len(s), random)[0] - vote.majority(s, len(s)) for s in samples]
-    return bootstrap_means(np.array(differences)[:, None], resamples, seed)[0]
+    return bootstrap.means(np.array(differences)[:, None])[0]
 
 
-def assessed(run_dir: Path, scorer: Scorer, *, resamples: int, seed: int) -> dict[str, Any]:
-    """Return how a verifier does on the validation split, nothing where it was not rolled out.
+def report(run_dir: Path, scorer: Scorer, bootstrap: Bootstrap) -> dict[str, Any]:
+    """Return a verifier's calibration and votes on the validation split; {} without roll-outs.
 
     Args:
         run_dir: a run whose stage `rollouts` is complete.
         scorer: the verifier.
-        resamples: of the bootstrap over questions.
-        seed: of the bootstrap.
+        bootstrap: over questions.
 
     Returns:
         JSON: `calibration` of whole solutions and of their beginnings, `votes` as of
@@ -148,18 +146,17 @@ def assessed(run_dir: Path, scorer: Scorer, *, resamples: int, seed: int) -> dic
     if not solutions:
         return {}
     grader = GRADERS[manifest(run_dir, "rollouts")["settings"]["grader"]]
-    scores = scored(solutions, scorer)
+    scores = score(solutions, scorer)
     examples = rollouts.examples(run_dir, "validation", whole=True)
-    how = {"resamples": resamples, "seed": seed}
     by_reduction = {name: ballots(solutions, scores, grader, name) for name in REDUCTIONS}
-    votes = {n: vote.summarise(samples, seed=seed) for n, samples in by_reduction.items()}
+    votes = {n: vote.summarise(samples, seed=bootstrap.seed) for n, samples in by_reduction.items()}
     return {
-        "calibration": calibrated(solutions, examples, scores, **how),
+        "calibration": calibrations(solutions, examples, scores, bootstrap),
         "votes": votes.pop("last"),
         "weighted_by_reduction": {
-            n: found["estimates"]["weighted"][-1] for n, found in votes.items()
+            n: each["estimates"]["weighted"][-1] for n, each in votes.items()
         },
-        "weighted_less_majority": gain(by_reduction["last"], **how),
+        "weighted_less_majority": gain(by_reduction["last"], bootstrap),
     }
 
 
@@ -195,7 +192,7 @@ def markdown(report: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of the tables: calibration, then votes by number of samples.
 
     Args:
-        report: as of `assessed`.
+        report: as of `report`.
     """
     yield "| scored | n | right | Brier | of the share alone | AUC |"
     yield "|---|---|---|---|---|---|"

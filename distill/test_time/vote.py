@@ -1,39 +1,22 @@
 """Estimate pass@k, maj@k, best-of-k and weighted best-of-k from graded samples of each problem.
 
-    {"gold": "7", "samples": [{"text": "The answer is 7.", "score": 0.9}, ...]}
-
-For each k in powers of two, up to the fewest samples that a problem has, every number is the
-expectation over all subsets of k of a problem's n samples, never "the first k":
-
-- pass@k: some sample is right. 1 - C(n - c, k) / C(n, k), with c right ones.
-- maj@k: the answer given most often is right; exact, see `majority`.
-- best of k: the sample with the highest score is right; exact, see `best`.
-- weighted: the answer with the highest sum of scores is right; enumerated where there are at most
-  20,000 subsets, else the mean over 4,096 random ones.
-
-Ties are broken uniformly at random, and the expectation is over that too. Answers are one where
-their keys are equal. A sample without an answer counts as a sample but is never chosen; where no
-sample has one, nothing is right. The last two are absent unless every sample has a score; the
-weighted one too where a score is below 0, since a sum would then punish agreement. Intervals are
-95 %, by 10,000 bootstrap samples of the problems.
+Every number is the expectation over all subsets of k of a problem's n samples, never "the first k".
+Ties are broken uniformly at random, and the expectation is over that too. A sample without an
+answer counts as a sample but is never chosen. The command `distill vote` is `vote_command`.
 """
 
-import argparse
 import dataclasses
 import itertools
-import json
 import math
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from distill.core import terminal
+import numpy as np
+
 from distill.core.errors import UserError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from distill.grading.check import Grader
+from distill.core.statistics import Bootstrap, percentile_interval
+from distill.grading import check, grade
+from distill.grading.check import Grader
 
 MAX_SUBSETS = 20_000
 DRAWS = 4_096
@@ -75,11 +58,11 @@ class Samples:
 
     def groups(self) -> list[list[int]]:
         """Return the places of the samples with an answer, by answer."""
-        found: dict[str, list[int]] = {}
+        places: dict[str, list[int]] = {}
         for place, key in enumerate(self.keys):
             if key is not None:
-                found.setdefault(key, []).append(place)
-        return list(found.values())
+                places.setdefault(key, []).append(place)
+        return list(places.values())
 
 
 def pass_at(samples: Samples, k: int) -> float:
@@ -233,8 +216,6 @@ def majority(samples: Samples, k: int) -> float:
 
 def _wins(others: Sequence[int], silent: int, votes: int, k: int, n: int) -> float:
     """Return the chance that the rest has k - votes and does not beat these votes, ties shared."""
-    import numpy as np
-
     rest, rate = k - votes, k / n
     ways = np.zeros((rest // votes + 1, rest + 1))  # by ties and by samples
     ways[0] = _padded(_binomial(silent, rate), rest)
@@ -257,15 +238,15 @@ def _binomial(size: int, rate: float) -> list[float]:
     return [math.exp(way + c * hit + (size - c) * miss) for c, way in enumerate(ways)]
 
 
-def _padded(values: Sequence[float], last: int) -> "np.ndarray":
-    import numpy as np
-
+def _padded(values: Sequence[float], last: int) -> np.ndarray:
     padded = np.zeros(last + 1)
     padded[: len(values)] = values[: last + 1]
     return padded
 
 
-def weighted(samples: Samples, k: int, random: "np.random.Generator") -> tuple[float, int]:
+def weighted(
+    samples: Samples, k: int, random: np.random.Generator, *, max_subsets: int = MAX_SUBSETS
+) -> tuple[float, int]:
     """Return the probability that the answer with the highest sum of scores among k is right.
 
     Sums within 1e-9 of the highest, relative to it, are ties.
@@ -273,7 +254,8 @@ def weighted(samples: Samples, k: int, random: "np.random.Generator") -> tuple[f
     Args:
         samples: their scores are at least 0.
         k: samples in a subset.
-        random: draws the subsets where there are more than 20,000.
+        random: draws the subsets where there are more than `max_subsets`.
+        max_subsets: the most that are enumerated.
 
     Returns:
         The probability, and the number of random subsets it is the mean of, 0 where it is exact.
@@ -283,15 +265,13 @@ def weighted(samples: Samples, k: int, random: "np.random.Generator") -> tuple[f
 
     Source: Li et al. 2022 (DIVERSE), equation 2, in expectation over the subsets.
     """
-    import numpy as np
-
     _check(len(samples), k)
     if samples.scores is None or min(samples.scores) < 0:
         raise ValueError(f"expected a score of at least 0 each, got {samples.scores}")
     n, groups = len(samples), samples.groups()
     if not groups:
         return 0.0, 0
-    exact = math.comb(n, k) <= MAX_SUBSETS
+    exact = math.comb(n, k) <= max_subsets
     if exact:
         subsets = np.array(list(itertools.combinations(range(n), k)))
     else:
@@ -316,23 +296,25 @@ def _check(n: int, k: int) -> None:
         raise ValueError(f"expected k of 1 to {n} samples, got {k}")
 
 
-def read(row: dict[str, Any], name: str, grader: "Grader") -> Samples:
+def read(row: dict[str, Any], name: str, grader: Grader) -> Samples:
     """Grade the samples of a row; scores are None where any is missing.
 
     Raises:
         UserError: gold, samples or a text is missing or of the wrong kind, or a score is not a
             finite number.
     """
-    from distill.grading import check, grade
-
     gold = grade.gold_of(row, name)
-    found = grade.field(row, "samples", name)
-    if not isinstance(found, list) or not found or not all(isinstance(s, dict) for s in found):
-        raise UserError(f"a list of samples on {name}", f"{found!r:.60}", "mend or drop the row")
-    names = [f"sample {place} of {name}" for place in range(1, len(found) + 1)]
-    texts = [grade.text_of(s, "text", each) for s, each in zip(found, names, strict=True)]
+    samples = grade.field(row, "samples", name)
+    if (
+        not isinstance(samples, list)
+        or not samples
+        or not all(isinstance(s, dict) for s in samples)
+    ):
+        raise UserError(f"a list of samples on {name}", f"{samples!r:.60}", "mend or drop the row")
+    names = [f"sample {place} of {name}" for place in range(1, len(samples) + 1)]
+    texts = [grade.text_of(s, "text", each) for s, each in zip(samples, names, strict=True)]
     judged = [check.judge(text, gold, grader) for text in texts]
-    scores = [_score(s.get("score"), each) for s, each in zip(found, names, strict=True)]
+    scores = [_score(s.get("score"), each) for s, each in zip(samples, names, strict=True)]
     known = tuple(score for score in scores if score is not None)
     return Samples(
         tuple(None if answer is None else grader.key(answer) for _, answer, _ in judged),
@@ -364,10 +346,6 @@ def summarise(
         list of {k, value, low, high, n}, shares of 1; `draws` where subsets were drawn. What is
         absent has its reason under `absent`.
     """
-    import numpy as np
-
-    from distill.core import statistics
-
     sizes = [len(samples) for samples in problems]
     limit = min([*sizes, *([] if max_k is None else [max_k])]) if problems else 0
     scored = [s.scores is not None for s in problems]
@@ -377,77 +355,28 @@ def summarise(
     if negative:
         absent.setdefault("weighted", "a score is below 0")
     draws = np.random.default_rng(seed)
-    weights = (
-        statistics.bootstrap_weights(len(problems), RESAMPLES, [seed, 1]) if problems else None
-    )
+    weights = Bootstrap(RESAMPLES, seed, stream=(1,)).weights(len(problems)) if problems else None
     measures: dict[str, Callable[[Samples, int], tuple[float, int]]] = {
         "pass": lambda samples, k: (pass_at(samples, k), 0),
         "majority": lambda samples, k: (majority(samples, k), 0),
         "best": lambda samples, k: (best(samples, k), 0),
         "weighted": lambda samples, k: weighted(samples, k, draws),
     }
-    estimates: dict[str, list[dict[str, Any]]] = {}
-    for name in measures.keys() - absent.keys():
-        estimates[name] = []
-    for name in filter(estimates.__contains__, measures):
+    estimates: dict[str, list[dict[str, Any]]] = {
+        name: [] for name in measures if name not in absent
+    }
+    for name in estimates:
         for k in itertools.takewhile(lambda k: k <= limit, (2**power for power in range(63))):
             values, drawn = zip(*(measures[name](s, k) for s in problems), strict=True)
-            low, high = statistics.percentile_interval(weights @ np.asarray(values))
+            low, high = percentile_interval(weights @ np.asarray(values))
             row = {"k": k, "value": float(np.mean(values)), "low": float(low), "high": float(high)}
             row |= {"n": len(problems)} | ({"draws": max(drawn)} if max(drawn) else {})
             estimates[name].append(row)
-    ordered = {name: estimates[name] for name in measures if name in estimates}
     spread = {"fewest": min(sizes), "most": max(sizes)} if sizes else {}
     return {
         "problems": len(problems),
         "samples": spread,
         "seed": seed,
-        "estimates": ordered,
+        "estimates": estimates,
         "absent": absent,
     }
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Read a file of samples; print the table or JSON."""
-    options = _parser().parse_args(arguments)
-    if options.max_k is not None and options.max_k < 1:
-        raise UserError("--max_k of at least 1", str(options.max_k), "give more")
-    from distill.grading import grade
-
-    grader = grade.named_grader(options.grader)
-    problems = [read(row, name, grader) for name, row in grade.rows(options.file)]
-    result = summarise(problems, max_k=options.max_k, seed=options.seed)
-    result = {"grader": options.grader, **result}
-    terminal.show(json.dumps(result) if options.json else "\n".join(_told(result)))
-    return 0
-
-
-def _told(result: dict[str, Any]) -> Iterable[str]:
-    if not result["problems"]:
-        yield "0 problems: nothing to estimate"
-        return
-    fewest, most = result["samples"]["fewest"], result["samples"]["most"]
-    yield f"{result['problems']} problems of {fewest} to {most} samples; k in powers of two up to"
-    yield "the fewest; each the expectation over all subsets of k; 95 % by bootstrap over problems"
-    for name, rows in result["estimates"].items():
-        for row in rows:
-            drawn = f", {row['draws']} random subsets each" if "draws" in row else ""
-            shares = [f"{100 * row[end]:5.1f}" for end in ("value", "low", "high")]
-            interval = f"[{shares[1].strip()}, {shares[2].strip()}]"
-            yield f"{name:>8}@{row['k']:<5} {shares[0]} % {interval} of {row['n']}{drawn}"
-    yield from (f"{name:>8} absent: {reason}" for name, reason in result["absent"].items())
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="distill vote",
-        description=(__doc__ or "").replace("%", "%%"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("file", type=Path, help='JSON lines with "gold" and "samples"')
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--grader", default="default", help="default, or fu2023 for parity")
-    parser.add_argument("--max_k", type=int, help="the largest k")
-    parser.add_argument("--seed", type=int, default=0, help="of the intervals and random subsets")
-    return parser

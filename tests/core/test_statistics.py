@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from distill.core.records import Accuracy
 from distill.core.statistics import (
+    Bootstrap,
     Paired,
-    bootstrap_means,
-    bootstrap_weights,
     mean,
     of_accuracy,
     pair,
@@ -103,15 +102,16 @@ def test_pairs_keep_both_accuracies(answers):
 
 @given(st.integers(1, 40), st.integers(0, 9))
 def test_the_shares_of_a_bootstrap_sample_add_up_to_one(n, seed):
-    weights = bootstrap_weights(n, 50, seed)
+    weights = Bootstrap(50, seed).weights(n)
     assert weights.shape == (50, n) and (weights >= 0).all()
     np.testing.assert_allclose(weights.sum(1), 1, rtol=n * np.finfo(float).eps)
-    np.testing.assert_array_equal(weights, bootstrap_weights(n, 50, seed))
+    np.testing.assert_array_equal(weights, Bootstrap(50, seed).weights(n))
+    assert n == 1 or not np.array_equal(weights, Bootstrap(50, seed, stream=(1,)).weights(n))
 
 
 def test_bootstrap_intervals_of_means_are_the_normal_ones_and_those_of_scipy():
     values = np.random.default_rng(0).normal(3.0, 2.0, 400)
-    (ours,) = bootstrap_means(values[:, None], 8000, 0)
+    (ours,) = Bootstrap(8000).means(values[:, None])
     theirs = scipy.stats.bootstrap(
         (values,), np.mean, n_resamples=8000, method="percentile", rng=np.random.default_rng(1)
     ).confidence_interval

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.core.errors import UserError
+from distill.core.statistics import Bootstrap
 from distill.core.store import write_json
 from distill.test_time import allocate
 from distill.test_time.allocate import Policy
@@ -24,7 +25,7 @@ def test_selection_never_scores_on_the_fold_that_chose():
     # Each fold's own best strategy is always right on it and always wrong on the other fold.
     fold_of = allocate.folds(IDS, BINS)
     values = np.stack([fold_of == 0, fold_of == 1]).astype(float)
-    earned, chosen = allocate.cross_validated(values, BINS, fold_of)
+    earned, chosen = allocate.cross_validate(values, BINS, fold_of)
     assert earned.sum() == 0 and (chosen == 1 - fold_of).all()
     # A search that could look would take all.
     assert values.max(0).min() == 1
@@ -35,20 +36,20 @@ def test_a_questions_own_values_do_not_choose_for_it(seed):
     random = np.random.default_rng(seed)
     values = random.random((4, 40))
     fold_of = allocate.folds(IDS, BINS)
-    _, before = allocate.cross_validated(values, BINS, fold_of)
+    _, before = allocate.cross_validate(values, BINS, fold_of)
     place = int(random.integers(40))
     values[:, place] = random.random(4) * 1000
-    earned, after = allocate.cross_validated(values, BINS, fold_of)
+    earned, after = allocate.cross_validate(values, BINS, fold_of)
     assert after[place] == before[place] and earned[place] == values[after[place], place]
 
 
 def test_the_policy_by_hand():
     bins, fold_of = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
     values = np.array([[1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.5]])
-    earned, chosen = allocate.cross_validated(values, bins, fold_of)
+    earned, chosen = allocate.cross_validate(values, bins, fold_of)
     # Bin 0: fold 1 ties, and the first is taken; bin 1: the second is better on both.
     assert chosen.tolist() == [0, 0, 1, 1] and earned.tolist() == [1.0, 1.0, 1.0, 0.5]
-    assert allocate.chosen(values[None], ["a", "b"], bins) == (("a",), ("b",))
+    assert allocate.best_by_bin(values[None], ["a", "b"], bins) == (("a",), ("b",))
 
 
 def test_what_a_budget_cannot_pay_is_not_chosen():
@@ -71,7 +72,7 @@ def test_saved_samples_by_hand():
     # We reach at 4 what they have at 16, and what they have at 64 never.
     ours = np.tile([0.2, 0.5, 0.5, 0.5], (20, 1))
     theirs = np.tile([0.2, 0.3, 0.5, 0.6], (20, 1))
-    found = allocate.saved_samples(ours, theirs, budgets, resamples=50, seed=0)
+    found = allocate.saved_samples(ours, theirs, budgets, bootstrap=Bootstrap(50))
     ratios = [row["ratio"] for row in found]
     # An accuracy counts as reached 1e-12 below it, on a curve of 0.1 or more in a factor of 4.
     close = functools.partial(pytest.approx, rel=10 * math.log(4) * 1e-12)
@@ -83,7 +84,7 @@ def test_saved_samples_by_hand():
 @given(st.lists(st.floats(0, 1), min_size=4, max_size=4), st.floats(0, 1))
 def test_a_curve_reaches_first_where_it_has_the_accuracy(curve, accuracy):
     budgets = [1, 4, 16, 64]
-    found = allocate.reached(curve, budgets, accuracy)
+    found = allocate.budget_for(curve, budgets, accuracy)
     assert (found is None) == (max(curve) < accuracy)
     if found is not None and found > 1:
         assert np.interp(np.log(found), np.log(budgets), curve) == near(accuracy, terms=40, scale=1)

@@ -74,15 +74,15 @@ def test_a_search_over_a_socket_is_the_one_in_process(served, server, solving):
         for generator in (served.generator, endpoint)
     )
     assert mine == theirs
-    assert all(each.policy.drawn > 4 and len(each.candidates) > 1 for each in mine)
+    assert all(each.generator.drawn > 4 and len(each.candidates) > 1 for each in mine)
 
 
 def test_every_strategys_name_gives_it_back():
     for solving in STRATEGIES:
-        assert answer.named(solving.name) == solving
+        assert answer.strategy_by_name(solving.name) == solving
     for wrong in ("beam-x", "best_of-luck", "oracle", "lookahead-3", "metropolis-a-b-c"):
         with pytest.raises(UserError, match="expected best_of-ELECTION, beam-M"):
-            answer.named(wrong)
+            answer.strategy_by_name(wrong)
 
 
 POLICY = Policy((1, 4), (("best_of-weighted", "beam-sqrt"), ("beam-4", "best_of-best")), (0.5,))

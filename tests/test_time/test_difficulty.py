@@ -91,9 +91,9 @@ def test_ridge_minimises_its_objective_and_leaves_one_out():
 def test_a_question_has_no_say_in_its_own_prediction():
     features, targets = made(noise=3.0)
     folds = np.arange(30) % 3
-    before = difficulty.cross_fitted(features, targets, folds)
+    before = difficulty.cross_fit(features, targets, folds)
     changed = np.where(folds == 1, 1e6, targets)
-    after = difficulty.cross_fitted(features, changed, folds)
+    after = difficulty.cross_fit(features, changed, folds)
     np.testing.assert_array_equal(after[folds == 1], before[folds == 1])
     assert np.abs(after[folds == 0] - before[folds == 0]).max() > 1
 

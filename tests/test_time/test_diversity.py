@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.__main__ import main
-from distill.core import sums
 from distill.core.errors import UserError
 from distill.core.ports import Sampling
 from distill.core.records import Problem, Trace
+from distill.core.statistics import Bootstrap
 from distill.core.store import Shards, Stage, manifest
 from distill.grading.check import GRADERS
 from distill.models.sampling import Fire
@@ -48,7 +48,7 @@ def test_pass_at_refuses_more_than_there_is():
 
 def test_a_constant_difference_is_certain_however_questions_vary():
     regular = np.random.default_rng(0).normal(size=(50, 4))
-    found = diversity.compare(regular, regular + 0.5, 5, resamples=200, seed=0)
+    found = diversity.compare(regular, regular + 0.5, 5, Bootstrap(200))
     for of_measure in found["difference"].values():
         assert all(value == near(0.5, terms=50, scale=4) for value in of_measure.values())
     assert found["fire"]["pass@1"]["high"] - found["fire"]["pass@1"]["low"] > 0.1
@@ -119,10 +119,7 @@ def test_the_stage_fills_the_grid_writes_its_reports_and_is_sound(tmp_path):
     )
     assert (tmp_path / "reports" / "diversity-made.png").read_bytes()[:4] == b"\x89PNG"
     assert "| p0.7-k16-m0 | 100.0 → " in (tmp_path / "reports" / "diversity.md").read_text()
-    assert (
-        len([name for name in sums.read(sums.path_of(tmp_path, "diversity")) if ".parquet" in name])
-        == 8
-    )
+    assert len(list((tmp_path / "diversity").rglob("*.parquet"))) == 8
     checked = soundness.check(tmp_path)
     assert checked.sound and checked.records["diversity"] == 8 * 3 * 10
     next((tmp_path / "diversity" / f"{names[0]}-fire").glob("*.parquet")).unlink()
@@ -133,7 +130,6 @@ def test_a_stopped_comparison_goes_on_with_what_is_missing(tmp_path, monkeypatch
     for name in ("whole", "stopped"):
         ready(tmp_path / name)
     run(tmp_path / "whole")
-    monkeypatch.setattr(diversity, "SHARD_TRACES", 7)
     asked = []
 
     def ask(self, requests, sampling, *, stop_after=None):
@@ -146,7 +142,7 @@ def test_a_stopped_comparison_goes_on_with_what_is_missing(tmp_path, monkeypatch
     plain = MadeUp.generate
     monkeypatch.setattr(MadeUp, "generate", lambda *given: ask(*given, stop_after=100))
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "stopped")
+        run(tmp_path / "stopped", shard_traces=7)
     on_disk = sum(
         len(Shards(folder, Trace)) for folder in (tmp_path / "stopped" / "diversity").iterdir()
     )

@@ -46,7 +46,7 @@ def test_matched_samples_cost_what_the_larger_model_costs(larger, ratio):
 def test_equal_requests_cost_as_many_times_one(config, source, target, count):
     policy = Tokens(count, count * source, count * target)
     one = decoding_flops(config, source, target)
-    assert ledger.policy_flops(config, policy, source) == count * one
+    assert ledger.generator_flops(config, policy, source) == count * one
     verifier = Tokens(count, count * (source + target))
     one = forward_flops(config, source, target)
     plain = MODELS[type(config)]
@@ -62,15 +62,15 @@ def test_equal_requests_cost_as_many_times_one(config, source, target, count):
 
 
 def test_prefixes_are_read_by_the_decoder():
-    with_prefix = ledger.policy_flops(T5, Tokens(1, 20 + 5, 7), 20)
+    with_prefix = ledger.generator_flops(T5, Tokens(1, 20 + 5, 7), 20)
     assert with_prefix == decoding_flops(T5, 20, 12)
 
 
 def test_what_is_not_known_is_absent_and_nothing_costs_nothing():
     assert (Tokens(1, None, 3) + Tokens(1, 4, 5)) == Tokens(2, None, 8)
-    assert ledger.policy_flops(T5, Tokens(1, None, 3), 2) is None
+    assert ledger.generator_flops(T5, Tokens(1, None, 3), 2) is None
     assert (
-        ledger.policy_flops(T5, Tokens(), 2)
+        ledger.generator_flops(T5, Tokens(), 2)
         == ledger.verifier_flops(MODELS[T5Config], Tokens(), 2)
         == 0
     )

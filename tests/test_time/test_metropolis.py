@@ -54,8 +54,8 @@ def test_what_is_charged_is_what_was_drawn_and_neighbours_do_not_count():
     found = walking.solve(few, 9, using, seed=3)
     assert [each.charged for each in found] == [8, 8, 8]
     assert all(len(each.candidates) == 8 for each in found)
-    assert sum(each.policy.drawn for each in found) == using.generator.tokens
-    assert sum(each.policy.read for each in found) == using.generator.read
+    assert sum(each.generator.drawn for each in found) == using.generator.tokens
+    assert sum(each.generator.read for each in found) == using.generator.read
     assert sum(each.verifier.read for each in found) == using.scorer.tokens
     assert using.generator.calls == 4
     assert found == [walking.solve([q], 9, models(), seed=3)[0] for q in few]

@@ -158,8 +158,8 @@ def test_attempts_see_the_last_four_and_all_are_paid_for(length, budget):
         answers = [str(min(n, 4)) for n in range(each)]
         assert [c.answer for c in solved.candidates] == answers * chains
         assert [c.chain for c in solved.candidates] == [n for n in range(chains) for _ in answers]
-        assert solved.policy.requests == each * chains
-    assert sum(solved.policy.drawn for solved in found) == reviser.tokens
+        assert solved.generator.requests == each * chains
+    assert sum(solved.generator.drawn for solved in found) == reviser.tokens
     assert sum(solved.verifier.read for solved in found) == 7 * len(scorer.seen)
     assert reviser.calls == each
     assert max(prompt.count("\nA: ") for prompt in reviser.prompts) == min(each - 1, 4)
@@ -259,11 +259,10 @@ def test_the_stages_make_a_reviser_chains_and_a_verifier_of_them(run_dir):
     assert 0 < found.values[0] < 1
 
 
-def test_chains_go_on_where_they_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(chains, "SHARD_QUESTIONS", 8)
+def test_chains_resume_where_they_stopped(tmp_path):
     for name in ("whole", "stopped"):
         ran(tmp_path / name)
-    how = {"length": 2, "sampling": SAMPLING}
+    how = {"length": 2, "sampling": SAMPLING, "shard_questions": 8}
     whole = chains.run(run_dir=tmp_path / "whole", reviser=Breaking(), **how)
     with pytest.raises(Stopped):
         chains.run(run_dir=tmp_path / "stopped", reviser=Breaking(last=7), **how)

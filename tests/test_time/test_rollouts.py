@@ -134,14 +134,14 @@ def test_labels_by_hand():
         Rollouts("made/train/0", "2 + 2 = 4.", 3, 4, 9),
         Rollouts("made/train/0", "2 + 2 = 4. So 8.", 4, 4, 5),
     ]
-    first, second = rollouts.labelled(solutions, values)
+    first, second = rollouts.label(solutions, values)
     assert first.labels == (0.75, 1.0, 1.0) and first.count == 2
     assert second.labels == (0.75, 0.0) and second.count == 1
     assert "".join(first.solution.steps) == good and first.solution.prompt == PROMPT
 
 
 def test_a_beginning_without_roll_outs_has_no_label_and_the_end_has_one():
-    (found,) = rollouts.labelled([solution("2 + 2 = 4. The answer is 8", "right", 0)], [])
+    (found,) = rollouts.label([solution("2 + 2 = 4. The answer is 8", "right", 0)], [])
     assert math.isnan(found.labels[0]) and found.labels[1:] == (1.0,)
 
 

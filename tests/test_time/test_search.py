@@ -117,7 +117,7 @@ def test_search_equals_the_naive_twin_and_charges_what_was_drawn(made, budget, w
 
 
 def tokens(solved):
-    return solved.policy.drawn, solved.policy.read, solved.verifier.read
+    return solved.generator.drawn, solved.generator.read, solved.verifier.read
 
 
 @settings(max_examples=30, deadline=None)

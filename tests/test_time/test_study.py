@@ -17,6 +17,7 @@ from distill.core import paths
 from distill.core.errors import UserError
 from distill.core.ports import Sampling
 from distill.core.records import Answered, Problem
+from distill.core.statistics import Bootstrap
 from distill.core.store import Shards, Stage
 from distill.models import scoring, weights
 from distill.models.flops import decoding_flops, forward_flops
@@ -25,7 +26,7 @@ from distill.reports import page, report
 from distill.runs import soundness
 from distill.test_time import analysis, outcomes, study
 from distill.test_time.allocate import Policy
-from distill.test_time.analysis import Eases, How
+from distill.test_time.analysis import Eases, Options
 from distill.test_time.metropolis import Metropolis
 from distill.test_time.outcomes import Records, Shapes
 from distill.test_time.search import LookAhead
@@ -116,12 +117,11 @@ def test_the_study_writes_its_records_reports_and_policies(tmp_path):
     assert soundness.check(tmp_path).sound
 
 
-def test_a_stopped_study_goes_on_with_what_is_missing(tmp_path, monkeypatch):
+def test_a_stopped_study_resumes_with_the_missing_records(tmp_path, monkeypatch):
     ready(tmp_path / "whole")
     ready(tmp_path / "stopped")
-    monkeypatch.setattr(study, "SHARD_SOLUTIONS", 16)
-    run(tmp_path / "whole")
-    asked, plain = [], study.answered
+    run(tmp_path / "whole", shard_solutions=16)
+    asked, plain = [], study.answer
 
     def stopping(task, problems, prompt, after=None):
         if after is not None and len(asked) >= after:
@@ -129,13 +129,13 @@ def test_a_stopped_study_goes_on_with_what_is_missing(tmp_path, monkeypatch):
         asked.extend((task.name, task.budget, p.problem_id) for p in problems)
         return plain(task, problems, prompt)
 
-    monkeypatch.setattr(study, "answered", lambda *given: stopping(*given, after=50))
+    monkeypatch.setattr(study, "answer", lambda *given: stopping(*given, after=50))
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "stopped")
+        run(tmp_path / "stopped", shard_solutions=16)
     on_disk = len(Shards(tmp_path / "stopped" / "scale", Answered))
     asked.clear()
-    monkeypatch.setattr(study, "answered", stopping)
-    run(tmp_path / "stopped")
+    monkeypatch.setattr(study, "answer", stopping)
+    run(tmp_path / "stopped", shard_solutions=16)
     assert 50 <= on_disk < 70 and len(asked) == len(set(asked)) == 240 - on_disk
     reports = [tmp_path / name / "reports" / "scale.json" for name in ("whole", "stopped")]
     assert reports[0].read_text() == reports[1].read_text()
@@ -189,12 +189,12 @@ def made_records():
 
 
 def test_the_policy_and_equal_flops_by_hand():
-    records, how = made_records(), How((1, 4), 2, (1.0, 1e9), 50, 0)
+    records, options = made_records(), Options((1, 4), 2, (1.0, 1e9), Bootstrap(50))
     oracle, predicted = outcomes.sampled_eases(records)
     assert_close([oracle, predicted], [[1, 1, 0, 0], [0.9, 0.9, 0.2, 0.2]], terms=8)
     eases = Eases({"oracle": oracle, "predicted": predicted})
-    found, policies = analysis.found(
-        records, eases, Shapes(SMALL, JUDGE, {"greedy/large": LARGE}), how
+    found, policies = analysis.analyse(
+        records, eases, Shapes(SMALL, JUDGE, {"greedy/large": LARGE}), options
     )
     # Each bin has the strategy that is right on it, in both folds.
     assert found["policies"]["oracle"]["points"][0]["value"] == 1.0
@@ -230,10 +230,12 @@ def test_the_policy_and_equal_flops_by_hand():
 
 
 def test_what_is_not_known_stays_unknown():
-    records, how = made_records(), How((1, 4), 2, (1.0,), 50, 0)
+    records, options = made_records(), Options((1, 4), 2, (1.0,), Bootstrap(50))
     oracle, predicted = outcomes.sampled_eases(records)
     eases = Eases({"oracle": oracle, "predicted": predicted})
-    found, _ = analysis.found(records, eases, Shapes(None, None, {"greedy/large": LARGE}), how)
+    found, _ = analysis.analyse(
+        records, eases, Shapes(None, None, {"greedy/large": LARGE}), options
+    )
     assert found["matched"] == [] and found["policies"]["oracle"]["flops"] == [None, None]
 
 

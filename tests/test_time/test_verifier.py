@@ -18,6 +18,7 @@ from planted import Planted
 from distill.core import paths
 from distill.core.errors import UserError
 from distill.core.ports import Scorer, Solution
+from distill.core.statistics import Bootstrap
 from distill.core.store import manifest, read_json
 from distill.grading.check import GRADERS
 from distill.models import scoring, weights
@@ -298,11 +299,11 @@ def test_a_step_that_was_not_rolled_out_counts_nothing():
 @given(st.integers(2, 40), st.floats(0, 0.9), st.integers(0, 9))
 def test_whole_questions_are_held_out(questions, share, seed):
     examples = [example(n % questions) for n in range(3 * questions)]
-    kept, out = verifier.held_out(examples, share, seed)
+    kept, out = verifier.hold_out(examples, share, seed)
     ids = [{e.problem_id for e in some} for some in (kept, out)]
     assert not ids[0] & ids[1] and len(kept) + len(out) == len(examples)
     assert len(ids[1]) == max(round(share * questions), 1)
-    assert verifier.held_out(examples[::-1], share, seed)[1] == out[::-1]
+    assert verifier.hold_out(examples[::-1], share, seed)[1] == out[::-1]
 
 
 def rows(lengths, right):
@@ -519,13 +520,13 @@ def test_ballots_and_their_gain_by_hand():
         for (trace, verdict), answer in zip(solutions, answers, strict=True)
     ]
     planted = Planted({"So 9.": 0.5, "So 8.": 0.5, " The answer is 8": 0.9})
-    found = verifier_report.scored(solutions[::-1], planted)
+    found = verifier_report.score(solutions[::-1], planted)
     (ballot,) = verifier_report.ballots(solutions[::-1], found, GRADERS["default"])
     assert ballot.keys == ("9", "9", "8", None) and ballot.right == (False, False, True, False)
     assert ballot.scores == near((0.1, 0.1, 0.9, 0.1), dtype=F4)
     (least,) = verifier_report.ballots(solutions, found, GRADERS["default"], "product")
     assert least.scores == near((0.05, 0.05, 0.45, 0.1), terms=4, dtype=F4)
-    assert verifier_report.gain([ballot], resamples=10, seed=0)["value"] == 1.0
+    assert verifier_report.gain([ballot], Bootstrap(10))["value"] == 1.0
 
 
 def test_reductions_by_hand():
@@ -600,6 +601,6 @@ def test_verifiers_refuse(tmp_path, rolled_out):
     with pytest.raises(UserError, match="stage rollouts complete"):
         verifier.run(run_dir=tmp_path, student="x", steps=1, save_every=1)
     with pytest.raises(UserError, match="solutions of two questions"):
-        verifier.held_out([example(0)], 0.1, 0)
+        verifier.hold_out([example(0)], 0.1, 0)
     with pytest.raises(ValueError, match="batch_size >= 1"):
         scorer(batch_size=0)

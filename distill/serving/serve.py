@@ -282,8 +282,8 @@ def load(path: Path, *, name: str | None = None, batch_size: int = 16) -> "Serve
 
 
 def _generator(directory: Path, batch_size: int) -> "LocalGenerator":
+    from distill.core import files
     from distill.core.errors import UserError
-    from distill.models import documents
     from distill.models.saved import local_generator
     from distill.models.weights import CONFIG
 
@@ -300,7 +300,7 @@ def _generator(directory: Path, batch_size: int) -> "LocalGenerator":
             f"neither {CONFIG} nor reports/selection.json",
             "name a directory with a model, or run `distill select` first",
         )
-    found = documents.read(directory / CONFIG)
+    found = files.read_document(directory / CONFIG)
     return _exported(directory) if "model_type" in found else local_generator(directory)
 
 

@@ -25,7 +25,7 @@ from distill.core.ports import Completion, Generator, Request
 from distill.serving import requests, responses
 from distill.serving.batching import Batcher, OverloadedError, Scoring, Work
 from distill.serving.connections import network_of
-from distill.serving.door import Door, error_response
+from distill.serving.gate import Gate, error_response
 from distill.serving.requests import Asked, Limits, Read, RefusedError
 from distill.serving.responses import Choice, Format
 from distill.test_time.answer import Answerer
@@ -420,7 +420,7 @@ def application(
     *,
     key: str | None,
     answering: Answerer | None = None,
-) -> Door:
+) -> Gate:
     """Return the ASGI application, which runs the queue for as long as it lives.
 
     Args:
@@ -448,4 +448,4 @@ def application(
         500: _failed,
     }
     routes = Endpoint(served, batcher, limits, answering).routes()
-    return Door(Starlette(routes=routes, lifespan=running, exception_handlers=handlers), key)
+    return Gate(Starlette(routes=routes, lifespan=running, exception_handlers=handlers), key)

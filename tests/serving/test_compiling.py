@@ -20,7 +20,7 @@ from distill.models.programs import LocalPrograms, Program, usual
 from distill.models.sampling import LocalGenerator, bucket
 from distill.models.saved import open_vocabulary
 from distill.models.t5 import T5Config, T5Model
-from distill.serving import serve
+from distill.serving.server import compile_ahead
 
 VOCABULARY = paths.shipped("data/vocabularies/student.model")
 ENCODER = T5Model(T5Config(1152, 8, 1, 8, 8, 1, 1))
@@ -145,12 +145,11 @@ def test_usual_programs_are_those_of_all_shorter_prompts_and_completions(prompt,
     assert not list(usual(0, tokens)) and not list(usual(prompt, 0))
 
 
-def test_compiling_ahead_reports_how_much_is_left(caplog, monkeypatch):
-    monkeypatch.setattr(serve, "PROGRESS_SECONDS", 0)
+def test_compiling_ahead_reports_how_much_is_left(caplog):
     caplog.set_level(logging.INFO)
     programs = Slow()
     programs.free.set()
-    serve.compile_ahead(programs, ["a", "b", "c"])
+    compile_ahead(programs, ["a", "b", "c"], report_seconds=0)
     assert programs.compiled == ["a", "b", "c"]
     said = [record.getMessage() for record in caplog.records]
     assert said[0].startswith("compiling 3 programs") and said[-1].startswith("compiled 3 programs")

@@ -471,7 +471,8 @@ class LocalGenerator:
             if self.fire is not None:
                 behaviour = decoded.behaviour_logprobs[: len(completion.tokens), row]
                 completion = dataclasses.replace(completion, behaviour_logprobs=behaviour)
-            yield member.number, cut_at_text(completion, sampling, measured.eos_logprobs)
+            cut = stopping.cut_at_text(completion, sampling, measured.eos_logprobs)
+            yield member.number, cut
 
     def _scored(
         self, batch: _Batch, measured: Measured, k: int
@@ -502,10 +503,10 @@ class LocalGenerator:
             tuple(text for text in itertools.chain(*tops) if text),
             measured.top_logprobs[:n, :k][spelled],
             np.cumsum(spelled.sum(1), dtype=np.int32),
-            _at(measured.eos_logprobs, n),
+            stopping.entry_at(measured.eos_logprobs, n),
             finish_reason,
         )
-        return _with_text(completion)
+        return stopping.with_text(completion)
 
 
 def _too_long() -> Completion:
@@ -515,11 +516,6 @@ def _too_long() -> Completion:
 
 def _of_row(measured: Measured, row: int, count: int, skipped: int = 0) -> _Row:
     return _Row(*(np.asarray(x)[skipped:count, row] for x in measured))
-
-
-def _at(nats: np.ndarray, step: int) -> float:
-    """Return the entry of `step`, NaN beyond the last."""
-    return float(nats[step]) if step < len(nats) else float("nan")
 
 
 def _one_ahead(run: Callable[[_Batch], T], batches: Iterable[_Batch]) -> Iterator[tuple[_Batch, T]]:
@@ -534,59 +530,3 @@ def _one_ahead(run: Callable[[_Batch], T], batches: Iterable[_Batch]) -> Iterato
                 yield first, made.result()
         for batch, made in waiting:
             yield batch, made.result()
-
-
-def _with_text(completion: Completion) -> Completion:
-    """Give a completion the text of its tokens; what is not UTF-8 is cut off, and is an error.
-
-    A character whose last bytes are still to come is merely cut off.
-    """
-    raw = b"".join(completion.tokens)
-    try:
-        return dataclasses.replace(completion, text=raw.decode())
-    except UnicodeDecodeError as error:
-        whole = error.reason == "unexpected end of data"
-        cut = _cut(completion, error.start, np.array([]))
-        reason = completion.finish_reason if whole else "error"
-        return dataclasses.replace(cut, text=raw[: error.start].decode(), finish_reason=reason)
-
-
-def cut_at_text(completion: Completion, sampling: Sampling, eos_logprobs: np.ndarray) -> Completion:
-    """Cut a completion where the stop text that is complete first begins, or ends if included.
-
-    A token across the cut keeps its bytes before it, and its log-probability.
-
-    Args:
-        completion: of any length.
-        sampling: the stop texts, and whether the completion includes the one that ended it.
-        eos_logprobs: [steps] nats of ending at each step, of which the cut takes its own.
-    """
-    text = completion.text
-    found = [(at + len(stop), at) for stop in sampling.stop if (at := text.find(stop)) >= 0]
-    if not found:
-        return completion
-    end, begin = min(found)
-    text = text[: end if sampling.include_stop else begin]
-    cut = _cut(completion, len(text.encode()), eos_logprobs)
-    return dataclasses.replace(cut, text=text, finish_reason="stop")
-
-
-def _cut(completion: Completion, size: int, eos_logprobs: np.ndarray) -> Completion:
-    """Keep the tokens of the first `size` bytes; ending within a token has no probability."""
-    ends = np.cumsum([len(token) for token in completion.tokens], dtype=np.int64)
-    n = int(np.searchsorted(ends, size)) + 1 if size else 0
-    tokens = list(completion.tokens[:n])
-    whole = not n or int(ends[n - 1]) == size
-    if not whole:
-        tokens[-1] = tokens[-1][: size - int(ends[n - 1])]
-    last = int(completion.top_ends[n - 1]) if n else 0
-    return dataclasses.replace(
-        completion,
-        tokens=tuple(tokens),
-        logprobs=completion.logprobs[:n],
-        top_tokens=completion.top_tokens[:last],
-        top_logprobs=completion.top_logprobs[:last],
-        top_ends=completion.top_ends[:n],
-        end_logprob=_at(eos_logprobs, n) if whole else float("nan"),
-        behaviour_logprobs=completion.behaviour_logprobs[:n],
-    )

@@ -14,9 +14,10 @@ from models_world import TIED, V1_1, ByteVocabulary, WordVocabulary, assert_same
 
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Request, Sampling
-from distill.models import rows, sampling, weights
-from distill.models.sampling import Beam, Fire, LocalGenerator, bucket, cut_at_text
+from distill.models import rows, weights
+from distill.models.sampling import Beam, Fire, LocalGenerator, bucket
 from distill.models.saved import SavedModel
+from distill.models.stopping import cut_at_text, with_text
 from tokalign.tokenizers import SentencePieceTokenizer
 
 SHORT = Sampling(max_tokens=24)
@@ -134,9 +135,9 @@ def test_an_included_stop_is_the_last_part_and_the_first_complete_one_counts():
 
 
 def test_half_a_character_at_the_end_is_cut_and_a_broken_one_is_an_error():
-    half = sampling._with_text(_raw(b"a", "é".encode()[:1]))
+    half = with_text(_raw(b"a", "é".encode()[:1]))
     assert (half.text, half.tokens, half.finish_reason) == ("a", (b"a",), "length")
-    broken = sampling._with_text(_raw(b"a", b"\xff", b"b"))
+    broken = with_text(_raw(b"a", b"\xff", b"b"))
     assert (broken.text, broken.tokens, broken.finish_reason) == ("a", (b"a",), "error")
 
 

@@ -18,7 +18,7 @@ from distill.core.ports import Completion, Fire, Request, Sampling
 from distill.models import beam, decoding, partitioning, stopping
 from distill.models.decoding import Decoded, Measured, Network, Prompts, Settings, Vocabulary
 from distill.models.layers import Params
-from distill.models.rows import LONGEST, bucket, lengths, padded, rows_of
+from distill.models.rows import LONGEST, MOST_PAIRS, bucket, lengths, padded, rows_of
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -167,6 +167,7 @@ class LocalGenerator:
         tensor: devices that share a copy of the parameters, for models too large for one.
         longest: tokens that a request may have, prompt, prefix and scored text together; a longer
             one gets an empty completion that finished for "too_long".
+        most_pairs: pairs of positions of the rows of a batch, at most; longer rows are fewer.
 
     Raises:
         UserError: the tokenizer has more tokens than the embedding has rows, the beams do not
@@ -182,6 +183,7 @@ class LocalGenerator:
     beam: "Beam | None" = None
     tensor: int = 1
     longest: int = LONGEST
+    most_pairs: int = dataclasses.field(default=MOST_PAIRS, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "longest"):
@@ -212,7 +214,7 @@ class LocalGenerator:
         if self.beam is not None:
             yield from self._searched(self.beam, requests, sampling)
             return
-        vocabulary = self._vocabulary(sampling.stop)
+        vocabulary = self.vocabulary(sampling.stop)
         members = [self._member(n, request) for n, request in enumerate(requests)]
         yield from self._left_out(members)
         batches = self._batches(members)
@@ -235,7 +237,7 @@ class LocalGenerator:
             raise UserError("a completion to score", f"request {missing[0]} without one", "give it")
         members = [self._scored_member(n, request) for n, request in enumerate(requests)]
         yield from self._left_out(members)
-        vocabulary = self._vocabulary(())
+        vocabulary = self.vocabulary(())
         k = max(top_logprobs, 1)
         measured = _one_ahead(
             lambda batch: self._score(batch, vocabulary, k), self._batches(members)
@@ -263,7 +265,8 @@ class LocalGenerator:
             return params
         return partitioning.spread_params(mesh, params, self.network.logical_axes(params))
 
-    def _place(self, rows: T) -> T:
+    def place(self, rows: T) -> T:
+        """Return rows on the devices where they run."""
         mesh = self._mesh
         return rows if mesh is None else partitioning.spread_rows(mesh, rows)
 
@@ -276,7 +279,8 @@ class LocalGenerator:
         """Whether the vocabulary writes a blank before a text that has none, as SentencePiece."""
         return self._bytes[self.tokenizer.encode("a")[0]][:1] == b" "
 
-    def _vocabulary(self, stop: tuple[str, ...]) -> Vocabulary:
+    def vocabulary(self, stop: tuple[str, ...]) -> Vocabulary:
+        """Return which rows of the logits are tokens, and the automaton of stop texts."""
         rows = self.network.config.vocab_size
         texts = [*self._bytes, *[b""] * (rows - len(self._bytes))]
         hot = np.array([bool(text) for text in texts])
@@ -284,6 +288,19 @@ class LocalGenerator:
         exists = np.arange(rows) < len(self._bytes)
         table = stopping.transitions(stop, texts, self._eos)
         return Vocabulary(exists, hot | eos, hot & ~eos, table, np.array(self._eos, np.int32))
+
+    def rows(self, width: int, least: int = 1) -> int:
+        """Return how many rows of a padded width run together, a multiple of `least`."""
+        return rows_of(self.batch_size, width, least, most_pairs=self.most_pairs)
+
+    def shape(self, request: Request) -> tuple[int, int]:
+        """Return the padded widths that a request is completed in: tokens read, tokens forced."""
+        return self._member(0, request).shape()[:2]
+
+    def scoring_shape(self, request: Request) -> tuple[int, int]:
+        """Return the padded widths that a completion is scored in: tokens read, tokens scored."""
+        source, _, steps = self._scored_member(0, request).shape()
+        return source, steps
 
     def _member(self, number: int, request: Request) -> _Member:
         """Return what to read before writing; a prefix is forced."""
@@ -337,7 +354,7 @@ class LocalGenerator:
             if member.length <= self.longest:
                 groups[member.shape()].append(member)
         for shape, alike in sorted(groups.items()):
-            count = rows_of(self.batch_size, sum(shape), rows)
+            count = self.rows(sum(shape), rows)
             size = count // rows
             for first in range(0, len(alike), size):
                 yield _Batch(tuple(alike[first : first + size]), count, *shape)
@@ -358,7 +375,8 @@ class LocalGenerator:
             opening,
         )
 
-    def _settings(self, sampling: Sampling, batch: int) -> Settings:
+    def settings(self, sampling: Sampling, batch: int) -> Settings:
+        """Return how each of `batch` rows is drawn."""
         fire = self.fire or Fire(positions=())
         hot = np.isin(np.arange(max(fire.positions, default=0) + 1), fire.positions)
         return Settings(
@@ -383,11 +401,11 @@ class LocalGenerator:
             self.placed,
             self._prompts(batch),
             _seed_words([requests[m.number].seed for m in batch.members], batch.rows),
-            self._settings(sampling, batch.rows),
+            self.settings(sampling, batch.rows),
             vocabulary,
             sampling.max_tokens,
             k=max(sampling.top_logprobs, 1),
-            place=self._place,
+            place=self.place,
         )
 
     def _searched(
@@ -395,7 +413,7 @@ class LocalGenerator:
     ) -> Iterator[tuple[int, Completion]]:
         """Yield the best text that a beam finds for each request, measured in a pass of its own."""
         how.require(sampling, self.fire)
-        vocabulary, k = self._vocabulary(()), sampling.top_logprobs
+        vocabulary, k = self.vocabulary(()), sampling.top_logprobs
         members = [self._member(number, request) for number, request in enumerate(requests)]
         yield from self._left_out(members)
         for batch in self._batches(members, how.beams):
@@ -447,7 +465,7 @@ class LocalGenerator:
             np.maximum(lengths(rows, batch.rows), 1),
             padded([member.scored for member in batch.members], batch.rows, batch.steps),
         )
-        measured = decoding.score(self.network, self.placed, *self._place(arrays), vocabulary, k=k)
+        measured = decoding.score(self.network, self.placed, *self.place(arrays), vocabulary, k=k)
         return jax.device_get(measured)
 
     def _generated(

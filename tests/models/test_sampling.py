@@ -432,12 +432,14 @@ def test_a_request_that_is_too_long_is_left_out_and_changes_no_other(model, capl
     assert of[0].finish_reason == "too_long" and of[1].text == "abc"
 
 
-def test_batches_of_long_rows_have_fewer_rows_and_give_the_same(monkeypatch):
+def test_batches_of_long_rows_have_fewer_rows_and_give_the_same():
     asked = requests(5)
     whole = dict(generator(TIED).generate(asked, SHORT))
-    monkeypatch.setattr("distill.models.rows.MOST_PAIRS", 2 * 64**2)
-    assert rows.rows_of(4, 64) == 2 and rows.rows_of(4, 512) == 1 and rows.rows_of(6, 512, 3) == 3
-    for number, completion in generator(TIED).generate(asked, SHORT):
+    pairs = 2 * 64**2
+    fewer = [rows.rows_of(*each, most_pairs=pairs) for each in ((4, 64), (4, 512), (6, 512, 3))]
+    assert fewer == [2, 1, 3]
+    narrow = dataclasses.replace(generator(TIED), most_pairs=pairs)
+    for number, completion in narrow.generate(asked, SHORT):
         assert completion.text == whole[number].text
         np.testing.assert_allclose(completion.logprobs, whole[number].logprobs, atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""Drawing tokens from any of our models in one compiled loop; knows ids, not text."""
+"""Draws tokens from any of our models in one compiled loop; works on ids, not on text."""
 
 import functools
 from collections.abc import Callable, Sequence

@@ -35,7 +35,7 @@ class Tokenizer(Protocol):
         ...
 
     def spell(self, text: bytes, *, start: bool = False) -> Sequence[int] | None:
-        """Return the ids of `text` that goes on after other text, None where it is no text."""
+        """Return the ids of `text` that follows other text, None where it is no text."""
         ...
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -50,7 +50,7 @@ class _Member(NamedTuple):
         number: index into the requests.
         row: what is read.
         forced: what is written first.
-        opens: whether the first token's leading blank is no text of the completion.
+        opens: whether the first token's leading whitespace is dropped from the completion.
         skipped: tokens of the prefix among those to score.
         scored: tokens to score, those of the prefix first.
     """
@@ -276,7 +276,7 @@ class LocalGenerator:
 
     @functools.cached_property
     def _prefixed(self) -> bool:
-        """Whether the vocabulary writes a blank before a text that has none, as SentencePiece."""
+        """Whether the vocabulary writes a space before a text that has none, as SentencePiece."""
         return self._bytes[self.tokenizer.encode("a")[0]][:1] == b" "
 
     def vocabulary(self, stop: tuple[str, ...]) -> Vocabulary:

@@ -1,4 +1,4 @@
-"""What every request passes before the application: limits, the key or its absence, the end."""
+"""Checks that precede the application: sizes of a head, the API key or the origin, the shutdown."""
 
 import asyncio
 import collections

@@ -586,7 +586,9 @@ def test_pieces_join_to_the_text_wherever_tokens_end(text, data):
     parts = [raw[a:b] for a, b in itertools.pairwise(edges) if b > a]
     tokens = [Token(part, -1.0, ((part, -1.0), (b"zz", -2.0))) for part in parts]
     completion = assemble(tokens, end_logprob=-0.5)
-    choice = responses.Choice(0, text, responses.told(completion, 2), "stop", reported=True)
+    choice = responses.Choice(
+        0, text, responses.reported_tokens(completion, 2), "stop", reported=True
+    )
     found = list(responses.pieces(choice))
     assert "".join(piece for piece, _, _ in found) == text
     assert [at for _, first, last in found for at in range(first, last)] == [*range(len(parts) + 1)]

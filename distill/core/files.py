@@ -8,7 +8,7 @@ import math
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +17,7 @@ from distill.core.errors import UserError
 
 MOST_BYTES = 1 << 30  # of a file that is read at once
 MOST_DEPTH = 64  # of lists and objects within each other
+DOCUMENT_BYTES = 64 << 20  # of a JSON document of a model; an mT5's tokenizer.json has 16 MB
 
 
 # --- Reading -----------------------------------------------------------------------------------
@@ -102,9 +103,20 @@ def read_object(path: Path, *, limit: int = MOST_BYTES, follow: bool = True) -> 
     return _object(read_json(path, limit=limit, follow=follow), str(path))
 
 
-def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
+def read_document(path: Path) -> dict[str, Any]:
+    """Return the object of a JSON document of a model directory, in which no key occurs twice.
+
+    Raises:
+        UserError: it is larger than DOCUMENT_BYTES, a key of an object occurs twice, or as
+            `read_object`.
+    """
+    content = read_bytes(path, limit=DOCUMENT_BYTES)
+    return parse_object(content, str(path), unique_keys=True)
+
+
+def parse_object(text: str | bytes, where: str, *, unique_keys: bool = False) -> dict[str, Any]:
     """Return the object that a JSON text holds; raises as `parse_json`, and for another value."""
-    return _object(parse_json(text, where), where)
+    return _object(parse_json(text, where, unique_keys=unique_keys), where)
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
@@ -113,7 +125,7 @@ def _object(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
-def parse_json(text: str | bytes, where: str) -> Any:
+def parse_json(text: str | bytes, where: str, *, unique_keys: bool = False) -> Any:
     """Return the value of a JSON text that has no trap in it.
 
     Refused are numbers that are not finite or have more digits than Python converts, lists and
@@ -122,6 +134,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
     Args:
         text: in UTF-8 where it is bytes.
         where: the place, for the error.
+        unique_keys: whether an object with a key twice is refused too; otherwise the last counts.
 
     Raises:
         UserError: it is no such JSON.
@@ -129,10 +142,19 @@ def parse_json(text: str | bytes, where: str) -> Any:
     Example:
         >>> parse_json('{"n": 3}', "line 1")
         {'n': 3}
+        >>> parse_json('{"n": 3, "n": 4}', "line 1", unique_keys=True)
+        Traceback (most recent call last):
+        distill.core.errors.UserError: expected JSON in line 1, got the key 'n' twice; correct or \
+restore it
     """
     try:
         decoded = text.decode() if isinstance(text, bytes) else text
-        value = json.loads(decoded, parse_constant=_refuse_constant, parse_float=_finite)
+        value = json.loads(
+            decoded,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            object_pairs_hook=_unique if unique_keys else None,
+        )
         _refuse_depth(value)
         if "\\u" in decoded:  # half of a surrogate pair can be written no other way
             json.dumps(value, ensure_ascii=False).encode()
@@ -140,6 +162,16 @@ def parse_json(text: str | bytes, where: str) -> Any:
         got = " ".join(str(error).split())[:200]
         raise UserError(f"JSON in {where}", got, "correct or restore it") from error
     return value
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of these pairs; a key that occurs twice is a ValueError."""
+    fields: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in fields:
+            raise ValueError(f"the key {key[:100]!r} twice")
+        fields[key] = value
+    return fields
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -170,6 +202,41 @@ def sha256(path: Path, *, follow: bool = True) -> str:
 
 
 # --- Directories -------------------------------------------------------------------------------
+
+
+def beside(directory: Path, name: object) -> Path:
+    """Return the path of a file that a document names; it must be in the document's directory.
+
+    Raises:
+        UserError: the name is not a plain file name.
+
+    Example:
+        >>> beside(Path("model"), "../../etc/passwd")
+        Traceback (most recent call last):
+        distill.core.errors.UserError: expected the plain name of a file in model, got \
+'../../etc/passwd'; restore the directory
+    """
+    if not isinstance(name, str) or Path(name).name != name or "\0" in name or "\\" in name:
+        expected = f"the plain name of a file in {directory}"
+        raise UserError(expected, f"{name!r:.200}", "restore the directory")
+    return directory / name
+
+
+def require_inside(path: Path) -> Path:
+    """Return a path after checking that it is no link out of its directory.
+
+    A cache of the Hugging Face hub consists of such links, from `snapshots/REVISION/` to `blobs/`
+    of the same repository; these are followed.
+
+    Raises:
+        UserError: a link leads elsewhere.
+    """
+    home, target = (Path(os.path.realpath(each)) for each in (path.parent, path))
+    cached = home.parent.name == "snapshots" and target.is_relative_to(home.parent.parent / "blobs")
+    if not (target.is_relative_to(home) or cached):
+        expected = f"{path.name} within {path.parent}"
+        raise UserError(expected, "a link out of it", "copy the file into it")
+    return path
 
 
 def walk(directory: Path) -> Iterator[Path]:

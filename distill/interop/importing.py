@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill.core import files
 from distill.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -112,14 +113,14 @@ def _require_disk_space(directory: Path, size: int) -> None:
 
 def _read(source: str) -> "tuple[str, T5Model, Tensors]":
     """Return the kind of the source, its model and its tensors, which are read lazily."""
-    from distill.models import documents, hugging_face, t5x_checkpoint, weights
+    from distill.models import hugging_face, t5x_checkpoint, weights
 
     config = Path(source) / weights.CONFIG
     if "://" not in source and not Path(source).is_dir():
         raise UserError(f"a directory {source}", "none", "name a directory of transformers or T5X")
     if "://" in source or not (config.exists() or hugging_face.is_adapter(Path(source))):
         return "t5x", *t5x_checkpoint.read(source)
-    if config.exists() and "kind" in documents.read(config):
+    if config.exists() and "kind" in files.read_document(config):
         raise UserError(
             "weights to import", f"{source}, which is imported already", "train from it"
         )

@@ -57,7 +57,7 @@ gpu_device_info {
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
 }
 """
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def peak_flops(device_kind: str) -> float | None:
@@ -111,13 +111,14 @@ def absent(name: str) -> list[Any]:
         raise UserError(f"XLA's compiler for {name}", reason, advice) from error
 
 
-def memory_bytes(device: Any) -> int:
+def memory_bytes(device: Any, *, cgroup_limit: Path = CGROUP_LIMIT) -> int:
     """Return the bytes that a program may use on a device.
 
     Virtual CPU devices share the host's memory, or what its control group may have of it.
 
     Args:
         device: one of this process, as in `jax.local_devices()`, or one of `absent`.
+        cgroup_limit: the file with the bytes that the process's control group may have.
     """
     try:
         limit = (device.memory_stats() or {}).get("bytes_limit")
@@ -126,6 +127,6 @@ def memory_bytes(device: Any) -> int:
     if limit:
         return limit
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    given = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
-    allowed = min(memory, int(given)) if given.isdecimal() else memory
+    allowance = cgroup_limit.read_text().strip() if cgroup_limit.is_file() else "max"
+    allowed = min(memory, int(allowance)) if allowance.isdecimal() else memory
     return allowed // jax.local_device_count()

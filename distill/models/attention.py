@@ -123,7 +123,7 @@ def _fused_forward(
     interpret: Any,
 ) -> tuple[Joined, tuple[Any, ...]]:
     rows = queries, keys, values
-    plain, kernel = functools.partial(_plain, head), functools.partial(forward, head, interpret)
+    plain, kernel = functools.partial(unfused, head), functools.partial(forward, head, interpret)
     (mixed,) = _chosen(kernel, plain, head, interpret, rows, bias, mask, [_JOINED])
     return mixed, (*rows, bias, mask)
 
@@ -133,7 +133,7 @@ def _fused_backward(
 ) -> tuple[Array | None, ...]:
     def plain(queries: Joined, keys: Joined, values: Joined, gradient: Joined, *rest: Any) -> Any:
         bias, mask = rest
-        call = functools.partial(_plain, head, mask=mask)
+        call = functools.partial(unfused, head, mask=mask)
         _, transposed = jax.vjp(call, queries, keys, values, bias)
         return [each for each in transposed([gradient]) if each is not None]
 
@@ -148,9 +148,11 @@ _fused: Any = jax.custom_vjp(lambda *given: _fused_forward(*given)[0], nondiff_a
 _fused.defvjp(_fused_forward, _fused_backward)
 
 
-def _plain(
+def unfused(
     head: int, queries: Joined, keys: Joined, values: Joined, bias: Bias | None, mask: Mask
 ) -> list[Joined]:
+    """Return the attention of joined heads by `mix`, which is the twin of the kernel."""
+
     def heads(joined: Joined) -> Array:
         return jnp.swapaxes(joined.reshape(*joined.shape[:2], -1, head), 1, 2)
 

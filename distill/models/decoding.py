@@ -1,4 +1,4 @@
-"""Drawing tokens from any of our models in one compiled loop; knows ids, not text."""
+"""Draws tokens from any of our models in one compiled loop; works on ids, not on text."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -11,12 +11,12 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 
 from distill.models import stopping
 from distill.models.layers import DecodingState, Params, Reading
+from distill.models.rows import FIRST_ROOM
 
 AnyArray = Array | np.ndarray
 Place = Callable[[Any], Any]  # a tree of rows -> the same, on the devices where it runs
 _BISECTIONS = 32  # halvings of the range of logits, to below the spacing of float32
-_READ = 16  # prompts that are read together
-_FIRST_ROOM = 32  # tokens; each room after it is twice as wide
+READ_TOGETHER = 16  # prompts that are read together
 _BLOCK = 64  # a vocabulary is searched block by block: sorts and long sums are slow on a CPU
 
 
@@ -389,21 +389,27 @@ def _of_rows(readings: Sequence[Reading], prompt: Int[Array, "batch"]) -> Readin
 
 
 def read(
-    network: Network, params: Params, prompts: Prompts, place: Place = lambda rows: rows
+    network: Network,
+    params: Params,
+    prompts: Prompts,
+    place: Place = lambda rows: rows,
+    *,
+    together: int = READ_TOGETHER,
 ) -> Reading:
     """Read each prompt once, and return what it leaves for each row.
 
-    Prompts are read as many at a time whoever is beside them, since the last bits of a product
-    depend on its shape: so a row stays a function of its own prompt.
+    As many prompts are read at a time in every batch, since the last bits of a product depend on
+    its shape: so a row stays a function of its own prompt.
 
     Args:
         network: what to run.
         params: its parameters.
         prompts: what is read.
         place: puts rows where they are read.
+        together: prompts that are read at a time.
     """
     count = len(prompts.prompt)
-    together = min(_READ, count)
+    together = min(together, count)
     used = int(np.max(prompts.prompt)) + 1
     readings = []
     for first in range(0, used, together):
@@ -447,7 +453,7 @@ def _start(
 
 
 @functools.partial(jax.jit, static_argnames=("network", "room", "k"))
-def _go_on(
+def _extend(
     network: Network,
     params: Params,
     loop: _Loop,
@@ -494,19 +500,6 @@ def _by_step(change: Callable[..., Array], *decoded: Decoded) -> Decoded:
     return stepped._replace(counts=decoded[0].counts)
 
 
-def room_for(limit: int) -> int:
-    """Return the last room of rows that write up to `limit` tokens.
-
-    Example:
-        >>> [room_for(limit) for limit in (1, 32, 33, 256)]
-        [32, 32, 64, 256]
-    """
-    room = _FIRST_ROOM
-    while room < limit:
-        room *= 2
-    return room
-
-
 def decode(
     network: Network,
     params: Params,
@@ -519,6 +512,8 @@ def decode(
     k: int,
     place: Place = lambda rows: rows,
     compile_only: bool = False,
+    together: int = READ_TOGETHER,
+    first_room: int = FIRST_ROOM,
 ) -> Decoded:
     """Write after each prompt until every row has ended or has `limit` tokens.
 
@@ -537,15 +532,17 @@ def decode(
         k: candidates measured for each token, at least 1.
         place: puts rows where they run; nothing by default.
         compile_only: write nothing, but compile every room up to `limit`.
+        together: prompts that are read at a time.
+        first_room: tokens of the first room; each one after it is twice as wide.
     """
-    reading = read(network, params, prompts, place)
+    reading = read(network, params, prompts, place, together=together)
     loop, room = _start(network, params, reading, place(prompts), k=k), 0
     seeds = place(seeds)
     while room < limit and not (room and (np.asarray(loop.stage) == stopping.ENDED).all()):
-        room = 2 * room or _FIRST_ROOM
+        room = 2 * room or first_room
         hot = settings.hot[:, :room]
         hot = np.pad(hot, ((0, 0), (0, room - hot.shape[1])))
-        loop = _go_on(
+        loop = _extend(
             network,
             params,
             loop,

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from distill.core import files
 from distill.core.errors import UserError
-from distill.models import documents, weights
-from distill.models import tensors as files
+from distill.models import tensors as safetensors
+from distill.models import weights
 from distill.models.hugging_face_config import (
     AGAIN,
     Head,
@@ -124,7 +125,7 @@ def read(directory: Path) -> tuple[T5Model, dict[str, Tensor]]:
             one too many, or of another shape than the configuration says.
     """
     _refuse_adapters(directory)
-    document = documents.read(documents.require_inside(directory / CONFIG))
+    document = files.read_document(files.require_inside(directory / CONFIG))
     config = config_of(document)
     require_generation(directory)
     theirs = {name: t.finite(f"{name} of {directory}") for name, t in _open(directory).items()}
@@ -186,11 +187,11 @@ def _open(directory: Path) -> dict[str, Tensor]:
     index = directory / f"{WEIGHTS}.index.json"
     if not index.exists():
         return _file(directory, WEIGHTS)
-    weight_map = documents.read(documents.require_inside(index)).get("weight_map")
+    weight_map = files.read_document(files.require_inside(index)).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"a weight_map of tensors to files in {index}", "none", AGAIN)
     for file in weight_map.values():
-        documents.beside(directory, file)
+        files.beside(directory, file)
     shards = {file: _file(directory, file) for file in sorted(set(weight_map.values()))}
     for name, file in weight_map.items():
         if name not in shards[file]:
@@ -204,14 +205,14 @@ def _open(directory: Path) -> dict[str, Tensor]:
 
 
 def _file(directory: Path, name: str) -> dict[str, Tensor]:
-    path = documents.require_inside(directory / name)
+    path = files.require_inside(directory / name)
     if not path.exists() and (others := _other_weights(directory)):
         raise UserError(
             f"{name} in {directory}",
             f"{_whole(others[0].name)} alone, which is {OTHER_WEIGHTS[others[0].suffix]}",
             "save it once with transformers' save_pretrained",
         )
-    return files.read(path)
+    return safetensors.read(path)
 
 
 def _whole(shard: str) -> str:

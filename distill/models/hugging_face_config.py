@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distill.core import files
 from distill.core.errors import UserError
-from distill.models import documents
 from distill.models.t5 import T5Config
 from distill.models.weights import CONFIG, LARGEST_SIZE
 
@@ -163,7 +163,7 @@ def require_ids(found: Mapping[str, Any], file: str) -> None:
 def require_generation(directory: Path) -> None:
     """Refuse a directory whose settings of generation have other special tokens than T5's."""
     if (directory / GENERATION).exists():
-        require_ids(documents.read(directory / GENERATION), GENERATION)
+        require_ids(files.read_document(directory / GENERATION), GENERATION)
 
 
 def _shape(found: Mapping[str, Any], mlp_activations: tuple[str, ...]) -> T5Config:

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from distill.core import files
 from distill.core.errors import UserError
-from distill.models import charsmap, documents, unigram
+from distill.models import charsmap, unigram
 
 SPIECE, TOKENIZER = "spiece.model", "tokenizer.json"
 SETTINGS, ADDED = "tokenizer_config.json", "added_tokens.json"
@@ -74,7 +75,7 @@ def read(directory: Path, vocabulary: Path | None = None) -> Found:
 
 def _optional(path: Path) -> dict[str, Any]:
     """Return a document, empty where there is no file."""
-    return documents.read(documents.require_inside(path)) if path.exists() else {}
+    return files.read_document(files.require_inside(path)) if path.exists() else {}
 
 
 def _refuse_other_classes(directory: Path, settings: Mapping[str, Any]) -> None:
@@ -95,9 +96,7 @@ def _refuse_other_classes(directory: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _of_spiece(path: Path, settings: Mapping[str, Any]) -> Found:
-    content = documents.content(
-        documents.require_inside(path), "a SentencePiece model in", largest=unigram.LARGEST
-    )
+    content = files.read_bytes(files.require_inside(path), limit=unigram.MODEL_BYTES)
     model = unigram.processor(content, path)
     pieces = (model.id_to_piece(i) for i in range(model.get_piece_size()))
     if any(unigram.SENTINEL.fullmatch(piece) for piece in pieces):

@@ -10,7 +10,7 @@ import numpy as np
 from distill.core.ports import Request, Sampling
 from distill.models import decoding, stopping
 from distill.models.decoding import Prompts
-from distill.models.rows import bucket, rows_of
+from distill.models.rows import bucket, room_for
 from distill.models.sampling import LocalGenerator
 
 USUAL_CANDIDATES = 5
@@ -18,7 +18,9 @@ USUAL_CANDIDATES = 5
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The widths of arrays that a program is compiled for; `rows.rows_of` gives the batch's rows.
+    """The widths of arrays that a program is compiled for.
+
+    `LocalGenerator.rows` gives the number of rows.
 
     Attributes:
         source: tokens that a row reads.
@@ -48,7 +50,7 @@ def usual(prompt_tokens: int, tokens: int) -> Iterator[Program]:
     sources = [bucket(1)] if prompt_tokens else []
     while sources and sources[-1] < prompt_tokens:
         sources.append(bucket(sources[-1] + 1))
-    rooms = [decoding.room_for(1)] if tokens else []
+    rooms = [room_for(1)] if tokens else []
     while rooms and rooms[-1] < tokens:
         rooms.append(2 * rooms[-1])
     states = stopping.states_of(())
@@ -60,7 +62,7 @@ class LocalPrograms:
     """The programs of a generator, and which of them are compiled.
 
     A program is compiled by running it on rows that are all padding, with no token to write, so
-    that jax keeps it where `generate` and `score` look.
+    that JAX keeps it where `generate` and `score` look.
 
     Args:
         generator: what runs them; it samples and does not search.
@@ -72,14 +74,14 @@ class LocalPrograms:
 
     def program(self, request: Request, sampling: Sampling) -> Program:
         """Return the program that completes a request, with room for all it may write."""
-        source, forced, _ = self._generator._member(0, request).shape()
+        source, forced = self._generator.shape(request)
         states, candidates = stopping.states_of(sampling.stop), max(sampling.top_logprobs, 1)
-        room = decoding.room_for(sampling.max_tokens)
+        room = room_for(sampling.max_tokens)
         return Program(source, forced, states, candidates, room)
 
     def scoring_program(self, request: Request, top_logprobs: int) -> Program:
         """Return the program that measures a request's own completion."""
-        source, _, steps = self._generator._scored_member(0, request).shape()
+        source, steps = self._generator.scoring_shape(request)
         return Program(source, 0, 0, max(top_logprobs, 1), steps)
 
     def is_compiled(self, program: Program) -> bool:
@@ -94,20 +96,20 @@ class LocalPrograms:
             self._compile_scoring(program)
 
     def _compile_drawing(self, program: Program) -> None:
-        rows = rows_of(self._generator.batch_size, program.source + program.forced)
-        for prompts in range(decoding._READ, rows, decoding._READ):
+        rows = self._generator.rows(program.source + program.forced)
+        for prompts in range(decoding.READ_TOGETHER, rows, decoding.READ_TOGETHER):
             self._draw(dataclasses.replace(program, room=1), prompts)
         self._draw(program, rows)
         room = program.room
-        while room >= decoding.room_for(1):
+        while room >= room_for(1):
             self._compiled.add(dataclasses.replace(program, room=room))
             room //= 2
 
     def _draw(self, program: Program, prompts: int) -> None:
         """Run the program on as many different prompts of padding."""
         generator = self._generator
-        rows = rows_of(generator.batch_size, program.source + program.forced)
-        vocabulary = generator._vocabulary(())
+        rows = generator.rows(program.source + program.forced)
+        vocabulary = generator.vocabulary(())
         table = np.resize(vocabulary.transitions, (program.states, vocabulary.exists.shape[0]))
         decoding.decode(
             generator.network,
@@ -121,17 +123,17 @@ class LocalPrograms:
                 np.full(rows, stopping.INSIDE, np.int32),
             ),
             np.zeros((rows, 2), np.uint32),
-            generator._settings(Sampling(), rows),
+            generator.settings(Sampling(), rows),
             vocabulary._replace(transitions=table),
             program.room,
             k=program.candidates,
-            place=generator._place,
+            place=generator.place,
             compile_only=True,
         )
 
     def _compile_scoring(self, program: Program) -> None:
         generator = self._generator
-        rows = rows_of(generator.batch_size, program.source + program.room)
+        rows = generator.rows(program.source + program.room)
         arrays = (
             np.zeros((rows, program.source), np.int32),
             np.ones(rows, np.int32),
@@ -140,8 +142,8 @@ class LocalPrograms:
         measured = decoding.score(
             generator.network,
             generator.placed,
-            *generator._place(arrays),
-            generator._vocabulary(()),
+            *generator.place(arrays),
+            generator.vocabulary(()),
             k=program.candidates,
         )
         jax.block_until_ready(measured)

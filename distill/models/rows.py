@@ -9,6 +9,7 @@ import numpy as np
 # second, which is 512 MB of scores for each head.
 LONGEST = 4096
 MOST_PAIRS = 2**27
+FIRST_ROOM = 32  # tokens that rows may write at first; each room after it is twice as wide
 
 
 def bucket(length: int, least: int = 64) -> int:
@@ -24,20 +25,34 @@ def bucket(length: int, least: int = 64) -> int:
     return size * 3 // 4 if size >= 256 and length <= size * 3 // 4 else size
 
 
-def rows_of(batch_size: int, width: int, least: int = 1) -> int:
+def rows_of(batch_size: int, width: int, least: int = 1, *, most_pairs: int = MOST_PAIRS) -> int:
     """Return how many rows of one width run together: fewer where their scores would be too many.
 
     Args:
         batch_size: rows that run together where they are short.
         width: padded tokens of a row.
-        least: what the number is a multiple of.
+        least: the number is a multiple of it.
+        most_pairs: pairs of positions of all rows together, at most.
 
     Example:
         >>> [rows_of(128, width) for width in (256, 1024, 2048, 4096)]
         [128, 128, 32, 8]
     """
-    fit = MOST_PAIRS // width**2
+    fit = most_pairs // width**2
     return batch_size if fit >= batch_size else max(fit // least, 1) * least
+
+
+def room_for(limit: int, first: int = FIRST_ROOM) -> int:
+    """Return the last room of rows that write up to `limit` tokens; rooms double from `first`.
+
+    Example:
+        >>> [room_for(limit) for limit in (1, 32, 33, 256)]
+        [32, 32, 64, 256]
+    """
+    room = first
+    while room < limit:
+        room *= 2
+    return room
 
 
 def padded(rows: Sequence[Sequence[int]], batch: int, length: int) -> np.ndarray:

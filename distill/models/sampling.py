@@ -18,7 +18,7 @@ from distill.core.ports import Completion, Fire, Request, Sampling
 from distill.models import beam, decoding, partitioning, stopping
 from distill.models.decoding import Decoded, Measured, Network, Prompts, Settings, Vocabulary
 from distill.models.layers import Params
-from distill.models.rows import LONGEST, bucket, lengths, padded, rows_of
+from distill.models.rows import LONGEST, MOST_PAIRS, bucket, lengths, padded, rows_of
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Tokenizer(Protocol):
         ...
 
     def spell(self, text: bytes, *, start: bool = False) -> Sequence[int] | None:
-        """Return the ids of `text` that goes on after other text, None where it is no text."""
+        """Return the ids of `text` that follows other text, None where it is no text."""
         ...
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -50,7 +50,7 @@ class _Member(NamedTuple):
         number: index into the requests.
         row: what is read.
         forced: what is written first.
-        opens: whether the first token's leading blank is no text of the completion.
+        opens: whether the first token's leading whitespace is dropped from the completion.
         skipped: tokens of the prefix among those to score.
         scored: tokens to score, those of the prefix first.
     """
@@ -167,6 +167,7 @@ class LocalGenerator:
         tensor: devices that share a copy of the parameters, for models too large for one.
         longest: tokens that a request may have, prompt, prefix and scored text together; a longer
             one gets an empty completion that finished for "too_long".
+        most_pairs: pairs of positions of the rows of a batch, at most; longer rows are fewer.
 
     Raises:
         UserError: the tokenizer has more tokens than the embedding has rows, the beams do not
@@ -182,6 +183,7 @@ class LocalGenerator:
     beam: "Beam | None" = None
     tensor: int = 1
     longest: int = LONGEST
+    most_pairs: int = dataclasses.field(default=MOST_PAIRS, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "longest"):
@@ -212,7 +214,7 @@ class LocalGenerator:
         if self.beam is not None:
             yield from self._searched(self.beam, requests, sampling)
             return
-        vocabulary = self._vocabulary(sampling.stop)
+        vocabulary = self.vocabulary(sampling.stop)
         members = [self._member(n, request) for n, request in enumerate(requests)]
         yield from self._left_out(members)
         batches = self._batches(members)
@@ -235,7 +237,7 @@ class LocalGenerator:
             raise UserError("a completion to score", f"request {missing[0]} without one", "give it")
         members = [self._scored_member(n, request) for n, request in enumerate(requests)]
         yield from self._left_out(members)
-        vocabulary = self._vocabulary(())
+        vocabulary = self.vocabulary(())
         k = max(top_logprobs, 1)
         measured = _one_ahead(
             lambda batch: self._score(batch, vocabulary, k), self._batches(members)
@@ -263,7 +265,8 @@ class LocalGenerator:
             return params
         return partitioning.spread_params(mesh, params, self.network.logical_axes(params))
 
-    def _place(self, rows: T) -> T:
+    def place(self, rows: T) -> T:
+        """Return rows on the devices where they run."""
         mesh = self._mesh
         return rows if mesh is None else partitioning.spread_rows(mesh, rows)
 
@@ -273,10 +276,11 @@ class LocalGenerator:
 
     @functools.cached_property
     def _prefixed(self) -> bool:
-        """Whether the vocabulary writes a blank before a text that has none, as SentencePiece."""
+        """Whether the vocabulary writes a space before a text that has none, as SentencePiece."""
         return self._bytes[self.tokenizer.encode("a")[0]][:1] == b" "
 
-    def _vocabulary(self, stop: tuple[str, ...]) -> Vocabulary:
+    def vocabulary(self, stop: tuple[str, ...]) -> Vocabulary:
+        """Return which rows of the logits are tokens, and the automaton of stop texts."""
         rows = self.network.config.vocab_size
         texts = [*self._bytes, *[b""] * (rows - len(self._bytes))]
         hot = np.array([bool(text) for text in texts])
@@ -284,6 +288,19 @@ class LocalGenerator:
         exists = np.arange(rows) < len(self._bytes)
         table = stopping.transitions(stop, texts, self._eos)
         return Vocabulary(exists, hot | eos, hot & ~eos, table, np.array(self._eos, np.int32))
+
+    def rows(self, width: int, least: int = 1) -> int:
+        """Return how many rows of a padded width run together, a multiple of `least`."""
+        return rows_of(self.batch_size, width, least, most_pairs=self.most_pairs)
+
+    def shape(self, request: Request) -> tuple[int, int]:
+        """Return the padded widths that a request is completed in: tokens read, tokens forced."""
+        return self._member(0, request).shape()[:2]
+
+    def scoring_shape(self, request: Request) -> tuple[int, int]:
+        """Return the padded widths that a completion is scored in: tokens read, tokens scored."""
+        source, _, steps = self._scored_member(0, request).shape()
+        return source, steps
 
     def _member(self, number: int, request: Request) -> _Member:
         """Return what to read before writing; a prefix is forced."""
@@ -337,7 +354,7 @@ class LocalGenerator:
             if member.length <= self.longest:
                 groups[member.shape()].append(member)
         for shape, alike in sorted(groups.items()):
-            count = rows_of(self.batch_size, sum(shape), rows)
+            count = self.rows(sum(shape), rows)
             size = count // rows
             for first in range(0, len(alike), size):
                 yield _Batch(tuple(alike[first : first + size]), count, *shape)
@@ -358,7 +375,8 @@ class LocalGenerator:
             opening,
         )
 
-    def _settings(self, sampling: Sampling, batch: int) -> Settings:
+    def settings(self, sampling: Sampling, batch: int) -> Settings:
+        """Return how each of `batch` rows is drawn."""
         fire = self.fire or Fire(positions=())
         hot = np.isin(np.arange(max(fire.positions, default=0) + 1), fire.positions)
         return Settings(
@@ -383,11 +401,11 @@ class LocalGenerator:
             self.placed,
             self._prompts(batch),
             _seed_words([requests[m.number].seed for m in batch.members], batch.rows),
-            self._settings(sampling, batch.rows),
+            self.settings(sampling, batch.rows),
             vocabulary,
             sampling.max_tokens,
             k=max(sampling.top_logprobs, 1),
-            place=self._place,
+            place=self.place,
         )
 
     def _searched(
@@ -395,7 +413,7 @@ class LocalGenerator:
     ) -> Iterator[tuple[int, Completion]]:
         """Yield the best text that a beam finds for each request, measured in a pass of its own."""
         how.require(sampling, self.fire)
-        vocabulary, k = self._vocabulary(()), sampling.top_logprobs
+        vocabulary, k = self.vocabulary(()), sampling.top_logprobs
         members = [self._member(number, request) for number, request in enumerate(requests)]
         yield from self._left_out(members)
         for batch in self._batches(members, how.beams):
@@ -447,7 +465,7 @@ class LocalGenerator:
             np.maximum(lengths(rows, batch.rows), 1),
             padded([member.scored for member in batch.members], batch.rows, batch.steps),
         )
-        measured = decoding.score(self.network, self.placed, *self._place(arrays), vocabulary, k=k)
+        measured = decoding.score(self.network, self.placed, *self.place(arrays), vocabulary, k=k)
         return jax.device_get(measured)
 
     def _generated(
@@ -471,7 +489,8 @@ class LocalGenerator:
             if self.fire is not None:
                 behaviour = decoded.behaviour_logprobs[: len(completion.tokens), row]
                 completion = dataclasses.replace(completion, behaviour_logprobs=behaviour)
-            yield member.number, cut_at_text(completion, sampling, measured.eos_logprobs)
+            cut = stopping.cut_at_text(completion, sampling, measured.eos_logprobs)
+            yield member.number, cut
 
     def _scored(
         self, batch: _Batch, measured: Measured, k: int
@@ -502,10 +521,10 @@ class LocalGenerator:
             tuple(text for text in itertools.chain(*tops) if text),
             measured.top_logprobs[:n, :k][spelled],
             np.cumsum(spelled.sum(1), dtype=np.int32),
-            _at(measured.eos_logprobs, n),
+            stopping.entry_at(measured.eos_logprobs, n),
             finish_reason,
         )
-        return _with_text(completion)
+        return stopping.with_text(completion)
 
 
 def _too_long() -> Completion:
@@ -515,11 +534,6 @@ def _too_long() -> Completion:
 
 def _of_row(measured: Measured, row: int, count: int, skipped: int = 0) -> _Row:
     return _Row(*(np.asarray(x)[skipped:count, row] for x in measured))
-
-
-def _at(nats: np.ndarray, step: int) -> float:
-    """Return the entry of `step`, NaN beyond the last."""
-    return float(nats[step]) if step < len(nats) else float("nan")
 
 
 def _one_ahead(run: Callable[[_Batch], T], batches: Iterable[_Batch]) -> Iterator[tuple[_Batch, T]]:
@@ -534,59 +548,3 @@ def _one_ahead(run: Callable[[_Batch], T], batches: Iterable[_Batch]) -> Iterato
                 yield first, made.result()
         for batch, made in waiting:
             yield batch, made.result()
-
-
-def _with_text(completion: Completion) -> Completion:
-    """Give a completion the text of its tokens; what is not UTF-8 is cut off, and is an error.
-
-    A character whose last bytes are still to come is merely cut off.
-    """
-    raw = b"".join(completion.tokens)
-    try:
-        return dataclasses.replace(completion, text=raw.decode())
-    except UnicodeDecodeError as error:
-        whole = error.reason == "unexpected end of data"
-        cut = _cut(completion, error.start, np.array([]))
-        reason = completion.finish_reason if whole else "error"
-        return dataclasses.replace(cut, text=raw[: error.start].decode(), finish_reason=reason)
-
-
-def cut_at_text(completion: Completion, sampling: Sampling, eos_logprobs: np.ndarray) -> Completion:
-    """Cut a completion where the stop text that is complete first begins, or ends if included.
-
-    A token across the cut keeps its bytes before it, and its log-probability.
-
-    Args:
-        completion: of any length.
-        sampling: the stop texts, and whether the completion includes the one that ended it.
-        eos_logprobs: [steps] nats of ending at each step, of which the cut takes its own.
-    """
-    text = completion.text
-    found = [(at + len(stop), at) for stop in sampling.stop if (at := text.find(stop)) >= 0]
-    if not found:
-        return completion
-    end, begin = min(found)
-    text = text[: end if sampling.include_stop else begin]
-    cut = _cut(completion, len(text.encode()), eos_logprobs)
-    return dataclasses.replace(cut, text=text, finish_reason="stop")
-
-
-def _cut(completion: Completion, size: int, eos_logprobs: np.ndarray) -> Completion:
-    """Keep the tokens of the first `size` bytes; ending within a token has no probability."""
-    ends = np.cumsum([len(token) for token in completion.tokens], dtype=np.int64)
-    n = int(np.searchsorted(ends, size)) + 1 if size else 0
-    tokens = list(completion.tokens[:n])
-    whole = not n or int(ends[n - 1]) == size
-    if not whole:
-        tokens[-1] = tokens[-1][: size - int(ends[n - 1])]
-    last = int(completion.top_ends[n - 1]) if n else 0
-    return dataclasses.replace(
-        completion,
-        tokens=tuple(tokens),
-        logprobs=completion.logprobs[:n],
-        top_tokens=completion.top_tokens[:last],
-        top_logprobs=completion.top_logprobs[:last],
-        top_ends=completion.top_ends[:n],
-        end_logprob=_at(eos_logprobs, n) if whole else float("nan"),
-        behaviour_logprobs=completion.behaviour_logprobs[:n],
-    )

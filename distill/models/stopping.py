@@ -1,13 +1,16 @@
-"""When a row has written a stop text: an automaton over tokens; knows bytes, not the model."""
+"""Stop texts: an automaton over tokens that ends a row, and the cut of its completion there."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
 
+from distill.core.ports import Completion, Sampling
+
 ENDED = 0  # the state of a row that has ended; none leaves it
-OPENING = 1  # before the first token of a text, whose leading blank is not part of it
-INSIDE = 2  # before the first token of a text that goes on after another
+OPENING = 1  # before the first token of a text, whose leading whitespace is not part of it
+INSIDE = 2  # before the first token of a text that follows another
 _STATES = 8  # rows of the smallest table
 
 
@@ -105,3 +108,67 @@ def _over(
     table = np.empty_like(state)
     table[:, order] = state
     return table
+
+
+# --- Completions -------------------------------------------------------------------------------
+
+
+def entry_at(nats: np.ndarray, step: int) -> float:
+    """Return the log-probability of a step, NaN beyond the last."""
+    return float(nats[step]) if step < len(nats) else float("nan")
+
+
+def with_text(completion: Completion) -> Completion:
+    """Return a completion with the text of its tokens, cut before the first byte that is not UTF-8.
+
+    An incomplete character at the end keeps the finish reason; other bytes make it "error".
+    """
+    raw = b"".join(completion.tokens)
+    try:
+        return dataclasses.replace(completion, text=raw.decode())
+    except UnicodeDecodeError as error:
+        whole = error.reason == "unexpected end of data"
+        cut = _cut(completion, error.start, np.array([]))
+        reason = completion.finish_reason if whole else "error"
+        return dataclasses.replace(cut, text=raw[: error.start].decode(), finish_reason=reason)
+
+
+def cut_at_text(completion: Completion, sampling: Sampling, eos_logprobs: np.ndarray) -> Completion:
+    """Cut a completion where the stop text that is complete first begins, or ends if included.
+
+    A token across the cut keeps its bytes before it, and its log-probability.
+
+    Args:
+        completion: of any length.
+        sampling: the stop texts, and whether the completion includes the one that ended it.
+        eos_logprobs: [steps] nats of ending at each step, of which the cut takes its own.
+    """
+    text = completion.text
+    stops = [(at + len(stop), at) for stop in sampling.stop if (at := text.find(stop)) >= 0]
+    if not stops:
+        return completion
+    end, begin = min(stops)
+    text = text[: end if sampling.include_stop else begin]
+    cut = _cut(completion, len(text.encode()), eos_logprobs)
+    return dataclasses.replace(cut, text=text, finish_reason="stop")
+
+
+def _cut(completion: Completion, size: int, eos_logprobs: np.ndarray) -> Completion:
+    """Keep the tokens of the first `size` bytes; ending within a token has no probability."""
+    ends = np.cumsum([len(token) for token in completion.tokens], dtype=np.int64)
+    n = int(np.searchsorted(ends, size)) + 1 if size else 0
+    tokens = list(completion.tokens[:n])
+    whole = not n or int(ends[n - 1]) == size
+    if not whole:
+        tokens[-1] = tokens[-1][: size - int(ends[n - 1])]
+    last = int(completion.top_ends[n - 1]) if n else 0
+    return dataclasses.replace(
+        completion,
+        tokens=tuple(tokens),
+        logprobs=completion.logprobs[:n],
+        top_tokens=completion.top_tokens[:last],
+        top_logprobs=completion.top_logprobs[:last],
+        top_ends=completion.top_ends[:n],
+        end_logprob=entry_at(eos_logprobs, n) if whole else float("nan"),
+        behaviour_logprobs=completion.behaviour_logprobs[:n],
+    )

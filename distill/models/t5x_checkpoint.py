@@ -240,7 +240,14 @@ def _count(tensors: Tensors, tower: str) -> int:
 # --- Writing -----------------------------------------------------------------------------------
 
 
-def write(directory: Path, tensors: Tensors, *, step: int, dtype: str = "float32") -> None:
+def write(
+    directory: Path,
+    tensors: Tensors,
+    *,
+    step: int,
+    dtype: str = "float32",
+    chunk_bytes: int = CHUNK_BYTES,
+) -> None:
     """Write a checkpoint that T5X restores, one tensor in memory at a time, whole or not at all.
 
     There is no optimizer state: T5X evaluates and infers from it as it is, and trains from it where
@@ -251,6 +258,7 @@ def write(directory: Path, tensors: Tensors, *, step: int, dtype: str = "float32
         tensors: our parameters by path, which are T5X's.
         step: optimizer steps behind them.
         dtype: that they are kept in.
+        chunk_bytes: of one file of an array, at most, where a row is no larger.
 
     Raises:
         UserError: the directory exists.
@@ -259,7 +267,8 @@ def write(directory: Path, tensors: Tensors, *, step: int, dtype: str = "float32
         raise UserError(f"no {directory} yet", "one", "remove it or name another")
     with weights.whole_directory(directory) as temporary:
         specs = {
-            name: _written(temporary, name, tensor.cast(dtype)) for name, tensor in tensors.items()
+            name: _write_array(temporary, name, tensor.cast(dtype), chunk_bytes)
+            for name, tensor in tensors.items()
         }
         state = {"step": np.asarray(step, np.int32)}
         optimizer = {"target": unflatten_dict(specs, sep="/"), "state": state}
@@ -267,10 +276,10 @@ def write(directory: Path, tensors: Tensors, *, step: int, dtype: str = "float32
         (temporary / INDEX).write_bytes(index)
 
 
-def _written(directory: Path, name: str, tensor: Tensor) -> dict[str, Any]:
+def _write_array(directory: Path, name: str, tensor: Tensor, chunk_bytes: int) -> dict[str, Any]:
     """Write one array; return its spec with a path relative to the checkpoint."""
     path = f"target.{name.replace('/', '.')}"
-    rows = max(1, CHUNK_BYTES * tensor.shape[0] // tensor.nbytes)
+    rows = max(1, chunk_bytes * tensor.shape[0] // tensor.nbytes)
     metadata = {
         "shape": list(tensor.shape),
         "chunks": [min(rows, tensor.shape[0]), *tensor.shape[1:]],

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from distill.core import files
 from distill.core.errors import UserError
-from distill.models import documents
 
 DTYPES: Mapping[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -125,7 +125,7 @@ def read(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file is missing, no regular file, cut short or of another format.
     """
-    with documents.opened(path, "weights in") as file:
+    with files.opened(path) as file:
         header, start = _header(path, file)
         size = os.fstat(file.fileno()).st_size
     header.pop("__metadata__", None)
@@ -151,9 +151,10 @@ def _header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], int]:
     if not 0 < length <= min(_LARGEST_HEADER, size - _LENGTH):
         raise _no_safetensors(path, f"no header, but one of {length:,} bytes in {size:,}")
     try:
-        return documents.parse(file.read(length)), _LENGTH + length
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are such
-        raise _no_safetensors(path, f"no header: {error!s:.100}") from error
+        header = files.parse_object(file.read(length), str(path), unique_keys=True)
+    except UserError as error:
+        raise _no_safetensors(path, f"no header: {error.got:.100}") from error
+    return header, _LENGTH + length
 
 
 def _no_safetensors(path: Path, got: str) -> UserError:

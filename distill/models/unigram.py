@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill.core import files
 from distill.core.errors import UserError
-from distill.models import charsmap, documents
+from distill.models import charsmap
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -22,7 +23,7 @@ SENTINEL = re.compile(r"▁?<extra_id_\d+>")  # mT5's stand among its pieces, be
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 IDS = {"pad": 0, "EOS": 1, "unknown": 2}
 FIRST = ("<pad>", "</s>", "<unk>")  # with the ids 0, 1 and 2
-LARGEST = 64 * 2**20  # bytes of a SentencePiece model; an mT5's has 4 MB
+MODEL_BYTES = 64 << 20  # bytes of a SentencePiece model; an mT5's has 4 MB
 CHECKED = 1000  # texts
 # sentencepiece_model.proto: TrainerSpec.ModelType, SentencePiece.Type
 UNIGRAM = 1
@@ -79,7 +80,7 @@ def tokenizer_json(path: Path, extra_ids: int = SENTINELS) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError("a SentencePiece model", f"no file {path}", "give its path")
-    content = documents.content(path, "a SentencePiece model", largest=LARGEST)
+    content = files.read_bytes(path, limit=MODEL_BYTES)
     model, message = processor(content, path), _proto(content, path)
     _refuse_options(message, path)
     document = _document(message, extra_ids, path)

@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
+from distill.core import files
 from distill.core.errors import UserError
 from distill.core.store import sync
 from distill.core.vocabulary_digest import VocabularyRecord, require_same
-from distill.models import documents
-from distill.models import tensors as files
+from distill.models import tensors as safetensors
 from distill.models.decoder import DecoderConfig, DecoderModel
 from distill.models.layers import Params, by_path
 from distill.models.t5 import T5Config, T5Model
@@ -80,7 +80,7 @@ class Vocabulary:
 def tiktoken_side(path: Path) -> dict[str, Any]:
     """Return `pattern` and `special_tokens` from the .json beside a `.tiktoken` file, if any."""
     side = path.with_suffix(".json")
-    return documents.read(side) if side.is_file() else {}
+    return files.read_document(side) if side.is_file() else {}
 
 
 @contextlib.contextmanager
@@ -206,7 +206,7 @@ def write(
             if file.is_file():
                 shutil.copyfile(file, temporary / file.name)
         cast = {name: tensor.cast(dtype) for name, tensor in tensors.items()}
-        files.write(temporary / WEIGHTS, cast)
+        safetensors.write(temporary / WEIGHTS, cast)
         (temporary / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
 
 
@@ -228,7 +228,7 @@ def read(directory: Path) -> tuple[Model, Tensors, Vocabulary]:
             the vocabulary is not the one that they were saved with.
     """
     config = directory / CONFIG
-    found = documents.read(config)
+    found = files.read_document(config)
     try:
         of_kind, of_config = KINDS[found["kind"]]
         model = of_kind(_config(of_config, found["config"]))  # type: ignore[arg-type]
@@ -239,10 +239,10 @@ def read(directory: Path) -> tuple[Model, Tensors, Vocabulary]:
     except (KeyError, TypeError, ValueError) as error:
         wanted = f"the config of a model in {config}"
         raise UserError(wanted, f"{error!r:.300}", "restore the directory") from error
-    path = documents.beside(directory, file)
-    tensors = files.read(directory / WEIGHTS)
+    path = files.beside(directory, file)
+    tensors = safetensors.read(directory / WEIGHTS)
     require_shapes(model, tensors, directory)
-    with documents.opened(path, "a vocabulary"):
+    with files.opened(path):
         tensors = {
             name: tensor.finite(f"{name} of {directory}") for name, tensor in tensors.items()
         }
@@ -271,7 +271,7 @@ def require_exported(directory: Path, vocabulary: Vocabulary) -> None:
     """
     do = "restore the vocabulary that the weights in the directory were saved with"
     side = directory / TOKENIZER_CONFIG
-    recorded = documents.read(side) if side.is_file() else {}
+    recorded = files.read_document(side) if side.is_file() else {}
     digest = recorded.get(DIGEST) if isinstance(recorded, dict) else None
     if digest is not None:
         expected = VocabularyRecord(f"the export in {directory}", str(digest))
@@ -290,7 +290,7 @@ def require_exported(directory: Path, vocabulary: Vocabulary) -> None:
 
 def _unigram_pieces(path: Path) -> list[Any] | None:
     """Return the texts of the pieces of a unigram `tokenizer.json`, None where it is another."""
-    found = documents.read(path) if path.is_file() else None
+    found = files.read_document(path) if path.is_file() else None
     model = found.get("model") if isinstance(found, dict) else None
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocab, list) or not all(isinstance(row, list) and row for row in vocab):

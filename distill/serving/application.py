@@ -1,4 +1,4 @@
-"""The HTTP application: keys, limits, routes, errors; it knows no model and opens no socket."""
+"""The HTTP application: routes, request limits and errors; loads no model, opens no socket."""
 
 import asyncio
 import concurrent.futures
@@ -25,8 +25,8 @@ from distill.core.ports import Completion, Generator, Request
 from distill.serving import requests, responses
 from distill.serving.batching import Batcher, OverloadedError, Scoring, Work
 from distill.serving.connections import network_of
-from distill.serving.door import Door, error_response
-from distill.serving.requests import Asked, Limits, Read, RefusedError
+from distill.serving.gate import Gate, error_response
+from distill.serving.requests import CompletionRequest, Limits, Read, RefusedError
 from distill.serving.responses import Choice, Format
 from distill.test_time.answer import Answerer
 
@@ -182,7 +182,7 @@ class Endpoint:
 
     def _response(
         self,
-        wanted: Asked,
+        wanted: CompletionRequest,
         format_: Format,
         counts: Sequence[int],
         completions: Sequence[Completion],
@@ -198,7 +198,7 @@ class Endpoint:
         parts = responses.stream(format_, head, choices, usage if wanted.include_usage else None)
         return StreamingResponse(_events(parts), media_type="text/event-stream")
 
-    def _counts(self, wanted: Asked) -> list[int]:
+    def _counts(self, wanted: CompletionRequest) -> list[int]:
         return [self._counted(prompt, wanted.prefix) for prompt in wanted.prompts]
 
     def _counted(self, prompt: str, prefix: str) -> int:
@@ -220,7 +220,7 @@ class Endpoint:
             )
         return count
 
-    def _needed(self, wanted: Asked) -> list["_Needed"]:
+    def _needed(self, wanted: CompletionRequest) -> list["_Needed"]:
         """Return what a request needs: the scored prompts first, then n completions of each."""
         echoed = [Request("", completion=prompt) for prompt in wanted.prompts if wanted.echo]
         needed = []
@@ -272,7 +272,7 @@ def _client(request: HttpRequest) -> str:
 
 
 def _parted(
-    wanted: Asked, completions: Sequence[Completion]
+    wanted: CompletionRequest, completions: Sequence[Completion]
 ) -> tuple[Sequence[Completion], Sequence[Completion]]:
     """Return the scored prompts and the completions that were written."""
     echoed = len(wanted.prompts) if wanted.echo else 0
@@ -280,7 +280,7 @@ def _parted(
 
 
 def _choices(
-    wanted: Asked, echoed: Sequence[Completion], written: Sequence[Completion]
+    wanted: CompletionRequest, echoed: Sequence[Completion], written: Sequence[Completion]
 ) -> list[Choice]:
     choices = []
     for index in range(len(wanted.prompts) * wanted.n):
@@ -290,12 +290,14 @@ def _choices(
     return choices
 
 
-def _usage(wanted: Asked, counts: Sequence[int], written: Sequence[Completion]) -> dict[str, int]:
+def _usage(
+    wanted: CompletionRequest, counts: Sequence[int], written: Sequence[Completion]
+) -> dict[str, int]:
     """Return the tokens of each prompt, once, and of every completion; the generator's own counts.
 
     Args:
         wanted: the request.
-        counts: the tokenizer's count of each prompt, for a generator that tells none.
+        counts: the tokenizer's count of each prompt, for a generator that reports none.
         written: the completions, those of the first prompt first.
     """
     read = [made.prompt_tokens for made in written[:: wanted.n]]
@@ -312,9 +314,11 @@ def _usage(wanted: Asked, counts: Sequence[int], written: Sequence[Completion]) 
     }
 
 
-def _choice(index: int, wanted: Asked, before: Completion | None, own: Completion | None) -> Choice:
+def _choice(
+    index: int, wanted: CompletionRequest, before: Completion | None, own: Completion | None
+) -> Choice:
     k = wanted.top_logprobs or 0
-    tokens = list(responses.told(own, k)) if own else []
+    tokens = list(responses.reported_tokens(own, k)) if own else []
     text, reason = (own.text, own.finish_reason) if own else ("", "length")
     if before is not None:
         if before.text != wanted.prompts[index // wanted.n]:
@@ -327,7 +331,7 @@ def _choice(index: int, wanted: Asked, before: Completion | None, own: Completio
             end = (b"", before.end_logprob)
             tokens[0] = tokens[0]._replace(top=(*tokens[0].top, end))
         echo = dataclasses.replace(before, end_logprob=float("nan"))
-        text, tokens = before.text + text, [*responses.told(echo, k), *tokens]
+        text, tokens = before.text + text, [*responses.reported_tokens(echo, k), *tokens]
     return Choice(index, text, tuple(tokens), reason, wanted.top_logprobs is not None)
 
 
@@ -420,7 +424,7 @@ def application(
     *,
     key: str | None,
     answering: Answerer | None = None,
-) -> Door:
+) -> Gate:
     """Return the ASGI application, which runs the queue for as long as it lives.
 
     Args:
@@ -448,4 +452,4 @@ def application(
         500: _failed,
     }
     routes = Endpoint(served, batcher, limits, answering).routes()
-    return Door(Starlette(routes=routes, lifespan=running, exception_handlers=handlers), key)
+    return Gate(Starlette(routes=routes, lifespan=running, exception_handlers=handlers), key)

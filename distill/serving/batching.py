@@ -1,4 +1,4 @@
-"""Requests that wait together run together; knows generators and queues, not HTTP."""
+"""A bounded queue that groups waiting requests into batches for a generator, without HTTP."""
 
 import asyncio
 import collections

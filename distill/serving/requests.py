@@ -91,7 +91,7 @@ class Limits:
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class CompletionRequest:
     """A checked request.
 
     Attributes:
@@ -121,7 +121,7 @@ class Asked:
     prefix: str = ""
 
 
-Read = Callable[[Mapping[str, Any], Limits], Asked]
+Read = Callable[[Mapping[str, Any], Limits], CompletionRequest]
 
 
 def parse(body: bytes) -> Mapping[str, Any]:
@@ -147,7 +147,7 @@ def parse(body: bytes) -> Mapping[str, Any]:
     return found
 
 
-def read_completion(body: Mapping[str, Any], limits: Limits) -> Asked:
+def read_completion(body: Mapping[str, Any], limits: Limits) -> CompletionRequest:
     """Read a request of the legacy Completions API.
 
     Its own field here is `completion_prefix`, with which every completion begins: where an encoder
@@ -173,10 +173,12 @@ def read_completion(body: Mapping[str, Any], limits: Limits) -> Asked:
         raise _odd("n", f"at most {limits.choices} completions of all prompts", n)
     texts = tuple(_text("prompt", prompt) for prompt in prompts)
     _require_room(n, common, limits)
-    return Asked(prompts=texts, echo=echo, writes=max_tokens != 0, prefix=prefix, **common)
+    return CompletionRequest(
+        prompts=texts, echo=echo, writes=max_tokens != 0, prefix=prefix, **common
+    )
 
 
-def read_chat(body: Mapping[str, Any], limits: Limits) -> Asked:
+def read_chat(body: Mapping[str, Any], limits: Limits) -> CompletionRequest:
     """Read a request of the Chat Completions API.
 
     The last message is the user's and is the prompt, as it is: these models know no roles, and what
@@ -198,7 +200,7 @@ def read_chat(body: Mapping[str, Any], limits: Limits) -> Asked:
     top_logprobs = (top_logprobs or 0) if wanted else None
     common = _common(fields, limits, newer or named or default, top_logprobs)
     _require_room(common["n"], common, limits)
-    return Asked(prompts=(prompt,), prefix=prefix, **common)
+    return CompletionRequest(prompts=(prompt,), prefix=prefix, **common)
 
 
 @dataclasses.dataclass(frozen=True)

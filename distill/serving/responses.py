@@ -1,4 +1,4 @@
-r"""Completions as OpenAI's text APIs tell them, whole and in pieces; sends nothing.
+r"""Completions as JSON of OpenAI's text APIs, whole and in pieces; sends nothing.
 
 A token that is no UTF-8 by itself is `bytes:\xf0\x9f` in the legacy API, whose candidates are a map
 keyed by text. Where a completion ended of itself, its tokens are followed by END, which has the
@@ -33,7 +33,7 @@ class Choice:
         text: of the answer, an echoed prompt included.
         tokens: those of the text, then perhaps one without bytes, which is END.
         finish_reason: why it ended.
-        reported: whether the tokens are told with their log-probabilities.
+        reported: whether the tokens are reported with their log-probabilities.
     """
 
     index: int
@@ -66,7 +66,7 @@ class Format:
     closing: Callable[[Choice], Json]
 
 
-def told(completion: Completion, top_logprobs: int) -> tuple[Token, ...]:
+def reported_tokens(completion: Completion, top_logprobs: int) -> tuple[Token, ...]:
     """Return a completion's tokens with so many candidates each, and END where it stopped.
 
     A token that spells nothing is joined to the next one, as one of their joint probability.

@@ -54,6 +54,30 @@ def test_json_with_a_trap_is_refused(text, got):
         files.parse_json(text, "x")
 
 
+@given(st.lists(st.tuples(st.text("ab", max_size=2), st.integers()), max_size=4), st.booleans())
+def test_a_key_that_occurs_twice_is_refused_at_any_depth_where_keys_are_unique(pairs, nested):
+    text = "{" + ", ".join(f"{json.dumps(key)}: {value}" for key, value in pairs) + "}"
+    text = f'{{"outer": [{text}]}}' if nested else text
+    value = {"outer": [dict(pairs)]} if nested else dict(pairs)
+    assert files.parse_json(text, "x") == value
+    if len(dict(pairs)) == len(pairs):
+        assert files.parse_json(text, "x", unique_keys=True) == value
+    else:
+        with pytest.raises(UserError, match=r"JSON in x, got the key '.*' twice"):
+            files.parse_object(text, "x", unique_keys=True)
+
+
+def test_a_document_of_a_model_directory_is_an_object_with_unique_keys(tmp_path):
+    (tmp_path / "x").write_text('{"a": {"b": 1}}')
+    assert files.read_document(tmp_path / "x") == {"a": {"b": 1}}
+    (tmp_path / "x").write_text('{"a": {"b": 1, "b": 1}}')
+    with pytest.raises(UserError, match=r"JSON in .*x, got the key 'b' twice"):
+        files.read_document(tmp_path / "x")
+    (tmp_path / "x").write_text("[]")
+    with pytest.raises(UserError, match=r"a JSON object in .*x, got list"):
+        files.read_document(tmp_path / "x")
+
+
 def test_brackets_in_strings_are_not_depth():
     assert files.parse_json(json.dumps(["[" * 10_000]), "x") == ["[" * 10_000]
 

@@ -1,5 +1,6 @@
 """Tiny models and a byte vocabulary that the tests of this folder share."""
 
+import contextlib
 import functools
 import math
 
@@ -85,3 +86,19 @@ def assert_same_nats(model, found, expected, length=SOURCE):
 
 def tokens(seed, *shape):
     return np.random.default_rng(seed).integers(2, 258, shape, dtype=np.int32)
+
+
+@contextlib.contextmanager
+def compilations():
+    """Yield a list of what XLA compiles meanwhile."""
+    found, on = [], True
+
+    def note(event, seconds, **_):
+        if on and "backend_compile" in event:
+            found.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield found
+    finally:
+        on = False

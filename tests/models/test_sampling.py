@@ -14,9 +14,10 @@ from models_world import TIED, V1_1, ByteVocabulary, WordVocabulary, assert_same
 
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Request, Sampling
-from distill.models import rows, sampling, weights
-from distill.models.sampling import Beam, Fire, LocalGenerator, bucket, cut_at_text
+from distill.models import rows, weights
+from distill.models.sampling import Beam, Fire, LocalGenerator, bucket
 from distill.models.saved import SavedModel
+from distill.models.stopping import cut_at_text, with_text
 from tokalign.tokenizers import SentencePieceTokenizer
 
 SHORT = Sampling(max_tokens=24)
@@ -134,9 +135,9 @@ def test_an_included_stop_is_the_last_part_and_the_first_complete_one_counts():
 
 
 def test_half_a_character_at_the_end_is_cut_and_a_broken_one_is_an_error():
-    half = sampling._with_text(_raw(b"a", "é".encode()[:1]))
+    half = with_text(_raw(b"a", "é".encode()[:1]))
     assert (half.text, half.tokens, half.finish_reason) == ("a", (b"a",), "length")
-    broken = sampling._with_text(_raw(b"a", b"\xff", b"b"))
+    broken = with_text(_raw(b"a", b"\xff", b"b"))
     assert (broken.text, broken.tokens, broken.finish_reason) == ("a", (b"a",), "error")
 
 
@@ -431,12 +432,14 @@ def test_a_request_that_is_too_long_is_left_out_and_changes_no_other(model, capl
     assert of[0].finish_reason == "too_long" and of[1].text == "abc"
 
 
-def test_batches_of_long_rows_have_fewer_rows_and_give_the_same(monkeypatch):
+def test_batches_of_long_rows_have_fewer_rows_and_give_the_same():
     asked = requests(5)
     whole = dict(generator(TIED).generate(asked, SHORT))
-    monkeypatch.setattr("distill.models.rows.MOST_PAIRS", 2 * 64**2)
-    assert rows.rows_of(4, 64) == 2 and rows.rows_of(4, 512) == 1 and rows.rows_of(6, 512, 3) == 3
-    for number, completion in generator(TIED).generate(asked, SHORT):
+    pairs = 2 * 64**2
+    fewer = [rows.rows_of(*each, most_pairs=pairs) for each in ((4, 64), (4, 512), (6, 512, 3))]
+    assert fewer == [2, 1, 3]
+    narrow = dataclasses.replace(generator(TIED), most_pairs=pairs)
+    for number, completion in narrow.generate(asked, SHORT):
         assert completion.text == whole[number].text
         np.testing.assert_allclose(completion.logprobs, whole[number].logprobs, atol=1e-5)
 

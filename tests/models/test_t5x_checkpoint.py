@@ -121,10 +121,9 @@ def test_what_we_write_is_read_back(tmp_path, model, dtype):
         t5x_checkpoint.write(tmp_path / "checkpoint_9", ours, step=9)
 
 
-def test_large_arrays_are_cut_in_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr(t5x_checkpoint, "CHUNK_BYTES", 100)
+def test_large_arrays_are_cut_in_chunks(tmp_path):
     ours = {name: Tensor.of(array) for name, array in flat(V1_1).items()}
-    t5x_checkpoint.write(tmp_path / "checkpoint_0", ours, step=0)
+    t5x_checkpoint.write(tmp_path / "checkpoint_0", ours, step=0, chunk_bytes=100)
     folder = tmp_path / "checkpoint_0" / "target.decoder.layers_0.mlp.wo.kernel"
     assert json.loads((folder / ".zarray").read_text())["chunks"] == [1, 16]
     _, tensors = t5x_checkpoint.read(str(tmp_path / "checkpoint_0"))

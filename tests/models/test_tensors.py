@@ -100,7 +100,7 @@ def test_a_file_that_is_not_whole_is_refused_before_any_array_is_read(tmp_path, 
 
 def test_a_missing_file_and_one_cut_while_it_is_read_are_refused(tmp_path):
     path = tmp_path / "x.safetensors"
-    with pytest.raises(UserError, match="got no such file"):
+    with pytest.raises(UserError, match=r"a file .*x.safetensors, got none"):
         tensors.read(path)
     tensors.write(path, {"a": Tensor.of(np.zeros(4))})
     found = tensors.read(path)["a"]

@@ -8,11 +8,11 @@ import threading
 import time
 from urllib.parse import urlsplit
 
-from distill.serving import serve
 from distill.serving.application import Served, application
 from distill.serving.batching import Batcher
 from distill.serving.connections import ConnectionLimits
 from distill.serving.requests import Limits
+from distill.serving.server import serve_in_thread
 from distill.text.completions import Token, assemble
 
 KEY = "sk-serving-0123456789abcdef"
@@ -49,9 +49,9 @@ def running(generator=None, *, key=None, limits=None, requests=None, patience=30
     settings = {"batch_size": 4, "max_wait": 0.0, "max_queue": 64, **batching}
     batcher = Batcher(generator, **settings)
     served = Served(generator, "echo", len, echoes=True)
-    door = application(served, batcher, requests or Limits(), key=key)
+    gate = application(served, batcher, requests or Limits(), key=key)
     limits = limits or ConnectionLimits()
-    with serve.serving(door, "127.0.0.1", 0, patience=patience, limits=limits) as server:
+    with serve_in_thread(gate, "127.0.0.1", 0, patience=patience, limits=limits) as server:
         yield urlsplit(server.url).port
 
 

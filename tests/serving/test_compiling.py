@@ -14,13 +14,13 @@ from serving_world import Echo, call, complete, connect, request, running, until
 
 from distill.core import paths
 from distill.core.ports import Request, Sampling
-from distill.models import decoding
 from distill.models.decoder import DecoderConfig, DecoderModel
 from distill.models.programs import LocalPrograms, Program, usual
+from distill.models.rows import room_for
 from distill.models.sampling import LocalGenerator, bucket
 from distill.models.saved import open_vocabulary
 from distill.models.t5 import T5Config, T5Model
-from distill.serving import serve
+from distill.serving.server import compile_ahead
 
 VOCABULARY = paths.shipped("data/vocabularies/student.model")
 ENCODER = T5Model(T5Config(1152, 8, 1, 8, 8, 1, 1))
@@ -140,17 +140,16 @@ def test_after_its_program_is_compiled_a_request_compiles_nothing(network, token
 def test_usual_programs_are_those_of_all_shorter_prompts_and_completions(prompt, tokens, data):
     found = set(usual(prompt, tokens))
     source = bucket(data.draw(st.integers(1, prompt)))
-    room = decoding.room_for(data.draw(st.integers(1, tokens)))
+    room = room_for(data.draw(st.integers(1, tokens)))
     assert Program(source, 0, 8, 5, room) in found
     assert not list(usual(0, tokens)) and not list(usual(prompt, 0))
 
 
-def test_compiling_ahead_reports_how_much_is_left(caplog, monkeypatch):
-    monkeypatch.setattr(serve, "PROGRESS_SECONDS", 0)
+def test_compiling_ahead_reports_how_much_is_left(caplog):
     caplog.set_level(logging.INFO)
     programs = Slow()
     programs.free.set()
-    serve.compile_ahead(programs, ["a", "b", "c"])
+    compile_ahead(programs, ["a", "b", "c"], report_seconds=0)
     assert programs.compiled == ["a", "b", "c"]
     said = [record.getMessage() for record in caplog.records]
     assert said[0].startswith("compiling 3 programs") and said[-1].startswith("compiled 3 programs")

@@ -27,8 +27,8 @@ from serving_world import (
     waiting,
 )
 
-from distill.serving import serve
 from distill.serving.connections import ConnectionLimits, network_of
+from distill.serving.server import reserve_descriptors
 
 QUICK = ConnectionLimits(
     total=40,
@@ -279,5 +279,5 @@ def test_connections_fit_the_limit_of_descriptors(monkeypatch, soft, hard, conne
     given = []
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: given.append(limits))
-    assert serve._with_descriptors(1000) == connections
+    assert reserve_descriptors(1000) == connections
     assert all(soft < new <= hard and last == hard for new, last in given)

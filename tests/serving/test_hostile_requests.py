@@ -25,8 +25,9 @@ from serving_world import (
 )
 
 from distill.core.errors import UserError
-from distill.serving import origins, serve
+from distill.serving import origins
 from distill.serving.requests import Limits, RefusedError, parse, read_completion
+from distill.serving.server import bind
 
 
 @pytest.fixture(scope="module")
@@ -468,4 +469,4 @@ def test_an_end_waits_no_longer_than_its_patience_and_says_so(caplog):
 @pytest.mark.parametrize("host", ["a" * 80, "no such host", "192.0.2.1"])
 def test_an_address_that_is_none_of_this_machine_is_refused(host):
     with pytest.raises(UserError, match="expected to listen at"):
-        serve.bind(host, 0)
+        bind(host, 0)

@@ -43,6 +43,7 @@ from distill.serving import requests, responses, serve
 from distill.serving.application import Served, application, seed_of
 from distill.serving.batching import Batcher
 from distill.serving.requests import Limits, RefusedError
+from distill.serving.server import Running, load, read_key, serve_in_thread
 from distill.text.completions import Token, assemble, tokens_of
 from distill.traces.harvest import harvest, score
 from distill.training.checkpoints import Checkpoints
@@ -60,8 +61,8 @@ def running(served, *, key=None, limits=LIMITS, batch_size=4, max_wait=0.02, max
     batcher = Batcher(
         served.generator, batch_size=batch_size, max_wait=max_wait, max_queue=max_queue
     )
-    door = application(served, batcher, limits, key=key)
-    with serve.serving(door, "127.0.0.1", 0, patience=30) as server:
+    gate = application(served, batcher, limits, key=key)
+    with serve_in_thread(gate, "127.0.0.1", 0, patience=30) as server:
         yield server
 
 
@@ -86,7 +87,7 @@ def post(server, body, path="/v1/completions", headers=()):
 
 @pytest.fixture(scope="module")
 def teacher():
-    return serve.load("data/models/teacher", batch_size=4)
+    return load("data/models/teacher", batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -374,12 +375,12 @@ def test_a_wrong_key_is_refused_and_no_key_is_logged(server, key, caplog, capfd)
 def test_a_key_is_needed_off_loopback_and_where_one_is_named(monkeypatch):
     monkeypatch.delenv(serve.KEY_VARIABLE, raising=False)
     for host in ("127.0.0.1", "localhost", "::1"):
-        assert serve.read_key(None, host) is None
+        assert read_key(None, host, fallback=serve.KEY_VARIABLE) is None
     for variable, host in ((None, "0.0.0.0"), (None, "example.org"), ("OTHER_KEY", "127.0.0.1")):
         with pytest.raises(UserError, match="an API key in the environment variable"):
-            serve.read_key(variable, host)
+            read_key(variable, host, fallback=serve.KEY_VARIABLE)
     monkeypatch.setenv(serve.KEY_VARIABLE, KEY)
-    assert serve.read_key(None, "127.0.0.1") == KEY
+    assert read_key(None, "127.0.0.1", fallback=serve.KEY_VARIABLE) == KEY
 
 
 # --- Bad requests --------------------------------------------------------------------------------
@@ -585,7 +586,9 @@ def test_pieces_join_to_the_text_wherever_tokens_end(text, data):
     parts = [raw[a:b] for a, b in itertools.pairwise(edges) if b > a]
     tokens = [Token(part, -1.0, ((part, -1.0), (b"zz", -2.0))) for part in parts]
     completion = assemble(tokens, end_logprob=-0.5)
-    choice = responses.Choice(0, text, responses.told(completion, 2), "stop", reported=True)
+    choice = responses.Choice(
+        0, text, responses.reported_tokens(completion, 2), "stop", reported=True
+    )
     found = list(responses.pieces(choice))
     assert "".join(piece for piece, _, _ in found) == text
     assert [at for _, first, last in found for at in range(first, last)] == [*range(len(parts) + 1)]
@@ -772,7 +775,7 @@ def test_a_signal_ends_the_command_after_the_request_in_flight(number, tmp_path,
             lines.append(line)
             if found := re.search(r"serving tiny at (http://\S+), with a key", line):
                 break
-        server = serve.Running(found[1])
+        server = Running(found[1])
         with ThreadPoolExecutor(1) as threads:
             body = {"model": "tiny", "prompt": "a b", "max_tokens": 8, "temperature": 2}
             inside = threads.submit(post, server, body)
@@ -790,7 +793,7 @@ def test_a_signal_ends_the_command_after_the_request_in_flight(number, tmp_path,
 def test_an_address_that_is_taken_is_the_users_to_mend(slow):
     with running(slow) as server:
         port = urlsplit(server.url).port
-        door = application(
+        gate = application(
             slow,
             Batcher(slow.generator, batch_size=1, max_wait=0, max_queue=1),
             Limits(),
@@ -798,7 +801,7 @@ def test_an_address_that_is_taken_is_the_users_to_mend(slow):
         )
         with (
             pytest.raises(UserError, match="expected to listen"),
-            serve.serving(door, "127.0.0.1", port),
+            serve_in_thread(gate, "127.0.0.1", port),
         ):
             pass
 
@@ -843,7 +846,7 @@ def test_a_saved_model_a_runs_choice_and_an_export_are_served_alike(tmp_path):
         trained(tmp_path / "run"),
         exported(tmp_path / "exported"),
     ]
-    found = [serve.load(directory, batch_size=1) for directory in directories]
+    found = [load(directory, batch_size=1) for directory in directories]
     assert [served.name for served in found] == ["saved", "run", "exported"]
     assert [served.generator.model for served in found] == ["saved", "run", "exported"]
     for served in found:
@@ -857,13 +860,13 @@ def test_a_saved_model_a_runs_choice_and_an_export_are_served_alike(tmp_path):
 
 def test_what_holds_no_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such path"):
-        serve.load(tmp_path / "nowhere")
+        load(tmp_path / "nowhere")
     with pytest.raises(UserError, match="a model or a run with a chosen checkpoint"):
-        serve.load(tmp_path)
+        load(tmp_path)
     directory = exported(tmp_path / "exported")
     (directory / "spiece.model").unlink()
     with pytest.raises(UserError, match="a vocabulary"):
-        serve.load(directory)
+        load(directory)
 
 
 def test_help_answers_without_loading_anything_heavy():

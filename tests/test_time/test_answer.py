@@ -16,10 +16,10 @@ from distill.core.errors import UserError
 from distill.core.ports import Sampling, Scores
 from distill.endpoints.teacher import OpenAICompatible
 from distill.models import scoring, weights
-from distill.serving import serve
 from distill.serving.application import application
 from distill.serving.batching import Batcher
 from distill.serving.requests import Limits
+from distill.serving.server import load, serve_in_thread
 from distill.test_time import answer
 from distill.test_time.allocate import Policy
 from distill.test_time.difficulty import Linear
@@ -55,14 +55,14 @@ class Lengths:
 
 @pytest.fixture(scope="module")
 def served():
-    return serve.load(STUDENT, batch_size=8)
+    return load(STUDENT, batch_size=8)
 
 
 @pytest.fixture(scope="module")
 def server(served):
     batcher = Batcher(served.generator, batch_size=8, max_wait=0.02, max_queue=256)
-    door = application(served, batcher, Limits(), key=None)
-    with serve.serving(door, "127.0.0.1", 0, patience=30) as running:
+    gate = application(served, batcher, Limits(), key=None)
+    with serve_in_thread(gate, "127.0.0.1", 0, patience=30) as running:
         yield running
 
 
@@ -173,8 +173,8 @@ def counsel(served, answering):
     """A server that answers by the policy too."""
     batcher = Batcher(served.generator, batch_size=8, max_wait=0.02, max_queue=256)
     limits = Limits(prompt_tokens=60, budget=8, answers=2)
-    door = application(served, batcher, limits, key="sk-counsel", answering=answering)
-    with serve.serving(door, "127.0.0.1", 0, patience=30) as running:
+    gate = application(served, batcher, limits, key="sk-counsel", answering=answering)
+    with serve_in_thread(gate, "127.0.0.1", 0, patience=30) as running:
         yield running
 
 
@@ -241,7 +241,7 @@ def test_what_the_policy_cannot_do_is_told(served, answering):
     """A policy of verified strategies without a verifier."""
     bare = dataclasses.replace(answering, models=dataclasses.replace(answering.models, scorer=None))
     batcher = Batcher(served.generator, batch_size=8, max_wait=0.02, max_queue=256)
-    door = application(served, batcher, Limits(), key=None, answering=bare)
-    with serve.serving(door, "127.0.0.1", 0, patience=30) as running:
+    gate = application(served, batcher, Limits(), key=None, answering=bare)
+    with serve_in_thread(gate, "127.0.0.1", 0, patience=30) as running:
         status, told = post(running, model=served.name, question=ASKED)
     assert status == 400 and "a verifier" in told["error"]["message"]

@@ -267,7 +267,7 @@ def test_every_checkpoint_is_evaluated_with_one_program_and_no_test_problem(trai
             summary = run(**asked(run_dir))
     finally:
         jax.config.update("jax_log_compiles", False)
-    for program in ("_start", "_go_on"):
+    for program in ("_start", "_extend"):
         assert sum(f"Compiling jit({program})" in line for line in lines) == 1, program
     assert set(summary["accuracy"]) == {"0", "3", "6"}
     assert summary["accuracy"]["6"].keys() == {"gsm", "svamp"}

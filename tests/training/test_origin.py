@@ -21,7 +21,7 @@ from distill.models import weights
 from distill.models.decoder import DecoderConfig, DecoderModel
 from distill.models.saved import SavedModel
 from distill.models.t5 import T5Config, T5Model
-from distill.serving import serve
+from distill.serving.server import load
 from distill.targets import vocabulary
 from distill.training import evaluate, origin, pretraining, train
 from tokalign import digests
@@ -239,13 +239,13 @@ def exported(tmp_path):
 
 
 def test_an_export_is_served_and_imported_with_its_own_vocabulary_alone(exported, tmp_path):
-    assert serve.load(exported)
+    assert load(exported)
     convert(str(exported), tmp_path / "in")
     other = other_vocabulary(tmp_path / "other.model", swapped)
     with pytest.raises(UserError, match=r"the vocabulary of the export in .*other.model"):
         convert(str(exported), tmp_path / "again", vocabulary=other)
     shutil.copyfile(other, exported / "spiece.model")
-    for border in (serve.load, lambda path: convert(str(path), tmp_path / "more")):
+    for border in (load, lambda path: convert(str(path), tmp_path / "more")):
         with pytest.raises(UserError, match=r"the vocabulary of the export in .*spiece.model"):
             border(exported)
 

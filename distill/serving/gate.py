@@ -1,4 +1,4 @@
-"""What every request passes before the application: limits, the key or its absence, the end."""
+"""Checks that precede the application: sizes of a head, the API key or the origin, the shutdown."""
 
 import asyncio
 import collections
@@ -16,7 +16,7 @@ MOST_HEADERS, MOST_HEADER_BYTES, LONGEST_PATH = 100, 16384, 2048
 WITHOUT_KEY = ("/health",)
 
 
-class Door:
+class Gate:
     """What every request passes before its body is read.
 
     Its headers are few. With a key, it sends the key, but to /health. Without one, it comes from
@@ -27,12 +27,12 @@ class Door:
         key: the bearer token of all routes but /health; None where none is needed.
 
     Attributes:
-        answers: how many requests got each status.
+        statuses: how many requests got each status.
     """
 
     def __init__(self, inner: ASGIApp, key: str | None) -> None:
         self._inner, self._key, self._digest = inner, key, _digest((key or "").encode())
-        self.answers: collections.Counter[int] = collections.Counter()
+        self.statuses: collections.Counter[int] = collections.Counter()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
         self._inside: set[asyncio.Future[None]] = set()
@@ -50,7 +50,7 @@ class Door:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                self.answers[message["status"]] += 1
+                self.statuses[message["status"]] += 1
             await send(message)
 
         refused = self._refusal(scope)

@@ -17,8 +17,8 @@ from distill.core.progress import progress
 from distill.core.records import AlignedTrace, Problem, Trace, Verdict
 from distill.core.store import Shards, Stage
 from distill.targets import unknowns
-from distill.targets import vocabulary as students
-from distill.targets.vocabulary import Student
+from distill.targets import vocabulary as vocabularies
+from distill.targets.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 Key = tuple[str, int]
@@ -33,7 +33,7 @@ _NAMED = 20  # traces that the summary names
 
 def align(
     traces: Iterable[Trace],
-    student: tokalign.Tokenizer,
+    vocabulary: tokalign.Tokenizer,
     *,
     rule: str = "marginal",
     cross_whitespace: bool = True,
@@ -48,7 +48,7 @@ def align(
 
     Args:
         traces: what to carry over.
-        student: a tokalign tokenizer.
+        vocabulary: the student's, as a tokalign tokenizer.
         rule: "marginal" or "paper", as in tokalign.project.
         cross_whitespace: whether mass passes over blanks that the student drops.
         k: candidates kept a position; mass cut off counts as beyond the teacher's top k.
@@ -61,7 +61,7 @@ def align(
     pairs = [(trace, taught) for trace in traces if (taught := _taught(trace))]
     projections = tokalign.project_batch(
         [taught for _, taught in pairs],
-        student,
+        vocabulary,
         rule=rule,
         cross_whitespace=cross_whitespace,
         k=k,
@@ -109,7 +109,7 @@ def right_traces(
 
 
 def summarise(
-    aligned: Iterable[AlignedTrace], outcomes: Mapping[Key, str], student: tokalign.Tokenizer
+    aligned: Iterable[AlignedTrace], outcomes: Mapping[Key, str], vocabulary: tokalign.Tokenizer
 ) -> dict[str, Any]:
     """Count traces, tokens, and the positions that have a distribution.
 
@@ -119,7 +119,7 @@ def summarise(
         `lost_beyond_top_k` and `lost_unspellable` (mass over positions with a distribution);
         `kinds` (positions by the name of their tokalign.Kind).
     """
-    digits = _spells_digit(student)
+    digits = _spells_digit(vocabulary)
     kinds = np.zeros((2, len(tokalign.Kind)), np.int64)
     lost, kept = np.zeros(2), 0
     for trace in aligned:
@@ -150,16 +150,16 @@ def _pair(total: Any, count: Any) -> Pair:
     return {"sum": round(total.item(), 6), "count": count.item()}
 
 
-def _spells_digit(student: tokalign.Tokenizer) -> np.ndarray:
+def _spells_digit(vocabulary: tokalign.Tokenizer) -> np.ndarray:
     """Return bool [vocab]: whether the token has a digit."""
-    spelled = (student.token_bytes(token_id) for token_id in range(student.vocab_size))
+    spelled = (vocabulary.token_bytes(token_id) for token_id in range(vocabulary.vocab_size))
     return np.array([any(48 <= byte < 58 for byte in token) for token in spelled])
 
 
 def run(
     *,
     run_dir: Path,
-    student: Student | str | Path,
+    vocabulary: Vocabulary | str | Path,
     rule: str = "marginal",
     cross_whitespace: bool = True,
     k: int = 5,
@@ -172,7 +172,7 @@ def run(
 
     Args:
         run_dir: the run directory; its stages `harvest` and `check` are complete.
-        student: a tokalign tokenizer or the path of a SentencePiece model.
+        vocabulary: the student's: a tokalign tokenizer or the path of a SentencePiece model.
         rule: "marginal" or "paper".
         cross_whitespace: whether mass passes over blanks that the student drops.
         k: candidates kept a position.
@@ -188,7 +188,7 @@ def run(
         UserError: an input is not complete, no such rule or vocabulary, no trace is right and short
             enough, or the student cannot spell too much of the texts.
     """
-    run_dir, tokenizer = Path(run_dir), students.load(student)
+    run_dir, tokenizer = Path(run_dir), vocabularies.load(vocabulary)
     unknowns.require_bound(max_unk_share)
     if max_tokens < 1:
         raise UserError("max_tokens of at least 1", str(max_tokens), "raise it")
@@ -196,8 +196,8 @@ def run(
         raise UserError("a rule of marginal, paper", str(rule), "name one of them")
     options: dict[str, Any] = {"rule": rule, "cross_whitespace": cross_whitespace, "k": k}
     learnt = continuations if rule == "marginal" else 0
-    described = students.setting(run_dir, "align", tokenizer)
-    settings = {"student": described, **options, "continuations": learnt}
+    described = vocabularies.setting(run_dir, "align", tokenizer)
+    settings = {"vocabulary": described, **options, "continuations": learnt}
     with Stage.open(run_dir, "align", settings=settings, inputs=["harvest", "check"]) as stage:
         if stage.complete:
             return stage.summary
@@ -236,7 +236,7 @@ def _without_long(
 
 
 def _unknown(
-    run_dir: Path, traces: Iterable[Trace], outcomes: Mapping[Key, str], student: Student
+    run_dir: Path, traces: Iterable[Trace], outcomes: Mapping[Key, str], vocabulary: Vocabulary
 ) -> dict[str, unknowns.Unknown]:
     """Count what the student cannot spell of the right traces and their problems."""
     right = {key for key, outcome in outcomes.items() if outcome == "right"}
@@ -244,9 +244,9 @@ def _unknown(
     asked = [p for p in Shards(run_dir / "problems", Problem) if p.problem_id in ids]
     chains = (trace.text for trace in traces if (trace.problem_id, trace.sample) in right)
     return {
-        "questions": unknowns.count((p.question for p in asked), student),
-        "chains": unknowns.count(chains, student),
-        "answers": unknowns.count((p.answer for p in asked), student),
+        "questions": unknowns.count((p.question for p in asked), vocabulary),
+        "chains": unknowns.count(chains, vocabulary),
+        "answers": unknowns.count((p.answer for p in asked), vocabulary),
     }
 
 
@@ -261,7 +261,10 @@ def _outcomes(run_dir: Path) -> dict[Key, str]:
 
 
 def _learn(
-    traces: Iterable[Trace], outcomes: Mapping[Key, str], student: tokalign.Tokenizer, count: int
+    traces: Iterable[Trace],
+    outcomes: Mapping[Key, str],
+    vocabulary: tokalign.Tokenizer,
+    count: int,
 ) -> tokalign.Continuations:
     """Fit continuations on `count` right traces, whatever the order in which they are stored."""
     right = [key for key, outcome in outcomes.items() if outcome == "right"]
@@ -271,14 +274,14 @@ def _learn(
     chosen = [trace for trace in traces if (trace.problem_id, trace.sample) in drawn]
     chosen.sort(key=lambda trace: (trace.problem_id, trace.sample))
     taught = (taught for trace in chosen if (taught := _taught(trace)))
-    return tokalign.Continuations.fit(taught, student)
+    return tokalign.Continuations.fit(taught, vocabulary)
 
 
 def _fill(
     shards: Shards[AlignedTrace],
     traces: Iterable[Trace],
     outcomes: Mapping[Key, str],
-    student: tokalign.Tokenizer,
+    vocabulary: tokalign.Tokenizer,
     options: Mapping[str, Any],
 ) -> None:
     """Append what is not there yet, shard by shard."""
@@ -287,4 +290,4 @@ def _fill(
     left = right_traces(traces, outcomes, done)
     bar = progress(left, name="align", total=total, done=len(done), unit="traces")
     while chunk := list(itertools.islice(bar, SHARD_TRACES)):
-        shards.append(align(chunk, student, **options))
+        shards.append(align(chunk, vocabulary, **options))

@@ -13,9 +13,9 @@ from distill.core.progress import progress
 from distill.core.records import PackedExample
 from distill.core.store import Shards, Stage, manifest
 from distill.targets import unknowns
-from distill.targets import vocabulary as students
+from distill.targets import vocabulary as vocabularies
 from distill.targets.examples import Corpus, Examples, blocks, examples, of_run, read_corpus
-from distill.targets.vocabulary import Student
+from distill.targets.vocabulary import Vocabulary
 from distill.text import prompts
 
 if TYPE_CHECKING:
@@ -45,7 +45,12 @@ def shares(
 
 
 def tasks(
-    forms: Iterable[Examples], passes: Mapping[str, int], tokenizer: Student, *, k: int, name: str
+    forms: Iterable[Examples],
+    passes: Mapping[str, int],
+    tokenizer: Vocabulary,
+    *,
+    k: int,
+    name: str,
 ) -> "list[seqio.Task]":
     """Return a seqio task of each format, of no registry.
 
@@ -78,7 +83,7 @@ def tasks(
 def mixture(
     forms: Sequence[Examples],
     counts: Mapping[str, int],
-    tokenizer: Student,
+    tokenizer: Vocabulary,
     *,
     k: int,
     name: str = "formats",
@@ -109,7 +114,7 @@ def mixture(
 def register(
     *,
     run_dir: Path,
-    student: Student | str | Path,
+    vocabulary: Vocabulary | str | Path,
     demonstrations: int = 4,
     split: str = "train",
     name: str = REGISTERED,
@@ -118,7 +123,7 @@ def register(
 
     Args:
         run_dir: the run directory; its stage `align` is complete.
-        student: the tokenizer that `align` was given.
+        vocabulary: the one that `align` was given.
         demonstrations: examples in an in-context prompt.
         split: of the problems that were harvested.
         name: before each task's own.
@@ -127,7 +132,7 @@ def register(
         The names.
 
     Raises:
-        UserError: `align` is not complete or had another student, there are traces of another
+        UserError: `align` is not complete or had another vocabulary, there are traces of another
             split, or too few problems to demonstrate with.
         ValueError: seqio has a task of one of the names.
     """
@@ -136,7 +141,7 @@ def register(
     from distill.targets import features
 
     features.leave_accelerators_alone()
-    tokenizer, k = students.load(student), manifest(run_dir, "align")["settings"]["k"]
+    tokenizer, k = vocabularies.load(vocabulary), manifest(run_dir, "align")["settings"]["k"]
     require_aligned(run_dir, tokenizer, k)
     forms = of_run(run_dir, tokenizer, k=k, shots=demonstrations, split=split, used=prompts.FORMATS)
     made = tasks(forms, dict.fromkeys(prompts.FORMATS, 1), tokenizer, k=k, name=name)
@@ -169,7 +174,7 @@ def _write(rows: Iterable[PackedExample], shards: Shards[PackedExample]) -> dict
 def run(
     *,
     run_dir: Path,
-    student: Student | str | Path,
+    vocabulary: Vocabulary | str | Path,
     ratios: Mapping[str, float] = EQUAL_RATIOS,
     source_length: int = 1024,
     target_length: int = 256,
@@ -184,7 +189,7 @@ def run(
 
     Args:
         run_dir: the run directory; its stage `align` is complete.
-        student: the tokenizer that `align` was given.
+        vocabulary: the one that `align` was given.
         ratios: share of each format among the examples, up to a factor; one left out has none.
         source_length: tokens of the encoder's rows.
         target_length: tokens of the decoder's rows.
@@ -197,11 +202,11 @@ def run(
             of the answers; above 0.01 there is a warning.
 
     Raises:
-        UserError: `align` is not complete or had another student or k, a ratio is of no format or
-            negative, there are too few problems to demonstrate with, nothing fits the lengths, or
-            the student cannot spell too much of the texts.
+        UserError: `align` is not complete or had another vocabulary or k, a ratio is of no format
+            or negative, there are too few problems for the demonstrations, nothing fits the
+            lengths, or too many tokens of the texts are `<unk>`.
     """
-    run_dir, tokenizer = Path(run_dir), students.load(student)
+    run_dir, tokenizer = Path(run_dir), vocabularies.load(vocabulary)
     unknowns.require_bound(max_unk_share)
     counted = {
         "source_length": source_length,
@@ -212,8 +217,8 @@ def run(
     }
     ratios = _positive(ratios)
     _refuse_none(counted)
-    described = students.setting(run_dir, "dataset", tokenizer)
-    settings = {"student": described, "ratios": ratios, **counted}
+    described = vocabularies.setting(run_dir, "dataset", tokenizer)
+    settings = {"vocabulary": described, "ratios": ratios, **counted}
     settings |= {"seed": seed, "split": split}
     # Before the stage opens, for that pins the run to these settings.
     require_aligned(run_dir, tokenizer, k)
@@ -232,7 +237,7 @@ def run(
         return stage.summary
 
 
-def _unknown(corpus: Corpus, tokenizer: Student) -> dict[str, unknowns.Unknown]:
+def _unknown(corpus: Corpus, tokenizer: Vocabulary) -> dict[str, unknowns.Unknown]:
     """Count what the student cannot spell of what the examples are made of."""
     asked = corpus.problems.values()
     return {
@@ -284,20 +289,27 @@ def _positive(ratios: Mapping[str, float]) -> dict[str, float]:
     return {name: float(ratios[name]) for name in EQUAL_RATIOS if ratios.get(name)}
 
 
-def require_aligned(run_dir: Path, tokenizer: Student, k: int) -> None:
-    """Refuse a student or a number of candidates that the stage `align` was not given.
+def require_aligned(run_dir: Path, tokenizer: Vocabulary, k: int) -> None:
+    """Refuse a vocabulary or a number of candidates other than those of the stage `align`.
 
     Raises:
         UserError: they differ, or `align` is not complete.
     """
-    aligned = manifest(run_dir, "align")["settings"]
-    do = "give both stages the same"
-    names = {"expected": "the student of stage align", "got": "the student given"}
-    students.require_described(aligned["student"], tokenizer, **names, do=do)
-    size = aligned["student"].get("vocab_size", tokenizer.vocab_size)
+    aligned = manifest(run_dir, "align")
+    settings, do = aligned["settings"], "give both stages the same"
+    described = settings.get("vocabulary")
+    if not isinstance(described, dict):
+        raise UserError(
+            f"the vocabulary in the manifest of stage align in {run_dir}",
+            f"none from version {aligned.get('version', 'unknown')}",
+            "use another --run_dir",
+        )
+    names = {"expected": "stage align", "got": "this stage"}
+    vocabularies.require_described(described, tokenizer, **names, do=do)
+    size = described.get("vocab_size", tokenizer.vocab_size)
     for name, expected, given in (
-        ("tokens of the student", size, tokenizer.vocab_size),
-        ("k", aligned["k"], k),
+        ("tokens of the vocabulary", size, tokenizer.vocab_size),
+        ("k", settings["k"], k),
     ):
         if expected != given:
             raise UserError(f"the {name} of stage align, {expected}", str(given), do)

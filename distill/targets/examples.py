@@ -11,7 +11,7 @@ import numpy as np
 from distill.core.errors import UserError
 from distill.core.records import AlignedTrace, Problem, Trace
 from distill.core.store import Shards
-from distill.targets.vocabulary import Student
+from distill.targets.vocabulary import Vocabulary
 from distill.text import prompts
 
 Encode = Callable[[str], Sequence[int]]
@@ -110,7 +110,7 @@ class Examples:
 
 
 def examples(
-    corpus: Corpus, tokenizer: Student, *, k: int, shots: int, used: Collection[str]
+    corpus: Corpus, tokenizer: Vocabulary, *, k: int, shots: int, used: Collection[str]
 ) -> list[Examples]:
     """Return the examples of the formats that are used.
 
@@ -150,7 +150,7 @@ def examples(
 
 
 def of_run(
-    run_dir: Path, tokenizer: Student, *, k: int, shots: int, split: str, used: Collection[str]
+    run_dir: Path, tokenizer: Vocabulary, *, k: int, shots: int, split: str, used: Collection[str]
 ) -> list[Examples]:
     """Return the examples of a run's aligned traces.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from distill.core.errors import UserError
-from distill.targets.vocabulary import Student
+from distill.targets.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Unknown:
         return f"{100 * self.share:.1f} % of {self.count:,}, most often for {named}"
 
 
-def count(texts: Iterable[str], tokenizer: Student) -> Unknown:
+def count(texts: Iterable[str], tokenizer: Vocabulary) -> Unknown:
     """Count the unknown tokens of texts, and the characters that they stand for.
 
     A vocabulary that falls back to bytes has none. A run of characters that cannot be spelt is one
@@ -63,7 +63,7 @@ def count(texts: Iterable[str], tokenizer: Student) -> Unknown:
     return Unknown(tokens, total, characters)
 
 
-def _unspelt(text: str, tokenizer: Student) -> str:
+def _unspelt(text: str, tokenizer: Vocabulary) -> str:
     """Return the characters of a text that its unknown tokens cover."""
     cut = tokenizer.segment(text)
     ends = cut.byte_ends.tolist()

@@ -1,4 +1,4 @@
-"""The student's tokenizer as a stage is given it: a path or the loaded vocabulary."""
+"""The student's vocabulary as a stage takes it: a path or a loaded tokenizer."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ VOCABULARY = "vocabulary"
 _PROBE = "She sold 1,234.5 clips,\n  half (\u00bd) of them \ufb01ne: {x} = 48/2."
 
 
-class Student(tokalign.Tokenizer, Protocol):
+class Vocabulary(tokalign.Tokenizer, Protocol):
     """A tokalign tokenizer that encodes whole texts, as all three of them do."""
 
     def encode(self, text: str) -> Sequence[int]:
@@ -23,19 +23,19 @@ class Student(tokalign.Tokenizer, Protocol):
         ...
 
 
-def load(student: Student | str | Path) -> Student:
+def load(vocabulary: Vocabulary | str | Path) -> Vocabulary:
     """Return the student's tokenizer.
 
     Args:
-        student: a tokalign tokenizer, or the path of a SentencePiece model, also of one that ships
-            as `data/...`.
+        vocabulary: a tokalign tokenizer, or the path of a SentencePiece model, which may be one of
+            those that ship as `data/...`.
 
     Raises:
         UserError: there is no such file, or it holds no SentencePiece model.
     """
-    if not isinstance(student, str | Path):
-        return student
-    path = paths.find(student, "a SentencePiece model")
+    if not isinstance(vocabulary, str | Path):
+        return vocabulary
+    path = paths.find(vocabulary, "a SentencePiece model")
     try:
         return tokalign.SentencePieceTokenizer(path)  # pyright: ignore[reportReturnType]
     except ValueError as error:
@@ -44,7 +44,7 @@ def load(student: Student | str | Path) -> Student:
         ) from error
 
 
-def describe(tokenizer: Student) -> dict[str, Any]:
+def describe(tokenizer: Vocabulary) -> dict[str, Any]:
     """Return what makes the tokenizer this one, as JSON and without its place on disk.
 
     So a run that has moved, or that names the file in another way, is still the same run.
@@ -69,8 +69,8 @@ def describe(tokenizer: Student) -> dict[str, Any]:
     }
 
 
-def setting(run_dir: Path, stage: str, tokenizer: Student, name: str = "student") -> dict[str, Any]:
-    """Return the description as a stage's setting.
+def setting(run_dir: Path, stage: str, tokenizer: Vocabulary) -> dict[str, Any]:
+    """Return the description as the stage's setting `vocabulary`.
 
     It lacks the content's digest where an earlier start of the stage recorded none, so that runs of
     earlier versions resume.
@@ -79,18 +79,17 @@ def setting(run_dir: Path, stage: str, tokenizer: Student, name: str = "student"
         run_dir: the run.
         stage: whose setting it is.
         tokenizer: what is described.
-        name: of the setting.
     """
     described = describe(tokenizer)
     path = Path(run_dir) / "manifests" / f"{stage}.json"
-    earlier = read_json(path)["settings"].get(name) if path.is_file() else None
+    earlier = read_json(path)["settings"].get("vocabulary") if path.is_file() else None
     if isinstance(earlier, dict) and VOCABULARY not in earlier:
         described.pop(VOCABULARY, None)
     return described
 
 
 def require_described(
-    described: Mapping[str, Any], tokenizer: Student, *, expected: str, got: str, do: str
+    described: Mapping[str, Any], tokenizer: Vocabulary, *, expected: str, got: str, do: str
 ) -> None:
     """Refuse a tokenizer whose vocabulary is not the one that a manifest describes.
 

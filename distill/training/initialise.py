@@ -10,7 +10,7 @@ from distill.core.errors import UserError
 from distill.core.store import Stage
 from distill.models import weights
 from distill.models.layers import by_path
-from distill.targets import vocabulary as students
+from distill.targets import vocabulary as vocabularies
 
 
 def directory(run_dir: Path, student: str | None) -> Path:
@@ -47,7 +47,7 @@ def run(
     Raises:
         UserError: there is no such vocabulary, or the model has fewer rows than it has tokens.
     """
-    tokenizer = students.load(vocabulary)
+    tokenizer = vocabularies.load(vocabulary)
     tokens, rows = tokenizer.vocab_size + extra_ids, model.config.vocab_size
     if tokens > rows:
         raise UserError(
@@ -55,7 +55,7 @@ def run(
             str(rows),
             "raise the model's vocab_size",
         )
-    described = students.setting(Path(run_dir), "initialise", tokenizer, "vocabulary")
+    described = vocabularies.setting(Path(run_dir), "initialise", tokenizer)
     settings = {"model": model, "vocabulary": described}
     settings |= {"extra_ids": extra_ids, "seed": seed}
     with Stage.open(run_dir, "initialise", settings=settings) as stage:

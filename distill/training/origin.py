@@ -14,7 +14,7 @@ from distill.core.store import read_json, sha256, write_json
 from distill.core.vocabulary_digest import Recorded, require_same
 from distill.models.saved import open_vocabulary
 from distill.models.weights import WEIGHTS, Vocabulary
-from distill.targets import vocabulary as students
+from distill.targets import vocabulary as vocabularies
 from distill.training import checkpoints
 
 START = "start.json"
@@ -34,14 +34,16 @@ def require_dataset(run_dir: Path, directory: Path, vocabulary: Vocabulary) -> N
     """
     path = Path(run_dir) / "manifests" / "dataset.json"
     settings = read_json(path).get("settings", {}) if path.is_file() else {}
-    described = settings.get("student") if isinstance(settings, dict) else None
+    settings = settings if isinstance(settings, dict) else {}
+    # Earlier versions called the setting `student`; their runs are compared as well.
+    described = settings.get("vocabulary", settings.get("student"))
     described = described if isinstance(described, dict) else {}
     tokenizer = open_vocabulary(vocabulary.path, 0)
     if described.get("vocab_size") == tokenizer.vocab_size + vocabulary.extra_ids:
         tokenizer = open_vocabulary(vocabulary.path, vocabulary.extra_ids)
-    student = cast(students.Student, tokenizer)  # those of tokalign are both
+    whole = cast(vocabularies.Vocabulary, tokenizer)  # tokalign's tokenizers encode texts
     names = {"expected": f"the dataset in {run_dir}", "got": f"the student in {directory}"}
-    students.require_described(described, student, **names, do=ALIGN_AGAIN)
+    vocabularies.require_described(described, whole, **names, do=ALIGN_AGAIN)
 
 
 @contextlib.contextmanager

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 import tokalign
 from distill.core.errors import UserError
 from distill.core.records import AlignedTrace, PackedExample, Problem
-from distill.core.store import Shards
+from distill.core.stages import version
+from distill.core.store import Shards, Stage
 from distill.targets import align, dataset, examples
 from distill.text import prompts
 
 LENGTHS = {"source_length": 700, "target_length": 160}
-OPTIONS = {"student": STUDENT, "k": K, "demonstrations": 2, **LENGTHS}
+OPTIONS = {"vocabulary": STUDENT, "k": K, "demonstrations": 2, **LENGTHS}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def tokenizer():
 
 def aligned(run_dir, **options):
     asked, *_ = world(run_dir, **options)
-    align.run(run_dir=run_dir, student=STUDENT, k=K, processes=1)
+    align.run(run_dir=run_dir, vocabulary=STUDENT, k=K, processes=1)
     return asked
 
 
@@ -274,7 +275,7 @@ def test_what_a_user_can_mend_is_refused_in_one_line(tmp_path):
     world(tmp_path)
     with pytest.raises(UserError, match="stage align complete"):
         dataset.run(run_dir=tmp_path, **OPTIONS)
-    align.run(run_dir=tmp_path, student=STUDENT, k=K, processes=1)
+    align.run(run_dir=tmp_path, vocabulary=STUDENT, k=K, processes=1)
     wrong = {
         r"ratios of zero_shot_answer, .*, got cot": {"ratios": {"cot": 1}},
         "ratios of at least 0, one above": {"ratios": {"zero_shot_cot": 0}},
@@ -288,6 +289,13 @@ def test_what_a_user_can_mend_is_refused_in_one_line(tmp_path):
         dataset.run(run_dir=tmp_path / "none", **OPTIONS)
 
 
+def test_an_alignment_of_a_version_that_called_the_vocabulary_otherwise_is_refused(tmp_path):
+    with Stage.open(tmp_path, "align", settings={"student": {}, "k": K}) as stage:
+        stage.finish()
+    with pytest.raises(UserError, match=f"vocabulary in the manifest of .* version {version()}"):
+        dataset.require_aligned(tmp_path, tokalign.SentencePieceTokenizer(STUDENT), K)
+
+
 def test_aligned_traces_of_another_k_are_refused(tmp_path):
     aligned(tmp_path)
     with pytest.raises(UserError, match="k=2 candidates a position, got 3 in the aligned traces"):
@@ -298,7 +306,10 @@ def test_aligned_traces_of_another_k_are_refused(tmp_path):
     ("options", "match"),
     [
         ({"k": 2}, "the k of stage align, 3, got 2"),
-        ({"student": tokalign.SentencePieceTokenizer(STUDENT, 100)}, "the student of stage align"),
+        (
+            {"vocabulary": tokalign.SentencePieceTokenizer(STUDENT, 100)},
+            "the vocabulary of stage align",
+        ),
         ({"split": "validation"}, "traces of validation problems, got one of"),
         ({"demonstrations": 8}, "more than 8 questions to draw 8 demonstrations from, got 8"),
         ({"source_length": 2, "target_length": 2}, "examples of at most 2 and 2 tokens, got none"),

@@ -78,7 +78,7 @@ def other_vocabulary(path, change):
 
 
 def with_dataset(run_dir, described):
-    with Stage.open(run_dir, "dataset", settings={"student": described}) as stage:
+    with Stage.open(run_dir, "dataset", settings={"vocabulary": described}) as stage:
         stage.finish()
     return run_dir
 

@@ -7,7 +7,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Generator, Request, Sampling
@@ -31,17 +31,22 @@ GREEDY = Sampling(temperature=0.0, top_logprobs=0)
 _FINISHED = ("right", "wrong", "undecided", "unparsed")
 
 Prompt = Callable[[Problem], str]
-Through = Callable[[Generator], Generator]
+Wrap = Callable[[Generator], Generator]
+
+
+def _require(what: str, known: Collection[str], name: str) -> None:
+    if name not in known:
+        raise UserError(f"a {what} of {', '.join(known)}", name, "name one of them")
 
 
 @dataclasses.dataclass(frozen=True)
-class Way:
-    """How one set is asked and graded, where the stage's own way does not do.
+class SetOptions:
+    """The prompt format and the graders of one set, in place of those of `Options`.
 
     Attributes:
         format: one of `prompts.FORMATS`, or a function from a problem to its prompt, such as
-            `bbh.PublishedPrompt`; the stage's where None.
-        grader: one of `graders.NAMES`; the stage's where None.
+            `bbh.PublishedPrompt`; that of `Options` if None.
+        grader: one of `graders.NAMES`; that of `Options` if None.
         beside: a second grader, whose right answers are counted beside the first's.
     """
 
@@ -85,6 +90,62 @@ class Voting:
                 f"{self.samples} and {self.temperature}",
                 "correct evaluate.Voting",
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How the stages `evaluate` and `final` prompt, decode and grade; one binding serves both.
+
+    Attributes:
+        format: the prompt format, one of `prompts.FORMATS`.
+        grader: one of `graders.NAMES`.
+        max_tokens: most tokens of an answer.
+        batch_size: problems decoded together; it changes no answer.
+        limit: most problems of a set; all if None.
+        set_options: by set, the format and the graders that replace these.
+        voting: how many samples of a problem vote; greedy decoding if None.
+        wrap: from a checkpoint's generator to the one that answers, such as
+            `calculator.Calculator()` or `sampling.Beam()`.
+        tensor: devices that share a copy of the parameters, for students too large for one.
+
+    Raises:
+        UserError: there is no such format or grader, or `max_tokens` or `limit` is below 1.
+    """
+
+    format: str = "zero_shot_cot"
+    grader: str = "default"
+    max_tokens: int = 256
+    batch_size: int = 64
+    limit: int | None = None
+    set_options: Mapping[str, SetOptions] = dataclasses.field(default_factory=dict)
+    voting: Voting | None = None
+    wrap: Wrap | None = None
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        _require("format", prompts.FORMATS, self.format)
+        graders.require(self.grader)
+        if self.max_tokens < 1 or (self.limit is not None and self.limit < 1):
+            raise UserError(
+                "max_tokens and limit of at least 1",
+                f"max_tokens {self.max_tokens} and limit {self.limit}",
+                "raise them or leave them out",
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides an answer, for a manifest; optional settings only if they are set."""
+        required = ("format", "grader", "max_tokens", "limit")
+        optional = ("set_options", "voting", "wrap")
+        found = {name: getattr(self, name) for name in (*required, *optional)}
+        return {name: value for name, value in found.items() if value or name in required}
+
+    def grader_names(self) -> set[str]:
+        """Return the names of all graders that the sets need."""
+        named = (name for s in self.set_options.values() for name in (s.grader, s.beside) if name)
+        return {self.grader, *named}
+
+
+_DEFAULTS = Options()
 
 
 def evaluate(
@@ -313,126 +374,52 @@ def students(
 
 
 def run(
-    *,
-    run_dir: Path,
-    student: str | None = None,
-    format: str = "zero_shot_cot",
-    grader: str = "default",
-    max_tokens: int = 256,
-    batch_size: int = 64,
-    limit: int | None = None,
-    ways: Mapping[str, Way] | None = None,
-    voting: Voting | None = None,
-    through: Through | None = None,
-    tensor: int = 1,
+    *, run_dir: Path, student: str | None = None, options: Options = _DEFAULTS
 ) -> dict[str, Any]:
     """Answer the validation sets and the selection halves with every checkpoint, step 0 included.
 
-    A student that is named, in a run without training, answers as it is, as step 0.
+    In a run without training, a student that is named answers untrained, as step 0.
 
     Args:
         run_dir: the run.
-        student: the directory of the start; where train found it if None.
-        format: the prompt format that is asked.
-        grader: one of `graders.NAMES`.
-        max_tokens: most tokens of an answer.
-        batch_size: problems decoded together; it changes no answer.
-        tensor: devices that share a copy of the parameters, for students too large for one.
-        limit: most problems of a set; all where None.
-        ways: how sets are asked and graded otherwise, by set.
-        voting: how many samples of a problem vote; greedy where None.
-        through: what a checkpoint's generator is put into, such as `calculator.Calculator()` or
-            `sampling.Beam()`.
+        student: the directory of the start; the one that stage `train` recorded if None.
+        options: how to prompt, decode and grade.
 
     Returns:
         `accuracy`, {step: {set: {"correct", "n"}}}, and the numbers of checkpoints and predictions;
-        `accuracy_beside`, the same of second graders, where a set has one.
+        `accuracy_beside`, the same of second graders, if a set has one.
 
     Raises:
-        UserError: no such format, grader or set, no such problems, or an input is not complete.
+        UserError: no such set, no such problems, or an input is not complete.
     """
-    options = _Options(format, grader, max_tokens, limit, ways or {}, voting, through)
-    return _stage(
-        Path(run_dir), _EVALUATE, options, student, {"batch_size": batch_size, "tensor": tensor}
-    )
+    return _stage(Path(run_dir), _EVALUATE, options, student)
 
 
 def final(
-    *,
-    run_dir: Path,
-    student: str | None = None,
-    format: str = "zero_shot_cot",
-    grader: str = "default",
-    max_tokens: int = 256,
-    batch_size: int = 64,
-    limit: int | None = None,
-    ways: Mapping[str, Way] | None = None,
-    voting: Voting | None = None,
-    through: Through | None = None,
-    tensor: int = 1,
+    *, run_dir: Path, student: str | None = None, options: Options = _DEFAULTS
 ) -> dict[str, Any]:
     """Answer the report halves and test splits with the start and the chosen checkpoint.
 
-    Where validation would have chosen another checkpoint, that one answers too. A student that is
-    named, in a run without training, answers as it is, as step 0.
+    If validation would have chosen another checkpoint, that one answers too. In a run without
+    training, a student that is named answers untrained, as step 0.
 
     Args:
         run_dir: the run.
-        student: the directory of the start; where train found it if None.
-        format: the prompt format that is asked.
-        grader: one of `graders.NAMES`.
-        max_tokens: most tokens of an answer.
-        batch_size: problems decoded together; it changes no answer.
-        tensor: devices that share a copy of the parameters, for students too large for one.
-        limit: most problems of a set; all where None.
-        ways: how sets are asked and graded otherwise, by set.
-        voting: how many samples of a problem vote; greedy where None.
-        through: what a checkpoint's generator is put into, such as `calculator.Calculator()` or
-            `sampling.Beam()`.
+        student: the directory of the start; the one that stage `train` recorded if None.
+        options: how to prompt, decode and grade.
 
     Returns:
         As `run`.
 
     Raises:
-        UserError: no such format, grader or set, no such problems, or an input is not complete.
+        UserError: no such set, no such problems, or an input is not complete.
     """
-    options = _Options(format, grader, max_tokens, limit, ways or {}, voting, through)
-    return _stage(
-        Path(run_dir), _FINAL, options, student, {"batch_size": batch_size, "tensor": tensor}
-    )
+    return _stage(Path(run_dir), _FINAL, options, student)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Options:
-    """What decides a stage's answers, refused before a manifest holds it."""
-
-    format: str
-    grader: str
-    max_tokens: int
-    limit: int | None
-    ways: Mapping[str, Way]
-    voting: Voting | None
-    through: Through | None = None
-
-    def __post_init__(self) -> None:
-        _require("format", prompts.FORMATS, self.format)
-        graders.require(self.grader)
-        if self.max_tokens < 1 or (self.limit is not None and self.limit < 1):
-            raise UserError(
-                "max_tokens and limit of at least 1",
-                f"max_tokens {self.max_tokens} and limit {self.limit}",
-                "raise them or leave them out",
-            )
-
-    def settings(self) -> dict[str, Any]:
-        """Return the manifest's; without the later ones those of a version without them."""
-        later = ("ways", "voting", "through")
-        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: value for name, value in found.items() if value or name not in later}
-
-
-class _Kind(NamedTuple):
-    """What sets the two stages apart."""
+class _Kind:
+    """How the two stages differ: names, splits, inputs and the steps that answer."""
 
     name: str
     folder: str
@@ -456,9 +443,7 @@ _EVALUATE = _Kind("evaluate", "predictions", STEERING, ["train"], _saved_steps)
 _FINAL = _Kind("final", "final", REPORTED, ["train", "select"], _chosen_steps)
 
 
-def _stage(
-    run_dir: Path, kind: _Kind, options: _Options, student: str | None, how: Mapping[str, int]
-) -> dict[str, Any]:
+def _stage(run_dir: Path, kind: _Kind, options: Options, student: str | None) -> dict[str, Any]:
     trained = student is None or (run_dir / "manifests" / "train.json").exists()
     settings = options.settings() | ({} if trained else {"student": student})
     inputs = ["problems", *(kind.after if trained else ())]
@@ -466,16 +451,16 @@ def _stage(
     with Stage.open(run_dir, kind.name, settings=settings, inputs=inputs, reads=reads) as stage:
         if not stage.complete:
             steps = kind.steps(run_dir) if trained else [0]
-            made, through = students(run_dir, start=student, **how), options.through
-            make = (lambda step: through(made(step))) if through else made
             sink = Shards(run_dir / kind.folder, Prediction)
-            stage.finish(**_fill(run_dir, sink, kind.splits, steps, make, options))
+            generators = _generators(run_dir, student, options)
+            stage.finish(**_fill(run_dir, sink, kind.splits, steps, generators, options))
         return stage.summary
 
 
-def _require(what: str, known: Collection[str], name: str) -> None:
-    if name not in known:
-        raise UserError(f"a {what} of {', '.join(known)}", name, "name one of them")
+def _generators(run_dir: Path, start: str | None, options: Options) -> Callable[[int], Generator]:
+    plain = students(run_dir, options.batch_size, start=start, tensor=options.tensor)
+    wrap = options.wrap
+    return plain if wrap is None else lambda step: wrap(plain(step))
 
 
 def _fill(
@@ -483,24 +468,29 @@ def _fill(
     sink: Shards[Prediction],
     splits: Sequence[str],
     steps: Sequence[int],
-    make: Callable[[int], Generator],
-    options: _Options,
+    generators: Callable[[int], Generator],
+    options: Options,
 ) -> dict[str, Any]:
-    """Ask what is left to ask and count all of it."""
+    """Write the missing predictions and count all of them."""
     every = list(Shards(run_dir / "problems", Problem))
-    for name in options.ways:
+    for name in options.set_options:
         _require("set", sorted({problem.source for problem in every}), name)
     with contextlib.ExitStack() as stack:
-        judges = {name: stack.enter_context(graders.opened(name)) for name in _graders(options)}
-        how = {
-            "format": _prompts(options, [p for p in every if p.split == "train"]),
-            "grader": judges[options.grader],
-            "graders": {s: judges[w.grader] for s, w in options.ways.items() if w.grader},
-            "sampling": dataclasses.replace(GREEDY, max_tokens=options.max_tokens),
-            "voting": options.voting,
+        judges = {
+            name: stack.enter_context(graders.opened(name)) for name in options.grader_names()
         }
-        ask(choose(every, splits, options.limit), steps, make, sink, **how)
-        beside = {s: judges[w.beside] for s, w in options.ways.items() if w.beside}
+        ask(
+            choose(every, splits, options.limit),
+            steps,
+            generators,
+            sink,
+            format=_prompts(options, [p for p in every if p.split == "train"]),
+            grader=judges[options.grader],
+            graders={s: judges[o.grader] for s, o in options.set_options.items() if o.grader},
+            sampling=dataclasses.replace(GREEDY, max_tokens=options.max_tokens),
+            voting=options.voting,
+        )
+        beside = {s: judges[o.beside] for s, o in options.set_options.items() if o.beside}
         again = tally(_graded_again(sink, every, beside))
     accuracy = tally(sink)
     for step, of_step in sorted(accuracy.items()):
@@ -514,18 +504,12 @@ def _fill(
     }
 
 
-def _graders(options: _Options) -> set[str]:
-    ways = options.ways.values()
-    named = (name for way in ways for name in (way.grader, way.beside) if name)
-    return {options.grader, *named}
-
-
-def _prompts(options: _Options, train: Sequence[Problem]) -> Prompt:
-    """Return what asks every set in its way."""
-    formats = {name: way.format for name, way in options.ways.items() if way.format is not None}
-    made = {name: prompt(f, train) if isinstance(f, str) else f for name, f in formats.items()}
-    usual = prompt(options.format, train)
-    return lambda problem: made.get(problem.source, usual)(problem)
+def _prompts(options: Options, train: Sequence[Problem]) -> Prompt:
+    """Return the prompt of a problem by its set's format."""
+    formats = {name: o.format for name, o in options.set_options.items() if o.format is not None}
+    by_set = {name: prompt(f, train) if isinstance(f, str) else f for name, f in formats.items()}
+    default = prompt(options.format, train)
+    return lambda problem: by_set.get(problem.source, default)(problem)
 
 
 def _graded_again(

@@ -137,7 +137,9 @@ def mixture(
     leave_accelerators_alone()
     tokenizer = vocabularies.load(vocabulary)
     dataset.require_aligned(Path(run_dir), tokenizer, k)
-    forms = of_run(Path(run_dir), tokenizer, k=k, shots=demonstrations, split=split, used=ratios)
+    forms = of_run(
+        Path(run_dir), tokenizer, k=k, demonstrations=demonstrations, split=split, used=ratios
+    )
     counts = dataset.shares({form.name: form.size for form in forms}, ratios)
     seqio.MixtureRegistry.add_provider(
         name, dataset.mixture(forms, counts, tokenizer, k=k, name=name)

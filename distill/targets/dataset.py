@@ -143,7 +143,9 @@ def register(
     features.leave_accelerators_alone()
     tokenizer, k = vocabularies.load(vocabulary), manifest(run_dir, "align")["settings"]["k"]
     require_aligned(run_dir, tokenizer, k)
-    forms = of_run(run_dir, tokenizer, k=k, shots=demonstrations, split=split, used=prompts.FORMATS)
+    forms = of_run(
+        run_dir, tokenizer, k=k, demonstrations=demonstrations, split=split, used=prompts.FORMATS
+    )
     made = tasks(forms, dict.fromkeys(prompts.FORMATS, 1), tokenizer, k=k, name=name)
     for task in made:
         seqio.TaskRegistry.add_provider(task.name, task)
@@ -229,7 +231,7 @@ def run(
         corpus = read_corpus(run_dir, split, k)
         spelt = unknowns.require(_unknown(corpus, tokenizer), max_unk_share, "dataset")
         shards.remove()
-        forms = examples(corpus, tokenizer, k=k, shots=demonstrations, used=ratios)
+        forms = examples(corpus, tokenizer, k=k, demonstrations=demonstrations, used=ratios)
         counts = shares({form.name: form.size for form in forms}, ratios, passes)
         mixed = mixture(forms, counts, tokenizer, k=k, exact=True)
         lengths = (source_length, target_length)

@@ -110,7 +110,7 @@ class Examples:
 
 
 def examples(
-    corpus: Corpus, tokenizer: Vocabulary, *, k: int, shots: int, used: Collection[str]
+    corpus: Corpus, tokenizer: Vocabulary, *, k: int, demonstrations: int, used: Collection[str]
 ) -> list[Examples]:
     """Return the examples of the formats that are used.
 
@@ -121,7 +121,7 @@ def examples(
         corpus: what they are made of.
         tokenizer: the student's.
         k: candidates a position.
-        shots: demonstrations in an in-context prompt.
+        demonstrations: solved examples in an in-context prompt.
         used: names of prompts.FORMATS.
 
     Raises:
@@ -143,39 +143,49 @@ def examples(
 
     forms = [form for name, form in prompts.FORMATS.items() if name in used]
     return [
-        Examples(form.name, len(pool), _prompts(form, pool, shots), targets)
+        Examples(form.name, len(pool), _prompts(form, pool, demonstrations), targets)
         for form in forms
         for pool, targets in [(solved, chain) if form.chain else (problems, answer)]
     ]
 
 
 def of_run(
-    run_dir: Path, tokenizer: Vocabulary, *, k: int, shots: int, split: str, used: Collection[str]
+    run_dir: Path,
+    tokenizer: Vocabulary,
+    *,
+    k: int,
+    demonstrations: int,
+    split: str,
+    used: Collection[str],
 ) -> list[Examples]:
     """Return the examples of a run's aligned traces.
 
     Raises:
         UserError: as `read_corpus` and `examples`, which take the arguments.
     """
-    return examples(read_corpus(run_dir, split, k), tokenizer, k=k, shots=shots, used=used)
+    return examples(
+        read_corpus(run_dir, split, k), tokenizer, k=k, demonstrations=demonstrations, used=used
+    )
 
 
 def _prompts(
-    form: prompts.Format, pool: Sequence[Problem], shots: int
+    form: prompts.Format, pool: Sequence[Problem], demonstrations: int
 ) -> Callable[[int, np.random.Generator], str]:
     if not form.in_context:
         return lambda i, _: form.encoder_input(pool[i])
     questions = len({problem.question for problem in pool})
-    if questions <= shots:
+    if questions <= demonstrations:
         raise UserError(
-            f"more than {shots} questions to draw {shots} demonstrations from",
+            f"more than {demonstrations} questions to draw {demonstrations} demonstrations from",
             str(questions),
             f"harvest more problems or leave {form.name} out of the ratios",
         )
 
     def prompt(i: int, rng: np.random.Generator) -> str:
         seed = int(rng.integers(2**31))
-        return form.encoder_input(pool[i], prompts.draw(pool, pool[i], n=shots, seed=seed))
+        return form.encoder_input(
+            pool[i], prompts.draw(pool, pool[i], demonstrations=demonstrations, seed=seed)
+        )
 
     return prompt
 

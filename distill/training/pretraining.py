@@ -226,7 +226,7 @@ class InstructionBatches:
         source_length: tokens of an encoder row.
         length: tokens of a decoder row.
         seed: of the problems.
-        shots: demonstrations of an in-context example, of the same family.
+        demonstrations: solved examples in an in-context prompt, of the same family.
     """
 
     tokenizer: Tokenizer = dataclasses.field(repr=False)
@@ -236,7 +236,7 @@ class InstructionBatches:
     source_length: int
     length: int
     seed: int = 0
-    shots: int = 4
+    demonstrations: int = 4
 
     def __post_init__(self) -> None:
         _check_shares(self.shares, families())
@@ -254,10 +254,10 @@ class InstructionBatches:
             before = shown.setdefault(problem.source, {})
             others = [other for other in before.values() if other.question != problem.question]
             in_context = prompts.FORMATS[name].in_context
-            if not in_context or len(others) >= self.shots:
-                yield self._example(problem, name, others[: self.shots * in_context])
+            if not in_context or len(others) >= self.demonstrations:
+                yield self._example(problem, name, others[: self.demonstrations * in_context])
             newest = {problem.question: problem, **before}
-            shown[problem.source] = dict(itertools.islice(newest.items(), self.shots + 1))
+            shown[problem.source] = dict(itertools.islice(newest.items(), self.demonstrations + 1))
 
     def _example(self, problem: Problem, name: str, others: Sequence[Problem]) -> Example:
         text = prompts.FORMATS[name].encoder_input(problem, others)

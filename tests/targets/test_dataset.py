@@ -205,14 +205,19 @@ def test_what_is_too_long_is_dropped_and_counted_by_format(tmp_path, tokenizer):
 @given(
     st.lists(st.integers(0, 5), min_size=1, max_size=12), st.integers(1, 3), st.integers(0, 2**31)
 )
-def test_demonstrations_never_contain_the_question_itself(questions, shots, seed):
+def test_demonstrations_never_contain_the_question_itself(questions, demonstrations, seed):
     pool = [
         Problem(f"p/{i}", "s", "train", f"question {q}?", str(q), f"{q}. The answer is {q}")
         for i, q in enumerate(questions)
     ]
     corpus = examples.Corpus({p.problem_id: p for p in pool}, [], [])
-    made = {"tokenizer": None, "k": K, "shots": shots, "used": ["in_context_answer"]}
-    if len(set(questions)) <= shots:
+    made = {
+        "tokenizer": None,
+        "k": K,
+        "demonstrations": demonstrations,
+        "used": ["in_context_answer"],
+    }
+    if len(set(questions)) <= demonstrations:
         with pytest.raises(UserError, match=r"to draw . demonstrations from"):
             examples.examples(corpus, **made)
         return
@@ -221,7 +226,10 @@ def test_demonstrations_never_contain_the_question_itself(questions, shots, seed
         prompt = form.prompt(i, np.random.default_rng(seed))
         *shown, last = prompt.split("Q: ")[1:]
         assert last == f"question {q}?\nA:"
-        assert len({text.partition("\n")[0] for text in shown} | {f"question {q}?"}) == shots + 1
+        assert (
+            len({text.partition("\n")[0] for text in shown} | {f"question {q}?"})
+            == demonstrations + 1
+        )
 
 
 names = st.sampled_from(list(prompts.FORMATS))
@@ -253,7 +261,9 @@ def test_hard_targets_are_one_hot(ids, k):
 def test_each_pass_has_demonstrations_of_its_own(tokenizer):
     asked = problems(30)
     corpus = examples.Corpus({p.problem_id: p for p in asked}, [], [])
-    (form,) = examples.examples(corpus, tokenizer, k=K, shots=4, used=["in_context_answer"])
+    (form,) = examples.examples(
+        corpus, tokenizer, k=K, demonstrations=4, used=["in_context_answer"]
+    )
     made = list(examples.blocks(form, 0, passes=2, encode=tokenizer.encode, eos_id=1))
     prompts_of = [
         {tuple(ids) for ids in np.split(b["inputs"], np.cumsum(b["input_lengths"])[:-1])}

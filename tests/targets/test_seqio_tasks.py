@@ -133,7 +133,7 @@ def test_a_mixture_of_any_ratios_draws_from_the_cache(imported, cache, run_dir, 
     tokenizer = tokalign.SentencePieceTokenizer(STUDENT)
     # More of the answers than there are problems, so that they come again.
     counts = {"zero_shot_cot": 10, "zero_shot_answer": 30}
-    forms = examples.of_run(run_dir, tokenizer, k=K, shots=4, split="train", used=counts)
+    forms = examples.of_run(run_dir, tokenizer, k=K, demonstrations=4, split="train", used=counts)
     mixed = dataset.mixture(forms, counts, tokenizer, k=K, name=dataset.REGISTERED)
     options = {"split": "train", "shuffle": False, "seed": 0, "use_cached": True}
     drawn = mixed.get_dataset(None, **options, passthrough_features=["format"]).take(400)

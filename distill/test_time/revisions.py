@@ -33,7 +33,7 @@ from distill.test_time.verifier import best_step, held_out
 from distill.training import checkpoints
 from distill.training.losses import Pair, SampleMatching
 from distill.training.optimizers import AdamW, Constant, Optimizer
-from distill.training.pretraining import Example, pack
+from distill.training.packing import Example, pack
 from distill.training.train import Course, fit
 
 MOST_ATTEMPTS = 4

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -15,15 +15,13 @@ from distill.core.store import Stage
 from distill.core.vocabulary_digest import require_same
 from distill.problems.builtin import arithmetic
 from distill.text import prompts
+from distill.training.packing import Arrays, Example, Tower, arrays, pack
 
 SPLIT = "train"
 TEACHER_PROMPT = prompts.TeacherPrompt()
 # Problem seeds are laid out as (seed, step, number of the problem in its step).
 PROBLEMS_PER_STEP = 1 << 20
 STEPS_PER_SEED = 1 << 32
-MISSES = 8  # examples without room in any row after which a batch is full
-
-Arrays = Mapping[str, np.ndarray]
 
 
 @runtime_checkable
@@ -35,105 +33,6 @@ class Tokenizer(Protocol):
     @property
     def vocab_size(self) -> int: ...  # noqa: D102
     def encode(self, text: str) -> Sequence[int]: ...  # noqa: D102
-
-
-# --- Packing -----------------------------------------------------------------------------------
-
-
-class Example(NamedTuple):
-    """One text to learn: what the encoder reads, what the decoder writes and how much it counts.
-
-    The encoder's ids are empty for a decoder-only model.
-    """
-
-    source: Sequence[int]
-    target: Sequence[int]
-    weights: Sequence[float]
-
-
-def pack(examples: Iterator[Example], rows: int, length: int, source_length: int = 0) -> Arrays:
-    """Return a batch in which each example lies in the first row that has room for it.
-
-    With source ids [7, 8] and [5], targets [3, 9, 1] and [4, 1], one row of 6 and 4:
-
-    ```
-       encoder_input_tokens [7, 8, 5, 0]     decoder_target_tokens [3, 9, 1, 4, 1, 0]
-        encoder_segment_ids [1, 1, 2, 0]      decoder_input_tokens [0, 3, 9, 0, 4, 0]
-          encoder_positions [0, 1, 0, 0]       decoder_segment_ids [1, 1, 1, 2, 2, 0]
-                                                 decoder_positions [0, 1, 2, 0, 1, 0]
-                                              decoder_loss_weights [1, 1, 1, 1, 1, 0]
-    ```
-
-    Examples are taken until MISSES of them found no room; those are not in the batch.
-
-    Args:
-        examples: without end.
-        rows: of the batch.
-        length: of the decoder's rows.
-        source_length: of the encoder's rows; 0 makes no encoder arrays.
-
-    Raises:
-        ValueError: MISSES examples in a row are longer than an empty row.
-    """
-    target, source = Tower(rows, length), Tower(rows, source_length)
-    weights = np.zeros((rows, length), np.float32)
-    misses = 0
-    while misses < MISSES:
-        example = next(examples)
-        room = target.room(example.target) & source.room(example.source)
-        row = int(np.argmax(room))
-        if not room[row]:
-            misses += 1
-            continue
-        start = target.add(row, example.target)
-        weights[row, start : start + len(example.target)] = example.weights
-        source.add(row, example.source)
-    if not target.used.any():
-        raise ValueError(f"expected examples of at most {length} targets, got {MISSES} longer")
-    return _named(target, source if source_length else None, weights)
-
-
-class Tower:
-    """The rows of one tower while they fill."""
-
-    def __init__(self, rows: int, length: int) -> None:
-        self.tokens = np.zeros((rows, length), np.int32)
-        self.segments = np.zeros((rows, length), np.int32)
-        self.positions = np.zeros((rows, length), np.int32)
-        self.used = np.zeros(rows, np.int64)
-        self._count = np.zeros(rows, np.int64)
-        self._ramp = np.arange(length, dtype=np.int32)
-
-    def room(self, ids: Sequence[int]) -> np.ndarray:
-        """Return [rows] whether `ids` fit."""
-        return self.used + len(ids) <= self.tokens.shape[1]
-
-    def add(self, row: int, ids: Sequence[int]) -> int:
-        """Lay `ids` into a row as its next segment and return where they start."""
-        start = int(self.used[row])
-        place = row, slice(start, start + len(ids))
-        self._count[row] += 1
-        self.tokens[place] = ids
-        self.segments[place] = self._count[row]
-        self.positions[place] = self._ramp[: len(ids)]
-        self.used[row] += len(ids)
-        return start
-
-
-def _named(target: Tower, source: Tower | None, weights: np.ndarray) -> Arrays:
-    shifted = np.roll(target.tokens, 1, axis=1)
-    arrays = {
-        "decoder_target_tokens": target.tokens,
-        "decoder_input_tokens": np.where(target.positions > 0, shifted, 0),
-        "decoder_segment_ids": target.segments,
-        "decoder_positions": target.positions,
-        "decoder_loss_weights": weights,
-    }
-    if source is not None:
-        arrays["encoder_input_tokens"] = source.tokens
-        arrays["encoder_segment_ids"] = source.segments
-        arrays["encoder_positions"] = source.positions
-    return arrays
 
 
 # --- Texts -------------------------------------------------------------------------------------
@@ -334,7 +233,7 @@ class SpanCorruptionBatches:
         is_noise = mask(kept, cuts(rng, self.batch_size, noise, spans))
         source = self._replaced(pieces, is_noise)
         target = self._replaced(pieces, ~is_noise)
-        return _named(_full(target), _full(source), np.ones(target.shape, np.float32))
+        return arrays(Tower.of(target), Tower.of(source), np.ones(target.shape, np.float32))
 
     def _pieces(self, step: int, size: int) -> np.ndarray:
         """[batch, size] tokens; what is left of the last text is dropped with the step."""
@@ -372,14 +271,6 @@ def mask(kept: np.ndarray, noise: np.ndarray) -> np.ndarray:
     number = np.zeros((len(kept), starts[0, -1]), np.int64)
     np.put_along_axis(number, starts[:, :-1], 1, axis=1)
     return np.cumsum(number, axis=1) % 2 == 1
-
-
-def _full(rows: np.ndarray) -> Tower:
-    tower = Tower(*rows.shape)
-    tower.tokens[:] = rows
-    tower.segments[:] = 1
-    tower.positions[:] = np.arange(rows.shape[1])
-    return tower
 
 
 # --- The stage ---------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""T5X trains our student: our loss, optimizer and examples in its trainer instead of ours.
+"""T5X trains our student with our loss, optimizer and examples.
 
 T5X is on no package index; this module alone imports it, from its repository
 (github.com/google-research/t5x). The files of `gin_configs/t5x` bind what is here for
@@ -95,7 +95,7 @@ class DistillationModel(EncoderDecoderModel):
 
 
 def optimizer(*, optimizer: Optimizer) -> Any:
-    """Return one of our optimizers as T5X takes it; its schedule counts, T5X's is not asked."""
+    """Return one of our optimizers as T5X takes it; its schedule applies, T5X's does not."""
     return OptaxWrapper(optimizer.transformation())
 
 

@@ -16,13 +16,13 @@ from distill.text import prompts
 
 Encode = Callable[[str], Sequence[int]]
 
-# Examples that are made at once.
+# Examples of a block.
 BLOCK_EXAMPLES = 256
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Targets:
-    """What the decoder has to say: ids [T], candidates [T, k] and their probabilities [T, k]."""
+    """The decoder's targets: ids [T], candidates [T, k] and their probabilities [T, k]."""
 
     ids: np.ndarray
     top_ids: np.ndarray
@@ -44,11 +44,11 @@ def hard_targets(ids: Sequence[int], k: int) -> Targets:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
-    """What examples are made of.
+    """The problems and traces of the examples.
 
     Attributes:
         problems: of one split, by their id.
-        traces: sorted by problem and sample, so that no order on disk matters.
+        traces: sorted by problem and sample, whatever their order on disk.
         texts: the text of each trace.
     """
 
@@ -73,13 +73,15 @@ def read_corpus(run_dir: Path, split: str, k: int) -> Corpus:
     if not traces:
         raise UserError(f"aligned traces in {run_dir}", "none", "harvest more and align again")
     for trace in traces:
-        _refuse(trace, problems, split, k)
+        _require_fitting(trace, problems, split, k)
     keys = Shards(run_dir / "traces", Trace).keys("problem_id", "sample", "text")
     texts = {(problem_id, sample): text for problem_id, sample, text in keys}
     return Corpus(problems, traces, [texts[t.problem_id, t.sample] for t in traces])
 
 
-def _refuse(trace: AlignedTrace, problems: Mapping[str, Problem], split: str, k: int) -> None:
+def _require_fitting(
+    trace: AlignedTrace, problems: Mapping[str, Problem], split: str, k: int
+) -> None:
     if trace.problem_id not in problems:
         raise UserError(
             f"traces of {split} problems", f"one of {trace.problem_id}", "harvest that split"
@@ -118,7 +120,7 @@ def examples(
     is then also a demonstration to the other questions.
 
     Args:
-        corpus: what they are made of.
+        corpus: their problems and traces.
         tokenizer: the student's.
         k: candidates a position.
         demonstrations: solved examples in an in-context prompt.
@@ -193,16 +195,16 @@ def _prompts(
 def blocks(
     form: Examples, seed: int, *, passes: int, encode: Encode, eos_id: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the examples of a format, laid end to end as `features.task` draws them.
+    """Yield the examples of a format, concatenated as the docstring of `features.task` draws them.
 
     Each pass has an order and demonstrations of its own, which depend on the format and the seed.
 
     Args:
-        form: what to make.
+        form: the examples of one format.
         seed: of the orders and the demonstrations.
-        passes: how often each example comes.
+        passes: how often each example is repeated.
         encode: the student's.
-        eos_id: what ends inputs, as T5 has it; the targets have theirs already.
+        eos_id: ends the inputs, as in T5; the targets end in it already.
     """
     for epoch in range(passes):
         rng = np.random.default_rng((seed, zlib.crc32(form.name.encode()), epoch))

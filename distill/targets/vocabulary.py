@@ -45,14 +45,14 @@ def load(vocabulary: Vocabulary | str | Path) -> Vocabulary:
 
 
 def describe(tokenizer: Vocabulary) -> dict[str, Any]:
-    """Return what makes the tokenizer this one, as JSON and without its place on disk.
+    """Return what identifies the tokenizer, as JSON and without its path.
 
-    So a run that has moved, or that names the file in another way, is still the same run.
+    A run that has moved, or that names the file by another path, is then still the same run.
 
     Returns:
         `type`, `vocab_size` with sentinels, `eos_id`; `sha256` of the bytes of every token and of
-        how a probe of digits, blanks and folded characters is cut; and, where the tokenizer has a
-        `digest` as those of tokalign have, `vocabulary`: the SHA-256 of the whole content, scores,
+        the tokens of a probe of digits, whitespace and folded characters; and, if the tokenizer has
+        a `digest` as those of tokalign do, `vocabulary`: the SHA-256 of the whole content, scores,
         types and normaliser included.
     """
     digest = hashlib.sha256(repr(list(tokenizer.encode(_PROBE))).encode())
@@ -78,7 +78,7 @@ def setting(run_dir: Path, stage: str, tokenizer: Vocabulary) -> dict[str, Any]:
     Args:
         run_dir: the run.
         stage: whose setting it is.
-        tokenizer: what is described.
+        tokenizer: to be described.
     """
     described = describe(tokenizer)
     path = Path(run_dir) / "manifests" / f"{stage}.json"
@@ -93,14 +93,14 @@ def require_described(
 ) -> None:
     """Refuse a tokenizer whose vocabulary is not the one that a manifest describes.
 
-    Content is compared where both are of one kind and have its digest, else the bytes of all
-    tokens and how the probe is cut, which manifests of every version have.
+    Content is compared if both are of one type and have its digest; otherwise the bytes of all
+    tokens and the tokens of the probe, which manifests of every version have.
 
     Args:
-        described: of a manifest; empty where it describes none, which a warning reports.
-        tokenizer: what is to be used.
-        expected: whose vocabulary `described` is, for the sentence.
-        got: whose the tokenizer is.
+        described: of a manifest; empty if it describes none, which a warning reports.
+        tokenizer: to be compared with it.
+        expected: the holder of the vocabulary `described`, for the message.
+        got: the holder of the tokenizer, for the message.
         do: what the user can do.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Answers of checkpoints to problems, graded and counted; choosing one is select's part."""
+"""Answers of checkpoints to problems, graded and counted; `select` chooses a checkpoint."""
 
 import contextlib
 import dataclasses
@@ -136,8 +136,8 @@ class Options:
         """Return what decides an answer, for a manifest; optional settings only if they are set."""
         required = ("format", "grader", "max_tokens", "limit")
         optional = ("set_options", "voting", "wrap")
-        found = {name: getattr(self, name) for name in (*required, *optional)}
-        return {name: value for name, value in found.items() if value or name in required}
+        values = {name: getattr(self, name) for name in (*required, *optional)}
+        return {name: value for name, value in values.items() if value or name in required}
 
     def grader_names(self) -> set[str]:
         """Return the names of all graders that the sets need."""
@@ -159,18 +159,18 @@ def evaluate(
     voting: Voting | None = None,
     step: int = 0,
 ) -> Iterator[Prediction]:
-    """Ask every problem; cut and grade what comes as a teacher's traces are.
+    """Answer every problem; cut and grade the answers as a teacher's traces are.
 
     A prediction depends on its problem, the generator, the sampling and the voting alone.
 
     Args:
-        problems: what is asked.
-        generator: who answers.
+        problems: to be answered.
+        generator: the model that answers.
         format: a problem's prompt.
-        grader: how an answer is found and compared with the gold one.
+        grader: finds an answer and compares it with the gold one.
         graders: other graders, by set.
         sampling: greedy by default; with voting, its temperature and top_p are the voting's.
-        voting: how many samples vote; each problem is asked once where None.
+        voting: how many samples vote; each problem has one answer if None.
         step: the checkpoint that the generator runs.
 
     Returns:
@@ -184,10 +184,10 @@ def evaluate(
         place, sample = divmod(index, votes)
         waiting[place][sample] = completion
         if len(waiting[place]) == votes:
-            problem, came = problems[place], waiting.pop(place)
+            problem, samples = problems[place], waiting.pop(place)
             judge = (graders or {}).get(problem.source, grader)
-            asked = requests[place * votes : (place + 1) * votes]
-            traces = [_trace(problem, n, asked[n], came[n]) for n in range(votes)]
+            prompted = requests[place * votes : (place + 1) * votes]
+            traces = [_trace(problem, n, prompted[n], samples[n]) for n in range(votes)]
             yield _prediction(problem, traces, judge, step)
 
 
@@ -204,18 +204,18 @@ def _drawn(sampling: Sampling, voting: Voting | None) -> Sampling:
     return dataclasses.replace(sampling, temperature=voting.temperature, top_p=voting.top_p)
 
 
-def _trace(problem: Problem, sample: int, asked: Request, completion: Completion) -> Trace:
-    written = cut_after_answer(completion).traced()
+def _trace(problem: Problem, sample: int, request: Request, completion: Completion) -> Trace:
+    fields = cut_after_answer(completion).traced()
     if completion.finish_reason == "too_long":
         logger.warning("%s is longer than the generator reads", problem.problem_id)
-    return Trace(problem.problem_id, sample, asked.prompt, **written, model="", seed=asked.seed)
+    return Trace(problem.problem_id, sample, request.prompt, **fields, model="", seed=request.seed)
 
 
 def _prediction(problem: Problem, traces: Sequence[Trace], judge: Judge, step: int) -> Prediction:
     verdicts = list(check(traces, [problem], judge))
     chosen = majority(verdicts, judge)
-    found = (traces[chosen].text, verdicts[chosen].outcome, verdicts[chosen].answer)
-    return Prediction(step, problem.problem_id, problem.source, problem.split, *found)
+    answer = (traces[chosen].text, verdicts[chosen].outcome, verdicts[chosen].answer)
+    return Prediction(step, problem.problem_id, problem.source, problem.split, *answer)
 
 
 def majority(verdicts: Sequence[Verdict], judge: Judge) -> int:
@@ -241,30 +241,31 @@ def tally(predictions: Iterable[Prediction]) -> dict[int, dict[str, Accuracy]]:
         >>> tally([Prediction(0, "svamp/report/1", "svamp", "report", "It is 3", "right", "3")])
         {0: {'svamp': Accuracy(correct=1, n=1)}}
     """
-    found: dict[int, dict[str, Accuracy]] = {}
+    counts: dict[int, dict[str, Accuracy]] = {}
     for prediction in predictions:
-        of_step = found.setdefault(prediction.step, {})
+        of_step = counts.setdefault(prediction.step, {})
         one = Accuracy(int(prediction.outcome == "right"), 1)
         before = of_step.get(prediction.source)
         of_step[prediction.source] = before + one if before else one
-    return found
+    return counts
 
 
-def ask(
+def predict(
     problems: Sequence[Problem],
     steps: Sequence[int],
-    student: Callable[[int], Generator],
+    generators: Callable[[int], Generator],
     sink: Shards[Prediction],
-    **how: Any,
+    **arguments: Any,
 ) -> None:
-    """Write the predictions of every step that an earlier start has not written.
+    """Write the predictions of every step that are not in the sink yet.
 
     Args:
-        problems: what every step is asked.
+        problems: the same for every step.
         steps: the checkpoints.
-        student: the generator of a checkpoint, made only where something is left to ask.
-        sink: where the predictions go; what it holds of a step and a problem is not asked again.
-        how: the other arguments of `evaluate`.
+        generators: from a checkpoint's step to its generator, called only if predictions are
+            missing.
+        sink: receives the predictions.
+        arguments: the other arguments of `evaluate`.
     """
     done = sink.keys("step", "problem_id")
     for step in steps:
@@ -272,7 +273,7 @@ def ask(
         if not left:
             continue
         predictions = progress(
-            evaluate(left, student(step), step=step, **how),
+            evaluate(left, generators(step), step=step, **arguments),
             name=f"step {step}",
             total=len(problems),
             done=len(problems) - len(left),
@@ -290,12 +291,12 @@ def choose(
     Raises:
         UserError: there are none.
     """
-    found: dict[str, list[Problem]] = {}
+    by_set: dict[str, list[Problem]] = {}
     for problem in problems:
-        of_set = found.setdefault(problem.source, [])
+        of_set = by_set.setdefault(problem.source, [])
         if problem.split in splits and (limit is None or len(of_set) < limit):
             of_set.append(problem)
-    chosen = [problem for of_set in found.values() for problem in of_set]
+    chosen = [problem for of_set in by_set.values() for problem in of_set]
     if not chosen:
         raise UserError(
             f"problems of split {' or '.join(splits)}", "none", "add such a set to stage problems"
@@ -306,12 +307,12 @@ def choose(
 def prompt(name: str, train: Iterable[Problem]) -> Callable[[Problem], str]:
     """Return a format as a function from a problem to its prompt.
 
-    The in-context formats show train problems, which a problem's id draws, so that a problem has
-    one prompt whatever is asked beside it.
+    The in-context formats show train problems, which a problem's id draws, so that a problem
+    always has the same prompt.
 
     Args:
         name: one of `prompts.FORMATS`.
-        train: what demonstrations are drawn from; a chain format shows those that have a chain.
+        train: problems for the demonstrations; a chain format takes those that have a chain.
 
     Raises:
         UserError: there is no such format, or too few problems to show.
@@ -324,7 +325,7 @@ def prompt(name: str, train: Iterable[Problem]) -> Callable[[Problem], str]:
     few = prompts.DEMONSTRATIONS
     if len({problem.question for problem in pool}) <= few:
         raise UserError(
-            f"more than {few} train problems to show", str(len(pool)), "ask a zero-shot format"
+            f"more than {few} train problems to show", str(len(pool)), "choose a zero-shot format"
         )
     return lambda problem: format.encoder_input(problem, prompts.draw(pool, problem, seed=0))
 
@@ -332,12 +333,12 @@ def prompt(name: str, train: Iterable[Problem]) -> Callable[[Problem], str]:
 def students(
     run_dir: Path, batch_size: int, *, start: str | None = None, tensor: int = 1
 ) -> Callable[[int], Generator]:
-    """Return what makes the generator of a checkpoint; all share one compiled program.
+    """Return the function from a step to its checkpoint's generator; all share one program.
 
     Args:
         run_dir: the run, whose checkpoints are taken; step 0 is the start itself.
         batch_size: problems decoded together.
-        start: the directory of the start; where train found it if None.
+        start: the directory of the start; the one that stage `train` recorded if None.
         tensor: devices that share a copy of the parameters.
 
     Raises:
@@ -479,7 +480,7 @@ def _fill(
         judges = {
             name: stack.enter_context(graders.opened(name)) for name in options.grader_names()
         }
-        ask(
+        predict(
             choose(every, splits, options.limit),
             steps,
             generators,
@@ -494,8 +495,8 @@ def _fill(
         again = tally(_graded_again(sink, every, beside))
     accuracy = tally(sink)
     for step, of_step in sorted(accuracy.items()):
-        told = ", ".join(f"{name} {value}" for name, value in sorted(of_step.items()))
-        logger.info("step %d: %s", step, told)
+        line = ", ".join(f"{name} {value}" for name, value in sorted(of_step.items()))
+        logger.info("step %d: %s", step, line)
     return {
         "checkpoints": len(steps),
         "predictions": len(sink),
@@ -516,12 +517,12 @@ def _graded_again(
     predictions: Iterable[Prediction], problems: Iterable[Problem], beside: Mapping[str, Judge]
 ) -> Iterator[Prediction]:
     """Yield the predictions of sets with a second grader, with its outcome."""
-    asked = {problem.problem_id: problem for problem in problems if problem.source in beside}
+    graded = {problem.problem_id: problem for problem in problems if problem.source in beside}
     for prediction in predictions:
-        if prediction.problem_id in asked:
+        if prediction.problem_id in graded:
             judge, outcome = beside[prediction.source], prediction.outcome
             if outcome in _FINISHED:
-                gold = getattr(asked[prediction.problem_id], judge.field)
+                gold = getattr(graded[prediction.problem_id], judge.field)
                 outcome, _, _ = judge(prediction.text, gold)
             yield dataclasses.replace(prediction, outcome=outcome)
 

@@ -1,4 +1,4 @@
-"""A random start for a student of any shape and vocabulary; it trains nothing."""
+"""A random start for a student of any shape and vocabulary."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def run(
 ) -> dict[str, Any]:
     """Draw a student's first parameters and write them with its vocabulary into RUN_DIR/start.
 
-    `train` takes it from there where it is given no other start.
+    `train` starts from it unless another start is bound.
 
     Args:
         run_dir: the run.

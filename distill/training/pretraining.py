@@ -1,4 +1,4 @@
-"""Batches from which the built-in starts learn, made on the fly; JAX is imported by `run` alone."""
+"""Batches that train the built-in starts, generated step by step; `run` alone imports JAX."""
 
 import dataclasses
 import itertools
@@ -26,7 +26,7 @@ STEPS_PER_SEED = 1 << 32
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What is asked of a vocabulary here; those of `tokalign.tokenizers` have it."""
+    """The part of a tokenizer that batches need; those of `tokalign.tokenizers` have it."""
 
     @property
     def eos_id(self) -> int: ...  # noqa: D102
@@ -38,8 +38,8 @@ class Tokenizer(Protocol):
 # --- Texts -------------------------------------------------------------------------------------
 
 
-def drawn(shares: Mapping[str, float], seed: int, step: int) -> Iterator[Problem]:
-    """Yield the train problems of a step, without end, families drawn by their shares."""
+def training_problems(shares: Mapping[str, float], seed: int, step: int) -> Iterator[Problem]:
+    """Yield the train problems of a step, endlessly, with families sampled by their shares."""
     first = (seed * STEPS_PER_SEED + step) * PROBLEMS_PER_STEP
     picks = _picks(shares, np.random.default_rng((seed, step)))
     for number, family in enumerate(picks, first):
@@ -73,7 +73,7 @@ class LanguageModelBatches:
     """Questions with their chains for a decoder-only teacher, packed.
 
     A document is the zero-shot prompt, a newline, the chain and EOS. Prompt and chain are cut into
-    tokens apart, as they are when the teacher is asked.
+    tokens separately, as they are when the teacher generates.
 
     ```
     Q: Tom has 3 cups and buys 2 more. How many cups has he?
@@ -103,7 +103,7 @@ class LanguageModelBatches:
 
     def batch(self, step: int) -> Arrays:
         """Return the arrays of step `step`; leading axis batch."""
-        problems = drawn(self.shares, self.seed, step)
+        problems = training_problems(self.shares, self.seed, step)
         return pack(map(self._example, problems), self.batch_size, self.length)
 
     def _example(self, problem: Problem) -> Example:
@@ -148,7 +148,7 @@ class InstructionBatches:
     def _examples(self, step: int) -> Iterator[Example]:
         rng = np.random.default_rng((self.seed, step, 1))
         shown: dict[str, dict[str, Problem]] = {}
-        problems = drawn(self.shares, self.seed, step)
+        problems = training_problems(self.shares, self.seed, step)
         for problem, name in zip(problems, _picks(self.formats, rng), strict=False):
             before = shown.setdefault(problem.source, {})
             others = [other for other in before.values() if other.question != problem.question]
@@ -215,13 +215,13 @@ class SpanCorruptionBatches:
     @property
     def sizes(self) -> tuple[int, int, int]:
         """Tokens of a piece, of them noise, and spans."""
-        found = (1, 0, 0)
+        sizes = (1, 0, 0)
         for size in itertools.count(2):
             noise = min(max(round(size * self.noise), 1), size - 1)
             spans = min(max(round(noise / self.mean_span), 1), noise, size - noise)
             if size - noise + spans + 1 > self.source_length:
-                return found
-            found = size, noise, spans
+                return sizes
+            sizes = size, noise, spans
         raise AssertionError
 
     def batch(self, step: int) -> Arrays:
@@ -238,7 +238,7 @@ class SpanCorruptionBatches:
     def _pieces(self, step: int, size: int) -> np.ndarray:
         """[batch, size] tokens; what is left of the last text is dropped with the step."""
         ids: list[int] = []
-        for problem in drawn(self.shares, self.seed, step):
+        for problem in training_problems(self.shares, self.seed, step):
             ids += self.tokenizer.encode(TEACHER_PROMPT(problem.question))
             ids += self.tokenizer.encode(prompts.FORMATS["zero_shot_cot"].target(problem))
             if len(ids) >= self.batch_size * size:
@@ -313,7 +313,7 @@ def run(
     keep_last: int | None = 3,
     tensorboard: bool = False,
 ) -> dict[str, Any]:
-    """Train a start on batches made on the fly and write it where `weights.load` finds it.
+    """Train a start on generated batches and write it for `weights.load`.
 
     Args:
         run_dir: receives checkpoints and metrics.jsonl.
@@ -324,8 +324,8 @@ def run(
         optimizer: of `distill.training.optimizers`.
         steps: optimizer steps in all.
         save_every: steps between checkpoints.
-        loss: likelihood of the targets where None.
-        start: directory of a model of the same shape to start from; drawn from the seed where None.
+        loss: likelihood of the targets if None.
+        start: directory of a model of the same shape to start from; random from the seed if None.
         dtype: in which the parameters are written.
         extra_ids: sentinels of a SentencePiece vocabulary.
         seed: of the first parameters and of dropout.
@@ -333,11 +333,11 @@ def run(
         steps_per_call: optimizer steps compiled into one call, to save dispatches.
         log_every: steps between fetches of the figures.
         workers: processes that make batches; 0 makes them in a thread.
-        keep_last: checkpoints kept; all where None.
+        keep_last: checkpoints kept; all if None.
         tensorboard: write event files too.
 
     Returns:
-        `steps`, `tokens`, `loss_first`, `loss_last` as `train.fit` says, and `parameters`.
+        `steps`, `tokens`, `loss_first`, `loss_last` as `train.fit` returns them, and `parameters`.
 
     Raises:
         UserError: a file is missing, the start has another shape or another vocabulary, or the

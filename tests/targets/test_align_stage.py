@@ -70,11 +70,11 @@ def test_the_result_does_not_depend_on_processes_or_the_order_of_shards(tmp_path
     assert_same(rows(tmp_path / "one"), rows(tmp_path / "two"))
 
 
-def test_a_stopped_stage_goes_on_and_ends_with_the_same_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(align, "SHARD_TRACES", 4)
+def test_a_stopped_stage_resumes_and_ends_with_the_same_rows(tmp_path, monkeypatch):
+    settings = {"vocabulary": STUDENT, "k": K, "processes": 1, "shard_traces": 4}
     for name in ("whole", "stopped"):
         world(tmp_path / name)
-    whole = align.run(run_dir=tmp_path / "whole", vocabulary=STUDENT, k=K, processes=1)
+    whole = align.run(run_dir=tmp_path / "whole", **settings)
     calls = []
 
     def stops(traces, *arguments, **options):
@@ -86,10 +86,10 @@ def test_a_stopped_stage_goes_on_and_ends_with_the_same_rows(tmp_path, monkeypat
     work = tokalign.project_batch
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(tokalign, "project_batch", stops)
-        align.run(run_dir=tmp_path / "stopped", vocabulary=STUDENT, k=K, processes=1)
+        align.run(run_dir=tmp_path / "stopped", **settings)
     assert not manifest_is_complete(tmp_path / "stopped")
     assert len(rows(tmp_path / "stopped")) == 8
-    stopped = align.run(run_dir=tmp_path / "stopped", vocabulary=STUDENT, k=K, processes=1)
+    stopped = align.run(run_dir=tmp_path / "stopped", **settings)
     assert stopped == whole
     assert_same(rows(tmp_path / "stopped"), rows(tmp_path / "whole"))
 
@@ -161,7 +161,7 @@ def test_a_trace_that_is_too_long_is_left_out_by_name_and_counted(tmp_path, capl
     summary = align.run(**options, max_tokens=200)
     assert summary["dropped"] == {"too_long": 1} and summary["kept"] == 2
     assert summary["too_long"] == [f"{asked[1].problem_id} sample 0"]
-    assert f"{asked[1].problem_id} sample 0 is left out: " in caplog.text
+    assert f"{asked[1].problem_id} sample 0 is skipped: " in caplog.text
     assert {key[0] for key in rows(tmp_path)} == {asked[0].problem_id, asked[2].problem_id}
     assert soundness.check(tmp_path).faults == []
 

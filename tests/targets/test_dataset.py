@@ -157,7 +157,7 @@ def test_a_stopped_stage_starts_over_and_a_complete_one_does_nothing(tmp_path, m
     aligned(tmp_path / "stopped")
     options = {"ratios": {"zero_shot_cot": 1}, **OPTIONS, "target_length": 90}
     whole = dataset.run(run_dir=tmp_path / "whole", **options)
-    monkeypatch.setattr(dataset, "SHARD_ROWS", 2)
+    options["shard_rows"] = 2
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(dataset, "progress", stops_after_three)
         dataset.run(run_dir=tmp_path / "stopped", **options)

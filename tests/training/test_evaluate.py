@@ -26,11 +26,11 @@ from distill.training.evaluate import (
     Options,
     SetOptions,
     Voting,
-    ask,
     choose,
     evaluate,
     final,
     majority,
+    predict,
     prompt,
     run,
     tally,
@@ -102,12 +102,12 @@ def test_neither_order_nor_batches_of_problems_change_a_prediction(order, cut):
 def test_a_resumed_evaluation_asks_what_is_missing_and_gives_the_same(tmp_path_factory, done):
     problems, steps = [problem(number) for number in range(8)], (0, 50)
     whole = Shards(tmp_path_factory.mktemp("whole"), Prediction)
-    ask(problems, steps, lambda step: Adder(step), whole, **HOW)
+    predict(problems, steps, lambda step: Adder(step), whole, **HOW)
     left = Shards(tmp_path_factory.mktemp("resumed"), Prediction)
     for step, number in done:
         left.append(evaluate([problems[number]], Adder(step), step=step, **HOW))
     adders = {step: Adder(step) for step in steps}
-    ask(problems, steps, adders.__getitem__, left, **HOW)
+    predict(problems, steps, adders.__getitem__, left, **HOW)
     assert len(left) == len(whole) == 16
     assert set(left) == set(whole)
     assert sum(len(adder.asked) for adder in adders.values()) == 16 - len(done)
@@ -115,12 +115,12 @@ def test_a_resumed_evaluation_asks_what_is_missing_and_gives_the_same(tmp_path_f
 
 def test_a_step_with_nothing_left_makes_no_generator(tmp_path):
     sink = Shards(tmp_path, Prediction)
-    ask([problem(1)], [0], lambda step: Adder(), sink, **HOW)
+    predict([problem(1)], [0], lambda step: Adder(), sink, **HOW)
 
     def refuse(step):
         raise AssertionError(step)
 
-    ask([problem(1)], [0], refuse, sink, **HOW)
+    predict([problem(1)], [0], refuse, sink, **HOW)
     assert len(sink) == 1
 
 

@@ -116,7 +116,7 @@ def ours(options: argparse.Namespace, *, remat: bool, fused: bool) -> Iterator[S
     rows = placement.batch_layout(arrays, mesh)
     advance = compiled(model, Chunked(DistributionMatching()), optimizer, 1, layout)
     placement.require_room(advance, layout, placement.stacked(rows, 1), key)
-    state = placement.begin(params, layout, optimizer)
+    state = placement.initial_state(params, layout, optimizer)
     del params
 
     def step() -> float:

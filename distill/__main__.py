@@ -136,6 +136,7 @@ def _help(command: str | None) -> str:
         lines += ["tools:", *(f"  {name:<13} {_summary(TOOLS[name])}" for name in TOOLS)]
         return f"{_parser().format_help()}\nstages:\n{whole}\n" + "\n".join(lines)
     docstring, arguments = _docstring(command)
+    arguments = [line for argument in arguments for line in _with_fields(command, argument)]
     bound = "\n".join(f"  --gin.{argument}" for argument in arguments)
     usage = f"usage: distill {command} --run_dir=DIR [--gin_file=FILE] [--gin.NAME=VALUE]"
     return f"{usage}\n\n{docstring}\n\ngin binds:\n{bound}"
@@ -157,6 +158,27 @@ def _docstring(command: str) -> tuple[str, list[str]]:
     prefix = f"{module.rpartition('.')[2]}.{function}"
     names = [f"{prefix}.{a.arg}{default}" for a, default in pairs if a.arg != "run_dir"]
     return ast.get_docstring(node) or "", names
+
+
+def _with_fields(command: str, argument: str) -> list[str]:
+    """Return a stage's argument; `options`, of the module's class Options, with its fields."""
+    module, function = STAGES[command]
+    name = module.rpartition(".")[2]
+    if not argument.startswith(f"{name}.{function}.options="):
+        return [argument]
+    (options,) = (
+        node
+        for node in _parsed(module).body
+        if isinstance(node, ast.ClassDef) and node.name == "Options"
+    )
+    fields = [node for node in options.body if isinstance(node, ast.AnnAssign)]
+    defaults = ((f.target, f.value) for f in fields if f.value is not None)
+    lines = [
+        f"{name}.Options.{ast.unparse(field)}="
+        + ("{}" if isinstance(default, ast.Call) else ast.unparse(default))
+        for field, default in defaults
+    ]
+    return [f"{name}.{function}.options=@{name}.Options()", *lines]
 
 
 def _summary(module: str) -> str:

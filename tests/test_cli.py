@@ -80,6 +80,14 @@ def test_every_stage_says_what_it_does_and_what_gin_binds(stage, capsys):
     )
 
 
+@pytest.mark.parametrize("stage", ["evaluate", "final"])
+def test_help_lists_the_options_that_evaluate_and_final_share(stage, capsys):
+    assert main([stage, "--help"]) == 0
+    text = capsys.readouterr().out.split("gin binds:")[1]
+    assert ".options=@evaluate.Options()" in text
+    assert "--gin.evaluate.Options.max_tokens=256" in text and "Options.set_options={}" in text
+
+
 def test_the_users_own_problems_are_read(tmp_path, questions):
     arguments = [gin_file(tmp_path, sources(questions)), "--run_dir=out"]
     assert distill("problems", *arguments, cwd=tmp_path).returncode == 0

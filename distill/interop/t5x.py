@@ -1,4 +1,4 @@
-"""T5X trains our student: our loss, optimizer and examples in its trainer instead of ours.
+"""T5X trains our student with our loss, optimizer and examples.
 
 T5X is on no package index; this module alone imports it, from its repository
 (github.com/google-research/t5x). The files of `gin_configs/t5x` bind what is here for
@@ -20,7 +20,7 @@ from t5x.models import EncoderDecoderModel  # pyright: ignore[reportMissingImpor
 from t5x.optimizers import OptaxWrapper  # pyright: ignore[reportMissingImports]
 
 from distill.targets import dataset
-from distill.targets import vocabulary as students
+from distill.targets import vocabulary as vocabularies
 from distill.targets.examples import of_run
 from distill.targets.features import DistillationFeatureConverter, leave_accelerators_alone
 from distill.training.losses import DistributionMatching, Loss
@@ -95,20 +95,20 @@ class DistillationModel(EncoderDecoderModel):
 
 
 def optimizer(*, optimizer: Optimizer) -> Any:
-    """Return one of our optimizers as T5X takes it; its schedule counts, T5X's is not asked."""
+    """Return one of our optimizers as T5X takes it; its schedule applies, T5X's does not."""
     return OptaxWrapper(optimizer.transformation())
 
 
-def vocabulary(*, student: str | Path) -> seqio.Vocabulary:
-    """Return a student's vocabulary as the examples of `mixture` are of it."""
-    tokenizer = students.load(student)
+def vocabulary(*, vocabulary: str | Path) -> seqio.Vocabulary:
+    """Return the student's vocabulary as seqio describes the examples of `mixture`."""
+    tokenizer = vocabularies.load(vocabulary)
     return seqio.PassThroughVocabulary(tokenizer.vocab_size, eos_id=tokenizer.eos_id)
 
 
 def mixture(
     *,
     run_dir: str | Path,
-    student: str | Path,
+    vocabulary: str | Path,
     ratios: Mapping[str, float] = dataset.EQUAL_RATIOS,
     k: int = 5,
     demonstrations: int = 4,
@@ -119,7 +119,7 @@ def mixture(
 
     Args:
         run_dir: the run; its stage `align` is complete.
-        student: the vocabulary that it was given.
+        vocabulary: the one that `align` was given.
         ratios: share of each format among the examples, up to a factor.
         k: candidates a position, as `align` kept them.
         demonstrations: examples in an in-context prompt.
@@ -135,9 +135,11 @@ def mixture(
         ValueError: seqio has a mixture of this name.
     """
     leave_accelerators_alone()
-    tokenizer = students.load(student)
+    tokenizer = vocabularies.load(vocabulary)
     dataset.require_aligned(Path(run_dir), tokenizer, k)
-    forms = of_run(Path(run_dir), tokenizer, k=k, shots=demonstrations, split=split, used=ratios)
+    forms = of_run(
+        Path(run_dir), tokenizer, k=k, demonstrations=demonstrations, split=split, used=ratios
+    )
     counts = dataset.shares({form.name: form.size for form in forms}, ratios)
     seqio.MixtureRegistry.add_provider(
         name, dataset.mixture(forms, counts, tokenizer, k=k, name=name)

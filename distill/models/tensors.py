@@ -125,7 +125,7 @@ def read(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file is missing, no regular file, cut short or of another format.
     """
-    with files.opened(path) as file:
+    with files.open_regular(path) as file:
         header, start = _header(path, file)
         size = os.fstat(file.fileno()).st_size
     header.pop("__metadata__", None)

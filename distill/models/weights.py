@@ -242,7 +242,7 @@ def read(directory: Path) -> tuple[Model, Tensors, Vocabulary]:
     path = files.beside(directory, file)
     tensors = safetensors.read(directory / WEIGHTS)
     require_shapes(model, tensors, directory)
-    with files.opened(path):
+    with files.open_regular(path):
         tensors = {
             name: tensor.finite(f"{name} of {directory}") for name, tensor in tensors.items()
         }

@@ -1,11 +1,12 @@
-"""Carry the right traces to the student's vocabulary through tokalign; how is tokalign's own."""
+"""Alignment of the right traces to the student's vocabulary; the algorithm lives in tokalign."""
 
+import functools
 import itertools
 import logging
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,16 @@ from distill.core.progress import progress
 from distill.core.records import AlignedTrace, Problem, Trace, Verdict
 from distill.core.store import Shards, Stage
 from distill.targets import unknowns
-from distill.targets import vocabulary as students
-from distill.targets.vocabulary import Student
+from distill.targets import vocabulary as vocabularies
+from distill.targets.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 Key = tuple[str, int]
 Pair = dict[str, float]
 
-# Traces of a shard: what a kill may lose, and what is in memory at once.
 # Files and folders of a run directory that the stage fills, as patterns.
 OUTPUTS = ("aligned",)
+# Traces of a shard, which are in memory at once; a killed start loses at most one shard.
 SHARD_TRACES = 4096
 TOO_LONG = "too_long"
 BYTES_PER_TOKEN = 16  # a trace of fewer tokens than its text suggests is as long as its text
@@ -35,7 +36,7 @@ _NAMED = 20  # traces that the summary names
 
 def align(
     traces: Iterable[Trace],
-    student: tokalign.Tokenizer,
+    vocabulary: tokalign.Tokenizer,
     *,
     rule: str = "marginal",
     cross_whitespace: bool = True,
@@ -45,25 +46,25 @@ def align(
 ) -> Iterator[AlignedTrace]:
     """Yield each trace in the student's tokens with the teacher's distributions, in order.
 
-    A trace that tokalign refuses, such as one with a token of unknown log-probability, is left out
+    A trace that tokalign refuses, such as one with a token of unknown log-probability, is skipped
     and logged with the reason.
 
     Args:
-        traces: what to carry over.
-        student: a tokalign tokenizer.
+        traces: the teacher's.
+        vocabulary: the student's, as a tokalign tokenizer.
         rule: "marginal" or "paper", as in tokalign.project.
-        cross_whitespace: whether mass passes over blanks that the student drops.
+        cross_whitespace: whether mass passes over whitespace that the student drops.
         k: candidates kept a position; mass cut off counts as beyond the teacher's top k.
-        continuations: how the teacher's candidates go on, as in tokalign.project.
-        processes: how many work at it; the result does not depend on them.
+        continuations: how the teacher's candidates continue, as in tokalign.project.
+        processes: workers; the result does not depend on them.
 
     Raises:
         ValueError: an unknown rule.
     """
-    pairs = [(trace, taught) for trace in traces if (taught := _taught(trace))]
+    pairs = [(trace, source) for trace in traces if (source := _teacher_trace(trace))]
     projections = tokalign.project_batch(
-        [taught for _, taught in pairs],
-        student,
+        [source for _, source in pairs],
+        vocabulary,
         rule=rule,
         cross_whitespace=cross_whitespace,
         k=k,
@@ -82,7 +83,7 @@ def align(
         )
 
 
-def _taught(trace: Trace) -> tokalign.TeacherTrace | None:
+def _teacher_trace(trace: Trace) -> tokalign.TeacherTrace | None:
     try:
         return tokalign.TeacherTrace.of(trace)
     except ValueError as error:
@@ -111,7 +112,7 @@ def right_traces(
 
 
 def summarise(
-    aligned: Iterable[AlignedTrace], outcomes: Mapping[Key, str], student: tokalign.Tokenizer
+    aligned: Iterable[AlignedTrace], outcomes: Mapping[Key, str], vocabulary: tokalign.Tokenizer
 ) -> dict[str, Any]:
     """Count traces, tokens, and the positions that have a distribution.
 
@@ -121,7 +122,7 @@ def summarise(
         `lost_beyond_top_k` and `lost_unspellable` (mass over positions with a distribution);
         `kinds` (positions by the name of their tokalign.Kind).
     """
-    digits = _spells_digit(student)
+    digits = _spells_digit(vocabulary)
     kinds = np.zeros((2, len(tokalign.Kind)), np.int64)
     lost, kept = np.zeros(2), 0
     for trace in aligned:
@@ -152,16 +153,16 @@ def _pair(total: Any, count: Any) -> Pair:
     return {"sum": round(total.item(), 6), "count": count.item()}
 
 
-def _spells_digit(student: tokalign.Tokenizer) -> np.ndarray:
+def _spells_digit(vocabulary: tokalign.Tokenizer) -> np.ndarray:
     """Return bool [vocab]: whether the token has a digit."""
-    spelled = (student.token_bytes(token_id) for token_id in range(student.vocab_size))
+    spelled = (vocabulary.token_bytes(token_id) for token_id in range(vocabulary.vocab_size))
     return np.array([any(48 <= byte < 58 for byte in token) for token in spelled])
 
 
 def run(
     *,
     run_dir: Path,
-    student: Student | str | Path,
+    vocabulary: Vocabulary | str | Path,
     rule: str = "marginal",
     cross_whitespace: bool = True,
     k: int = 5,
@@ -169,37 +170,42 @@ def run(
     processes: int | None = None,
     max_tokens: int = 4096,
     max_unk_share: float = unknowns.MAX_SHARE,
+    shard_traces: int = SHARD_TRACES,
 ) -> dict[str, Any]:
-    """Fill RUN_DIR/aligned from the right traces; go on where an earlier start stopped.
+    """Fill RUN_DIR/aligned from the right traces; resume an earlier start.
 
     Args:
         run_dir: the run directory; its stages `harvest` and `check` are complete.
-        student: a tokalign tokenizer or the path of a SentencePiece model.
+        vocabulary: the student's: a tokalign tokenizer or the path of a SentencePiece model.
         rule: "marginal" or "paper".
-        cross_whitespace: whether mass passes over blanks that the student drops.
+        cross_whitespace: whether mass passes over whitespace that the student drops.
         k: candidates kept a position.
-        continuations: right traces to learn from how the teacher's candidates go on, drawn by
-            their keys; 0 reads each as if it ended there. The rule "paper" has no use for them.
-        processes: how many work at it, all cores by default.
+        continuations: right traces, drawn by their keys, on which the continuations of the
+            teacher's candidates are fitted; 0 takes each candidate as if the text ended there.
+            The rule "paper" does not use them.
+        processes: workers; one for each core by default.
         max_tokens: of a trace, in the teacher's tokens or 16 bytes of text each; a longer one is
-            left out by name and counted as too long.
+            skipped, named and counted as too long.
+        shard_traces: traces of a shard.
         max_unk_share: most `<unk>` among the student's tokens of the questions, of the chains and
             of the answers; above 0.01 there is a warning.
 
     Raises:
         UserError: an input is not complete, no such rule or vocabulary, no trace is right and short
-            enough, or the student cannot spell too much of the texts.
+            enough, or too many tokens of the texts are `<unk>`.
     """
-    run_dir, tokenizer = Path(run_dir), students.load(student)
+    run_dir, tokenizer = Path(run_dir), vocabularies.load(vocabulary)
     unknowns.require_bound(max_unk_share)
     if max_tokens < 1:
         raise UserError("max_tokens of at least 1", str(max_tokens), "raise it")
     if rule not in ("marginal", "paper"):
         raise UserError("a rule of marginal, paper", str(rule), "name one of them")
-    options: dict[str, Any] = {"rule": rule, "cross_whitespace": cross_whitespace, "k": k}
-    learnt = continuations if rule == "marginal" else 0
-    described = students.setting(run_dir, "align", tokenizer)
-    settings = {"student": described, **options, "continuations": learnt}
+    if shard_traces < 1:
+        raise UserError("shard_traces of at least 1", str(shard_traces), "raise it")
+    fitted = continuations if rule == "marginal" else 0
+    projection = {"rule": rule, "cross_whitespace": cross_whitespace, "k": k}
+    described = vocabularies.setting(run_dir, "align", tokenizer)
+    settings = {"vocabulary": described, **projection, "continuations": fitted}
     with Stage.open(
         run_dir, "align", settings=settings, inputs=["harvest", "check"], outputs=OUTPUTS
     ) as stage:
@@ -207,50 +213,56 @@ def run(
             return stage.summary
         traces = Shards(run_dir / "traces", Trace)
         outcomes, long = _without_long(traces, _outcomes(run_dir), max_tokens)
-        found = _unknown(run_dir, traces, outcomes, tokenizer)
-        spelt = unknowns.require(found, max_unk_share, "align")
+        counts = _unknown(run_dir, traces, outcomes, tokenizer)
+        unknown = unknowns.require(counts, max_unk_share, "align")
         shards = Shards(run_dir / "aligned", AlignedTrace)
-        if learnt:
-            options["continuations"] = _learn(traces, outcomes, tokenizer, learnt)
-        options["processes"] = processes or len(os.sched_getaffinity(0))
-        _fill(shards, traces, outcomes, tokenizer, options)
-        stage.finish(**summarise(shards, outcomes, tokenizer), **spelt, **long)
+        align_chunk = functools.partial(
+            align,
+            vocabulary=tokenizer,
+            rule=rule,
+            cross_whitespace=cross_whitespace,
+            k=k,
+            continuations=_fit(traces, outcomes, tokenizer, fitted) if fitted else None,
+            processes=processes or len(os.sched_getaffinity(0)),
+        )
+        _fill(shards, traces, outcomes, align_chunk, shard_traces)
+        stage.finish(**summarise(shards, outcomes, tokenizer), **unknown, **long)
         return stage.summary
 
 
 def _without_long(
     traces: Iterable[Trace], outcomes: Mapping[Key, str], longest: int
 ) -> tuple[dict[Key, str], dict[str, list[str]]]:
-    """Return the outcomes, too long traces as such, and the names of the first of those."""
-    found, names = dict(outcomes), []
+    """Return the outcomes, TOO_LONG for long traces, and the names of the first of these."""
+    checked, names = dict(outcomes), []
     for trace in traces:
         key = (trace.problem_id, trace.sample)
         size = max(len(trace.tokens), len(trace.text.encode()) // BYTES_PER_TOKEN)
         if outcomes.get(key) == "right" and size > longest:
-            found[key] = TOO_LONG
+            checked[key] = TOO_LONG
             names.append(f"{trace.problem_id} sample {trace.sample}")
-            logger.warning("%s is left out: %d tokens, at most %d", names[-1], size, longest)
-    if "right" not in found.values():
+            logger.warning("%s is skipped: %d tokens, at most %d", names[-1], size, longest)
+    if "right" not in checked.values():
         raise UserError(
             f"a right trace of at most {longest} tokens",
             f"none, {names[0]} is longer",
             "raise align.run.max_tokens or harvest shorter chains",
         )
-    return found, {TOO_LONG: names[:_NAMED]} if names else {}
+    return checked, {TOO_LONG: names[:_NAMED]} if names else {}
 
 
 def _unknown(
-    run_dir: Path, traces: Iterable[Trace], outcomes: Mapping[Key, str], student: Student
+    run_dir: Path, traces: Iterable[Trace], outcomes: Mapping[Key, str], vocabulary: Vocabulary
 ) -> dict[str, unknowns.Unknown]:
-    """Count what the student cannot spell of the right traces and their problems."""
+    """Count the `<unk>` among the tokens of the right traces and their problems."""
     right = {key for key, outcome in outcomes.items() if outcome == "right"}
     ids = {problem_id for problem_id, _ in right}
-    asked = [p for p in Shards(run_dir / "problems", Problem) if p.problem_id in ids]
+    problems = [p for p in Shards(run_dir / "problems", Problem) if p.problem_id in ids]
     chains = (trace.text for trace in traces if (trace.problem_id, trace.sample) in right)
     return {
-        "questions": unknowns.count((p.question for p in asked), student),
-        "chains": unknowns.count(chains, student),
-        "answers": unknowns.count((p.answer for p in asked), student),
+        "questions": unknowns.count((p.question for p in problems), vocabulary),
+        "chains": unknowns.count(chains, vocabulary),
+        "answers": unknowns.count((p.answer for p in problems), vocabulary),
     }
 
 
@@ -264,31 +276,34 @@ def _outcomes(run_dir: Path) -> dict[Key, str]:
     return outcomes
 
 
-def _learn(
-    traces: Iterable[Trace], outcomes: Mapping[Key, str], student: tokalign.Tokenizer, count: int
+def _fit(
+    traces: Iterable[Trace],
+    outcomes: Mapping[Key, str],
+    vocabulary: tokalign.Tokenizer,
+    count: int,
 ) -> tokalign.Continuations:
     """Fit continuations on `count` right traces, whatever the order in which they are stored."""
     right = [key for key, outcome in outcomes.items() if outcome == "right"]
-    drawn = set(
+    sampled = set(
         sorted(right, key=lambda key: (zlib.crc32("/".join(map(str, key)).encode()), key))[:count]
     )
-    chosen = [trace for trace in traces if (trace.problem_id, trace.sample) in drawn]
+    chosen = [trace for trace in traces if (trace.problem_id, trace.sample) in sampled]
     chosen.sort(key=lambda trace: (trace.problem_id, trace.sample))
-    taught = (taught for trace in chosen if (taught := _taught(trace)))
-    return tokalign.Continuations.fit(taught, student)
+    sources = (source for trace in chosen if (source := _teacher_trace(trace)))
+    return tokalign.Continuations.fit(sources, vocabulary)
 
 
 def _fill(
     shards: Shards[AlignedTrace],
     traces: Iterable[Trace],
     outcomes: Mapping[Key, str],
-    student: tokalign.Tokenizer,
-    options: Mapping[str, Any],
+    align_chunk: Callable[[Iterable[Trace]], Iterable[AlignedTrace]],
+    shard_traces: int,
 ) -> None:
-    """Append what is not there yet, shard by shard."""
+    """Append the traces that are missing, shard by shard."""
     done: set[Any] = shards.keys("problem_id", "sample")
     total = sum(outcome == "right" for outcome in outcomes.values())
     left = right_traces(traces, outcomes, done)
     bar = progress(left, name="align", total=total, done=len(done), unit="traces")
-    while chunk := list(itertools.islice(bar, SHARD_TRACES)):
-        shards.append(align(chunk, student, **options))
+    while chunk := list(itertools.islice(bar, shard_traces)):
+        shards.append(align_chunk(chunk))

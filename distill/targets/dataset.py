@@ -1,5 +1,9 @@
-"""Packed training rows from aligned traces, mixed over the four formats; light until it runs."""
+"""Packed training rows from aligned traces, mixed over the four formats.
 
+seqio and TensorFlow are imported when a function needs them.
+"""
+
+import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,9 +17,9 @@ from distill.core.progress import progress
 from distill.core.records import PackedExample
 from distill.core.store import Shards, Stage, manifest
 from distill.targets import unknowns
-from distill.targets import vocabulary as students
+from distill.targets import vocabulary as vocabularies
 from distill.targets.examples import Corpus, Examples, blocks, examples, of_run, read_corpus
-from distill.targets.vocabulary import Student
+from distill.targets.vocabulary import Vocabulary
 from distill.text import prompts
 
 if TYPE_CHECKING:
@@ -25,8 +29,21 @@ if TYPE_CHECKING:
 OUTPUTS = ("dataset",)
 SHARD_ROWS = 1024
 EQUAL_RATIOS = dict.fromkeys(prompts.FORMATS, 1.0)
-# Of a registered mixture and before its tasks' names, so that it finds what was cached of them.
+# The name of the registered mixture and the prefix of its tasks, by which caches are found.
 REGISTERED = "distillation"
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """The tokens of a row, by tower.
+
+    Attributes:
+        source: of the encoder.
+        target: of the decoder.
+    """
+
+    source: int
+    target: int
 
 
 def shares(
@@ -35,7 +52,7 @@ def shares(
     """Return how many examples of each format to draw.
 
     The format with the largest ratio (of several, the largest one) is seen whole `passes` times,
-    the others in proportion; so a small ratio does not blow the dataset up.
+    the others in proportion, so a small ratio does not inflate the dataset.
 
     Example:
         >>> shares({"cot": 100, "answer": 25}, {"cot": 3, "answer": 1})
@@ -47,28 +64,33 @@ def shares(
 
 
 def tasks(
-    forms: Iterable[Examples], passes: Mapping[str, int], tokenizer: Student, *, k: int, name: str
+    forms: Iterable[Examples],
+    passes: Mapping[str, int],
+    tokenizer: Vocabulary,
+    *,
+    k: int,
+    name: str,
 ) -> "list[seqio.Task]":
-    """Return a seqio task of each format, of no registry.
+    """Return a seqio task of each format, unregistered.
 
     Args:
         forms: the examples.
-        passes: of each format, how often its examples come in an epoch.
+        passes: by format, how often an epoch repeats its examples.
         tokenizer: the student's.
         k: candidates a position.
-        name: before each task's own.
+        name: prefix of the tasks' names.
     """
     import seqio
 
     from distill.targets import features
 
     vocabulary = seqio.PassThroughVocabulary(tokenizer.vocab_size, eos_id=tokenizer.eos_id)
-    made = functools.partial(blocks, encode=tokenizer.encode, eos_id=tokenizer.eos_id)
+    blocks_of = functools.partial(blocks, encode=tokenizer.encode, eos_id=tokenizer.eos_id)
     return [
         features.task(
             f"{name}_{form.name}",
             form.name,
-            functools.partial(made, form, passes=passes[form.name]),
+            functools.partial(blocks_of, form, passes=passes[form.name]),
             size=passes[form.name] * form.size,
             k=k,
             vocabulary=vocabulary,
@@ -80,29 +102,29 @@ def tasks(
 def mixture(
     forms: Sequence[Examples],
     counts: Mapping[str, int],
-    tokenizer: Student,
+    tokenizer: Vocabulary,
     *,
     k: int,
     name: str = "formats",
     exact: bool = False,
 ) -> "seqio.Mixture":
-    """Return a seqio mixture of the formats, of no registry; so T5X can draw from it as well.
+    """Return a seqio mixture of the formats, unregistered, which T5X can draw from as well.
 
     Args:
         forms: the examples.
         counts: of each format, how many of its examples are mixed in; they are its rates.
         tokenizer: the student's.
         k: candidates a position.
-        name: of the mixture, and before each task's own.
-        exact: whether it ends after just these counts, or samples by them without an end.
+        name: of the mixture, and prefix of its tasks' names.
+        exact: whether it ends after exactly these counts, or samples by them without end.
     """
     import seqio
 
     from distill.targets import features
 
     passes = {form.name: -(-counts[form.name] // form.size) for form in forms}
-    made = tasks(forms, passes, tokenizer, k=k, name=name)
-    rated = [(task, counts[form.name]) for task, form in zip(made, forms, strict=True)]
+    by_format = tasks(forms, passes, tokenizer, k=k, name=name)
+    rated = [(task, counts[form.name]) for task, form in zip(by_format, forms, strict=True)]
     if exact:
         return seqio.Mixture(name, rated, sample_fn=features.as_rated)
     return seqio.Mixture(name, rated)
@@ -111,7 +133,7 @@ def mixture(
 def register(
     *,
     run_dir: Path,
-    student: Student | str | Path,
+    vocabulary: Vocabulary | str | Path,
     demonstrations: int = 4,
     split: str = "train",
     name: str = REGISTERED,
@@ -120,16 +142,16 @@ def register(
 
     Args:
         run_dir: the run directory; its stage `align` is complete.
-        student: the tokenizer that `align` was given.
+        vocabulary: the one that `align` was given.
         demonstrations: examples in an in-context prompt.
         split: of the problems that were harvested.
-        name: before each task's own.
+        name: prefix of the tasks' names.
 
     Returns:
         The names.
 
     Raises:
-        UserError: `align` is not complete or had another student, there are traces of another
+        UserError: `align` is not complete or had another vocabulary, there are traces of another
             split, or too few problems to demonstrate with.
         ValueError: seqio has a task of one of the names.
     """
@@ -138,20 +160,24 @@ def register(
     from distill.targets import features
 
     features.leave_accelerators_alone()
-    tokenizer, k = students.load(student), manifest(run_dir, "align")["settings"]["k"]
+    tokenizer, k = vocabularies.load(vocabulary), manifest(run_dir, "align")["settings"]["k"]
     require_aligned(run_dir, tokenizer, k)
-    forms = of_run(run_dir, tokenizer, k=k, shots=demonstrations, split=split, used=prompts.FORMATS)
-    made = tasks(forms, dict.fromkeys(prompts.FORMATS, 1), tokenizer, k=k, name=name)
-    for task in made:
+    forms = of_run(
+        run_dir, tokenizer, k=k, demonstrations=demonstrations, split=split, used=prompts.FORMATS
+    )
+    registered = tasks(forms, dict.fromkeys(prompts.FORMATS, 1), tokenizer, k=k, name=name)
+    for task in registered:
         seqio.TaskRegistry.add_provider(task.name, task)
-    return [task.name for task in made]
+    return [task.name for task in registered]
 
 
-def _write(rows: Iterable[PackedExample], shards: Shards[PackedExample]) -> dict[str, Any]:
+def _write(
+    rows: Iterable[PackedExample], shards: Shards[PackedExample], shard_rows: int
+) -> dict[str, Any]:
     """Append the rows and return their number, their target tokens and the fill of the towers."""
     written, filled, places = 0, np.zeros(2, np.int64), np.zeros(2, np.int64)
     rows = iter(progress(rows, name="dataset", unit="rows"))
-    while chunk := list(itertools.islice(rows, SHARD_ROWS)):
+    while chunk := list(itertools.islice(rows, shard_rows)):
         written += shards.append(chunk)
         for row in chunk:
             towers = (row.encoder_segment_ids, row.decoder_segment_ids)
@@ -171,7 +197,7 @@ def _write(rows: Iterable[PackedExample], shards: Shards[PackedExample]) -> dict
 def run(
     *,
     run_dir: Path,
-    student: Student | str | Path,
+    vocabulary: Vocabulary | str | Path,
     ratios: Mapping[str, float] = EQUAL_RATIOS,
     source_length: int = 1024,
     target_length: int = 256,
@@ -181,31 +207,33 @@ def run(
     demonstrations: int = 4,
     split: str = "train",
     max_unk_share: float = unknowns.MAX_SHARE,
+    shard_rows: int = SHARD_ROWS,
 ) -> dict[str, Any]:
-    """Fill RUN_DIR/dataset with packed rows of the mixed formats; from scratch if it was stopped.
+    """Fill RUN_DIR/dataset with packed rows of the mixed formats; a stopped start begins again.
 
     Args:
         run_dir: the run directory; its stage `align` is complete.
-        student: the tokenizer that `align` was given.
-        ratios: share of each format among the examples, up to a factor; one left out has none.
+        vocabulary: the one that `align` was given.
+        ratios: share of each format among the examples, up to a factor; 0 for formats not named.
         source_length: tokens of the encoder's rows.
         target_length: tokens of the decoder's rows.
         k: candidates a position, as `align` kept them.
         seed: of orders, demonstrations and draws.
-        passes: how often the format of the largest ratio is seen whole; others in proportion.
+        passes: how often the format of the largest ratio is repeated; others in proportion.
         demonstrations: examples in an in-context prompt.
         split: of the problems that were harvested.
         max_unk_share: most `<unk>` among the student's tokens of the questions, of the chains and
             of the answers; above 0.01 there is a warning.
+        shard_rows: rows of a shard.
 
     Raises:
-        UserError: `align` is not complete or had another student or k, a ratio is of no format or
-            negative, there are too few problems to demonstrate with, nothing fits the lengths, or
-            the student cannot spell too much of the texts.
+        UserError: `align` is not complete or had another vocabulary or k, a ratio is of no format
+            or negative, there are too few problems for the demonstrations, nothing fits the
+            lengths, or too many tokens of the texts are `<unk>`.
     """
-    run_dir, tokenizer = Path(run_dir), students.load(student)
+    run_dir, tokenizer = Path(run_dir), vocabularies.load(vocabulary)
     unknowns.require_bound(max_unk_share)
-    counted = {
+    counts = {
         "source_length": source_length,
         "target_length": target_length,
         "k": k,
@@ -213,9 +241,9 @@ def run(
         "demonstrations": demonstrations,
     }
     ratios = _positive(ratios)
-    _refuse_none(counted)
-    described = students.setting(run_dir, "dataset", tokenizer)
-    settings = {"student": described, "ratios": ratios, **counted}
+    _require_positive({**counts, "shard_rows": shard_rows})
+    described = vocabularies.setting(run_dir, "dataset", tokenizer)
+    settings = {"vocabulary": described, "ratios": ratios, **counts}
     settings |= {"seed": seed, "split": split}
     # Before the stage opens, for that pins the run to these settings.
     require_aligned(run_dir, tokenizer, k)
@@ -226,23 +254,24 @@ def run(
             return stage.summary
         shards = Shards(run_dir / "dataset", PackedExample)
         corpus = read_corpus(run_dir, split, k)
-        spelt = unknowns.require(_unknown(corpus, tokenizer), max_unk_share, "dataset")
+        unknown = unknowns.require(_unknown(corpus, tokenizer), max_unk_share, "dataset")
         shards.remove()
-        forms = examples(corpus, tokenizer, k=k, shots=demonstrations, used=ratios)
-        counts = shares({form.name: form.size for form in forms}, ratios, passes)
-        mixed = mixture(forms, counts, tokenizer, k=k, exact=True)
-        lengths = (source_length, target_length)
-        stage.finish(**_fill(shards, mixed, list(ratios), lengths, seed), **spelt)
+        forms = examples(corpus, tokenizer, k=k, demonstrations=demonstrations, used=ratios)
+        sizes = shares({form.name: form.size for form in forms}, ratios, passes)
+        mixed = mixture(forms, sizes, tokenizer, k=k, exact=True)
+        lengths = Lengths(source_length, target_length)
+        summary = _fill(shards, mixed, list(ratios), lengths, seed=seed, shard_rows=shard_rows)
+        stage.finish(**summary, **unknown)
         return stage.summary
 
 
-def _unknown(corpus: Corpus, tokenizer: Student) -> dict[str, unknowns.Unknown]:
-    """Count what the student cannot spell of what the examples are made of."""
-    asked = corpus.problems.values()
+def _unknown(corpus: Corpus, tokenizer: Vocabulary) -> dict[str, unknowns.Unknown]:
+    """Count the `<unk>` among the tokens of the corpus."""
+    problems = corpus.problems.values()
     return {
-        "questions": unknowns.count((problem.question for problem in asked), tokenizer),
+        "questions": unknowns.count((problem.question for problem in problems), tokenizer),
         "chains": unknowns.count(corpus.texts, tokenizer),
-        "answers": unknowns.count((problem.answer for problem in asked), tokenizer),
+        "answers": unknowns.count((problem.answer for problem in problems), tokenizer),
     }
 
 
@@ -250,20 +279,22 @@ def _fill(
     shards: Shards[PackedExample],
     mixed: "seqio.Mixture",
     names: Sequence[str],
-    lengths: tuple[int, int],
+    lengths: Lengths,
+    *,
     seed: int,
+    shard_rows: int,
 ) -> dict[str, Any]:
-    """Draw the mixture, drop what is too long, write the packed rows and return the summary."""
+    """Draw the mixture, drop long examples, write the packed rows and return the summary."""
     from distill.targets import features
 
     features.leave_accelerators_alone()
-    tally = features.Tally(names, features.lengths_of(*lengths))
-    written = _write(features.packed(mixed, tally, seed=seed), shards)
+    tally = features.Tally(names, features.lengths_of(lengths.source, lengths.target))
+    written = _write(features.packed(mixed, tally, seed=seed), shards, shard_rows)
     dropped = tally.counts()
     kept = dropped.pop(tally.KEPT)
     if not written["rows"]:
         raise UserError(
-            f"examples of at most {lengths[0]} and {lengths[1]} tokens",
+            f"examples of at most {lengths.source} and {lengths.target} tokens",
             "none",
             "give larger lengths",
         )
@@ -272,7 +303,7 @@ def _fill(
     return {"read": read, "kept": total, "examples": kept, "dropped": dropped, **written}
 
 
-def _refuse_none(counts: Mapping[str, int]) -> None:
+def _require_positive(counts: Mapping[str, int]) -> None:
     for name, count in counts.items():
         if count < 1:
             raise UserError(f"{name} of at least 1", str(count), "give a larger one")
@@ -288,20 +319,27 @@ def _positive(ratios: Mapping[str, float]) -> dict[str, float]:
     return {name: float(ratios[name]) for name in EQUAL_RATIOS if ratios.get(name)}
 
 
-def require_aligned(run_dir: Path, tokenizer: Student, k: int) -> None:
-    """Refuse a student or a number of candidates that the stage `align` was not given.
+def require_aligned(run_dir: Path, tokenizer: Vocabulary, k: int) -> None:
+    """Refuse a vocabulary or a number of candidates other than those of the stage `align`.
 
     Raises:
         UserError: they differ, or `align` is not complete.
     """
-    aligned = manifest(run_dir, "align")["settings"]
-    do = "give both stages the same"
-    names = {"expected": "the student of stage align", "got": "the student given"}
-    students.require_described(aligned["student"], tokenizer, **names, do=do)
-    size = aligned["student"].get("vocab_size", tokenizer.vocab_size)
+    aligned = manifest(run_dir, "align")
+    settings, do = aligned["settings"], "give both stages the same"
+    described = settings.get("vocabulary")
+    if not isinstance(described, dict):
+        raise UserError(
+            f"the vocabulary in the manifest of stage align in {run_dir}",
+            f"none from version {aligned.get('version', 'unknown')}",
+            "use another --run_dir",
+        )
+    names = {"expected": "stage align", "got": "this stage"}
+    vocabularies.require_described(described, tokenizer, **names, do=do)
+    size = described.get("vocab_size", tokenizer.vocab_size)
     for name, expected, given in (
-        ("tokens of the student", size, tokenizer.vocab_size),
-        ("k", aligned["k"], k),
+        ("tokens of the vocabulary", size, tokenizer.vocab_size),
+        ("k", settings["k"], k),
     ):
         if expected != given:
             raise UserError(f"the {name} of stage align, {expected}", str(given), do)

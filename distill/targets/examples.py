@@ -11,18 +11,18 @@ import numpy as np
 from distill.core.errors import UserError
 from distill.core.records import AlignedTrace, Problem, Trace
 from distill.core.store import Shards
-from distill.targets.vocabulary import Student
+from distill.targets.vocabulary import Vocabulary
 from distill.text import prompts
 
 Encode = Callable[[str], Sequence[int]]
 
-# Examples that are made at once.
+# Examples of a block.
 BLOCK_EXAMPLES = 256
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Targets:
-    """What the decoder has to say: ids [T], candidates [T, k] and their probabilities [T, k]."""
+    """The decoder's targets: ids [T], candidates [T, k] and their probabilities [T, k]."""
 
     ids: np.ndarray
     top_ids: np.ndarray
@@ -44,11 +44,11 @@ def hard_targets(ids: Sequence[int], k: int) -> Targets:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
-    """What examples are made of.
+    """The problems and traces of the examples.
 
     Attributes:
         problems: of one split, by their id.
-        traces: sorted by problem and sample, so that no order on disk matters.
+        traces: sorted by problem and sample, whatever their order on disk.
         texts: the text of each trace.
     """
 
@@ -73,13 +73,15 @@ def read_corpus(run_dir: Path, split: str, k: int) -> Corpus:
     if not traces:
         raise UserError(f"aligned traces in {run_dir}", "none", "harvest more and align again")
     for trace in traces:
-        _refuse(trace, problems, split, k)
+        _require_fitting(trace, problems, split, k)
     keys = Shards(run_dir / "traces", Trace).keys("problem_id", "sample", "text")
     texts = {(problem_id, sample): text for problem_id, sample, text in keys}
     return Corpus(problems, traces, [texts[t.problem_id, t.sample] for t in traces])
 
 
-def _refuse(trace: AlignedTrace, problems: Mapping[str, Problem], split: str, k: int) -> None:
+def _require_fitting(
+    trace: AlignedTrace, problems: Mapping[str, Problem], split: str, k: int
+) -> None:
     if trace.problem_id not in problems:
         raise UserError(
             f"traces of {split} problems", f"one of {trace.problem_id}", "harvest that split"
@@ -110,7 +112,7 @@ class Examples:
 
 
 def examples(
-    corpus: Corpus, tokenizer: Student, *, k: int, shots: int, used: Collection[str]
+    corpus: Corpus, tokenizer: Vocabulary, *, k: int, demonstrations: int, used: Collection[str]
 ) -> list[Examples]:
     """Return the examples of the formats that are used.
 
@@ -118,10 +120,10 @@ def examples(
     is then also a demonstration to the other questions.
 
     Args:
-        corpus: what they are made of.
+        corpus: their problems and traces.
         tokenizer: the student's.
         k: candidates a position.
-        shots: demonstrations in an in-context prompt.
+        demonstrations: solved examples in an in-context prompt.
         used: names of prompts.FORMATS.
 
     Raises:
@@ -143,39 +145,49 @@ def examples(
 
     forms = [form for name, form in prompts.FORMATS.items() if name in used]
     return [
-        Examples(form.name, len(pool), _prompts(form, pool, shots), targets)
+        Examples(form.name, len(pool), _prompts(form, pool, demonstrations), targets)
         for form in forms
         for pool, targets in [(solved, chain) if form.chain else (problems, answer)]
     ]
 
 
 def of_run(
-    run_dir: Path, tokenizer: Student, *, k: int, shots: int, split: str, used: Collection[str]
+    run_dir: Path,
+    tokenizer: Vocabulary,
+    *,
+    k: int,
+    demonstrations: int,
+    split: str,
+    used: Collection[str],
 ) -> list[Examples]:
     """Return the examples of a run's aligned traces.
 
     Raises:
         UserError: as `read_corpus` and `examples`, which take the arguments.
     """
-    return examples(read_corpus(run_dir, split, k), tokenizer, k=k, shots=shots, used=used)
+    return examples(
+        read_corpus(run_dir, split, k), tokenizer, k=k, demonstrations=demonstrations, used=used
+    )
 
 
 def _prompts(
-    form: prompts.Format, pool: Sequence[Problem], shots: int
+    form: prompts.Format, pool: Sequence[Problem], demonstrations: int
 ) -> Callable[[int, np.random.Generator], str]:
     if not form.in_context:
         return lambda i, _: form.encoder_input(pool[i])
     questions = len({problem.question for problem in pool})
-    if questions <= shots:
+    if questions <= demonstrations:
         raise UserError(
-            f"more than {shots} questions to draw {shots} demonstrations from",
+            f"more than {demonstrations} questions to draw {demonstrations} demonstrations from",
             str(questions),
             f"harvest more problems or leave {form.name} out of the ratios",
         )
 
     def prompt(i: int, rng: np.random.Generator) -> str:
         seed = int(rng.integers(2**31))
-        return form.encoder_input(pool[i], prompts.draw(pool, pool[i], n=shots, seed=seed))
+        return form.encoder_input(
+            pool[i], prompts.draw(pool, pool[i], demonstrations=demonstrations, seed=seed)
+        )
 
     return prompt
 
@@ -183,16 +195,16 @@ def _prompts(
 def blocks(
     form: Examples, seed: int, *, passes: int, encode: Encode, eos_id: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the examples of a format, laid end to end as `features.task` draws them.
+    """Yield the examples of a format, concatenated as the docstring of `features.task` draws them.
 
     Each pass has an order and demonstrations of its own, which depend on the format and the seed.
 
     Args:
-        form: what to make.
+        form: the examples of one format.
         seed: of the orders and the demonstrations.
-        passes: how often each example comes.
+        passes: how often each example is repeated.
         encode: the student's.
-        eos_id: what ends inputs, as T5 has it; the targets have theirs already.
+        eos_id: ends the inputs, as in T5; the targets end in it already.
     """
     for epoch in range(passes):
         rng = np.random.default_rng((seed, zlib.crc32(form.name.encode()), epoch))

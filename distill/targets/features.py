@@ -1,4 +1,4 @@
-"""What seqio and TensorFlow do for us: tasks, their mixture, and the converter that packs it."""
+"""The seqio side: tasks, their mixture, and the feature converter that packs it."""
 
 import functools
 import types
@@ -12,7 +12,7 @@ import tensorflow as tf
 from distill.core.records import PackedExample
 
 Tensors = Mapping[str, tf.Tensor]
-# From a seed to blocks of examples laid end to end, as the docstring of `task` draws them.
+# From a seed to blocks of concatenated examples, as the docstring of `task` draws them.
 Blocks = Callable[[int], Iterator[Mapping[str, np.ndarray]]]
 
 SPLIT = "train"
@@ -55,14 +55,14 @@ class DistillationFeatureConverter(seqio.EncDecFeatureConverter):
     not even column by column: it takes the non-zero entries for the sequence, and a column holds
     a zero wherever a position has fewer candidates.
 
-    T5X makes it as it makes seqio's (`feature_converter_cls` of its models); `task_feature_lengths`
-    then needs all four features.
+    T5X constructs it as it does seqio's (`feature_converter_cls` of its models); then
+    `task_feature_lengths` needs all four features.
 
     Args:
         pack: whether a row holds several examples; if not, it is one example, padded.
-        use_custom_packing_ops: for T5X, which gives it; our packer is used in either case.
+        use_custom_packing_ops: ignored; T5X passes it.
         apply_length_check: whether too long an example is refused before it reaches the packer.
-        bos_id: what a decoder sees before the first token.
+        bos_id: the decoder's input before the first token.
         window: examples that are packed together; only memory and the fill of rows depend on it.
 
     Raises:
@@ -152,11 +152,15 @@ def pack_window(examples: Mapping[str, tf.RaggedTensor], lengths: Mapping[str, i
     packed = {}
     for (name, length), size in zip(lengths.items(), tf.unstack(sizes, axis=1), strict=True):
         size = tf.gather(size, order)
-        lay = functools.partial(_lay, rows=tf.repeat(rows, size), count=rows[-1] + 1, length=length)
-        packed[name] = lay(tf.gather(examples[name], order).flat_values)
+        in_rows = functools.partial(
+            _in_rows, rows=tf.repeat(rows, size), count=rows[-1] + 1, length=length
+        )
+        packed[name] = in_rows(tf.gather(examples[name], order).flat_values)
         if examples[name].shape.rank == 2:
-            packed[f"{name}_segment_ids"] = lay(tf.repeat(segments, size))
-            packed[f"{name}_positions"] = lay(tf.ragged.range(tf.cast(size, tf.int32)).flat_values)
+            packed[f"{name}_segment_ids"] = in_rows(tf.repeat(segments, size))
+            packed[f"{name}_positions"] = in_rows(
+                tf.ragged.range(tf.cast(size, tf.int32)).flat_values
+            )
     return packed
 
 
@@ -178,7 +182,7 @@ def _first_fit(sizes: tf.Tensor, capacities: tf.Tensor) -> tf.Tensor:
     return rows.stack()
 
 
-def _lay(values: tf.Tensor, rows: tf.Tensor, count: tf.Tensor, length: int) -> tf.Tensor:
+def _in_rows(values: tf.Tensor, rows: tf.Tensor, count: tf.Tensor, length: int) -> tf.Tensor:
     """Return [count, length, ...]: each value in its row, rows filled up with zeros."""
     ragged = tf.RaggedTensor.from_value_rowids(  # pyright: ignore[reportAttributeAccessIssue]
         values, tf.cast(rows, tf.int64), tf.cast(count, tf.int64)
@@ -190,7 +194,7 @@ def _lay(values: tf.Tensor, rows: tf.Tensor, count: tf.Tensor, length: int) -> t
 
 
 def lengths_of(source_length: int, target_length: int) -> dict[str, int]:
-    """Return the length of each task feature in a row, as seqio and T5X want it."""
+    """Return the length of each task feature in a row, as seqio and T5X take it."""
     targets = dict.fromkeys(("targets", "target_top_ids", "target_top_probs"), target_length)
     return {"inputs": source_length, **targets}
 
@@ -209,7 +213,7 @@ def output_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.utils.Featu
 def task(
     name: str, form: str, blocks: Blocks, *, size: int, k: int, vocabulary: seqio.Vocabulary
 ) -> seqio.Task:
-    """Make a task of one format, of no registry; too long an example is dropped, never cut.
+    """Return an unregistered task of one format; too long an example is dropped, never cut.
 
     A block holds examples end to end; here two, with k = 2:
 
@@ -242,8 +246,8 @@ def task(
 
     def source(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
         del split, shuffle_files
-        made = functools.partial(blocks, seed or 0)
-        ds = tf.data.Dataset.from_generator(made, output_signature=signature)
+        of_seed = functools.partial(blocks, seed or 0)
+        ds = tf.data.Dataset.from_generator(of_seed, output_signature=signature)
         return ds.map(functools.partial(_examples, form)).unbatch()
 
     return seqio.Task(
@@ -272,7 +276,7 @@ def drop_longer(
 ) -> tf.data.Dataset:
     """Drop the examples that are longer than their tower; a seqio preprocessor.
 
-    Without lengths it passes all on, and a `Tally` can drop and count them.
+    Without lengths it drops none; a `Tally` can drop and count them.
     """
     if not sequence_length:
         return dataset
@@ -293,7 +297,7 @@ def leave_accelerators_alone() -> None:
 
 
 class Tally:
-    """A filter that drops examples too long for their tower and counts what it saw, by format.
+    """A filter that drops examples too long for their tower and counts all, by format.
 
     Args:
         formats: the names that examples carry as `format`.
@@ -333,7 +337,7 @@ def as_rated(
 ) -> tf.data.Dataset:
     """Take from each dataset as many examples as its rate, in a random order; for seqio.Mixture.
 
-    seqio's own way samples, so that the counts are right in the mean alone.
+    seqio samples instead, which gives these counts only on average.
     """
     counts = np.array(rates).astype(np.int64)
     choices = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
@@ -346,12 +350,12 @@ def packed(mixture: seqio.Mixture, tally: Tally, *, seed: int) -> Iterator[Packe
     """Yield the examples of a finite mixture that fit, packed.
 
     Args:
-        mixture: of tasks that `task` made, ended by `as_rated`.
-        tally: drops and counts what does not fit.
+        mixture: of tasks of `task`, with `as_rated` as its `sample_fn`.
+        tally: drops and counts the examples that do not fit.
         seed: of the orders and the demonstrations; the rows depend on nothing else.
     """
-    # The sources shuffle whole epochs themselves, which a buffer of seqio's could not.
-    drawn = mixture.get_dataset(
+    # The sources shuffle whole epochs, which a shuffle buffer of seqio's could not.
+    examples = mixture.get_dataset(
         None,
         split=SPLIT,
         shuffle=False,
@@ -359,7 +363,7 @@ def packed(mixture: seqio.Mixture, tally: Tally, *, seed: int) -> Iterator[Packe
         passthrough_features=["format"],
         try_in_mem_cache=False,
     )
-    rows = DistillationFeatureConverter()(tally(drawn), tally.lengths)
+    rows = DistillationFeatureConverter()(tally(examples), tally.lengths)
     for batch in rows.batch(_ROWS).as_numpy_iterator():
         batch["decoder_loss_weights"] = batch["decoder_loss_weights"].astype(np.float32)
         for row in range(len(batch["encoder_positions"])):

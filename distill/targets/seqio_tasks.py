@@ -1,9 +1,9 @@
-"""Imported, it registers the tasks of one run; for tools like `seqio_cache_tasks`.
+"""Importing this module registers the tasks of one run, for tools like `seqio_cache_tasks`.
 
-Such a tool takes a module to import and no arguments for it, so the environment tells which run:
-DISTILL_RUN_DIR, whose stage `align` is complete, and DISTILL_STUDENT, the vocabulary it was given.
-The tasks are `distillation_` and a format's name. Beam's workers import this too, so they need
-both variables, and the files at the same paths.
+Such a tool imports a module and passes it no arguments, so environment variables name the run:
+DISTILL_RUN_DIR, whose stage `align` is complete, and DISTILL_VOCABULARY, the vocabulary of that
+stage. A task is named `distillation_` and its format. Beam's workers import the module as well, so
+they need both variables, and the files at the same paths.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from distill.core.errors import UserError
 from distill.targets import dataset
 
-RUN_DIR, STUDENT = "DISTILL_RUN_DIR", "DISTILL_STUDENT"
+RUN_DIR, VOCABULARY = "DISTILL_RUN_DIR", "DISTILL_VOCABULARY"
 
 
 def register(environment: Mapping[str, str]) -> list[str]:
@@ -25,7 +25,7 @@ def register(environment: Mapping[str, str]) -> list[str]:
     """
     return dataset.register(
         run_dir=Path(_variable(environment, RUN_DIR, "a run directory")),
-        student=_variable(environment, STUDENT, "the student's vocabulary"),
+        vocabulary=_variable(environment, VOCABULARY, "the student's vocabulary"),
     )
 
 

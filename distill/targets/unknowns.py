@@ -1,4 +1,4 @@
-"""How much of some texts a vocabulary cannot spell: tokens that are `<unk>`, and for what."""
+"""The share of `<unk>` among the tokens of texts, and the characters that it stands for."""
 
 import dataclasses
 import logging
@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from distill.core.errors import UserError
-from distill.targets.vocabulary import Student
+from distill.targets.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-MAX_SHARE = 0.1  # of a stage's questions, chains or answers, unless it is given another
+MAX_SHARE = 0.1  # of a stage's questions, chains or answers, by default
 WARNED_SHARE = 0.01
 _NAMED = 8  # characters that a sentence names
 _REPORTED = 20  # and that a summary holds
@@ -22,9 +22,9 @@ class Unknown:
     """The unknown tokens of some texts, as a pair until the last moment.
 
     Attributes:
-        tokens: how many are `<unk>`.
-        count: of so many.
-        characters: what they stand for, with how often.
+        tokens: number of `<unk>`.
+        count: number of all tokens.
+        characters: how often `<unk>` stands for each.
     """
 
     tokens: int
@@ -33,7 +33,7 @@ class Unknown:
 
     @property
     def share(self) -> float:
-        """Unknown tokens of all, 0 where there is no token."""
+        """`tokens` of `count`; 0 if there are no tokens."""
         return self.tokens / self.count if self.count else 0.0
 
     def __str__(self) -> str:
@@ -41,14 +41,14 @@ class Unknown:
         return f"{100 * self.share:.1f} % of {self.count:,}, most often for {named}"
 
 
-def count(texts: Iterable[str], tokenizer: Student) -> Unknown:
+def count(texts: Iterable[str], tokenizer: Vocabulary) -> Unknown:
     """Count the unknown tokens of texts, and the characters that they stand for.
 
     A vocabulary that falls back to bytes has none. A run of characters that cannot be spelt is one
     token in SentencePiece, so the share of characters is larger than that of tokens.
 
     Args:
-        texts: what is to be spelt.
+        texts: to be encoded.
         tokenizer: the student's.
     """
     unk, tokens, total = tokenizer.unk_id, 0, 0
@@ -56,14 +56,14 @@ def count(texts: Iterable[str], tokenizer: Student) -> Unknown:
     for text in texts:
         ids = tokenizer.encode(text)
         total += len(ids)
-        found = 0 if unk is None else list(ids).count(unk)
-        if found:
-            tokens += found
+        unknown = 0 if unk is None else list(ids).count(unk)
+        if unknown:
+            tokens += unknown
             characters.update(_unspelt(text, tokenizer))
     return Unknown(tokens, total, characters)
 
 
-def _unspelt(text: str, tokenizer: Student) -> str:
+def _unspelt(text: str, tokenizer: Vocabulary) -> str:
     """Return the characters of a text that its unknown tokens cover."""
     cut = tokenizer.segment(text)
     ends = cut.byte_ends.tolist()
@@ -76,22 +76,22 @@ def _unspelt(text: str, tokenizer: Student) -> str:
     return "".join("".join(covered).split())
 
 
-def require(found: Mapping[str, Unknown], most: float, stage: str) -> dict[str, Any]:
+def require(unknowns: Mapping[str, Unknown], most: float, stage: str) -> dict[str, Any]:
     """Refuse texts of which too much is unknown; warn of more than WARNED_SHARE.
 
     Args:
-        found: of each kind of text.
-        most: share of tokens, from 0 to 1.
+        unknowns: by kind of text.
+        most: largest share of tokens, from 0 to 1.
         stage: for the log.
 
     Returns:
         For a summary: `unk`, a pair of sum and count for each kind, and `unspelt`, how often each
-        of the most frequent characters cannot be spelt, where there are any.
+        of the most frequent characters is unknown, if any is.
 
     Raises:
         UserError: a share is above `most`.
     """
-    for kind, unknown in found.items():
+    for kind, unknown in unknowns.items():
         if unknown.share > most:
             raise UserError(
                 f"at most {100 * most:g} % of the tokens of {kind} to be <unk>",
@@ -100,17 +100,17 @@ def require(found: Mapping[str, Unknown], most: float, stage: str) -> dict[str, 
             )
         if unknown.share > WARNED_SHARE:
             logger.warning("%s: <unk> among the tokens of %s: %s", stage, kind, unknown)
-    characters = sum((unknown.characters for unknown in found.values()), Counter[str]())
-    pairs = {kind: {"sum": u.tokens, "count": u.count} for kind, u in found.items()}
+    characters = sum((unknown.characters for unknown in unknowns.values()), Counter[str]())
+    pairs = {kind: {"sum": u.tokens, "count": u.count} for kind, u in unknowns.items()}
     named = dict(characters.most_common(_REPORTED))
     return {"unk": pairs, **({"unspelt": named} if named else {})}
 
 
 def require_bound(most: float) -> None:
-    """Refuse a bound that is no share.
+    """Refuse a bound that is not a share.
 
     Raises:
-        UserError: it is below 0, above 1 or no number.
+        UserError: it is below 0, above 1 or not a number.
     """
     if not 0 <= most <= 1:
         raise UserError("max_unk_share from 0 to 1", str(most), "give a share, such as 0.1")

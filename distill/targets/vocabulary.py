@@ -1,4 +1,4 @@
-"""The student's tokenizer as a stage is given it: a path or the loaded vocabulary."""
+"""The student's vocabulary as a stage takes it: a path or a loaded tokenizer."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ VOCABULARY = "vocabulary"
 _PROBE = "She sold 1,234.5 clips,\n  half (\u00bd) of them \ufb01ne: {x} = 48/2."
 
 
-class Student(tokalign.Tokenizer, Protocol):
+class Vocabulary(tokalign.Tokenizer, Protocol):
     """A tokalign tokenizer that encodes whole texts, as all three of them do."""
 
     def encode(self, text: str) -> Sequence[int]:
@@ -23,19 +23,19 @@ class Student(tokalign.Tokenizer, Protocol):
         ...
 
 
-def load(student: Student | str | Path) -> Student:
+def load(vocabulary: Vocabulary | str | Path) -> Vocabulary:
     """Return the student's tokenizer.
 
     Args:
-        student: a tokalign tokenizer, or the path of a SentencePiece model, also of one that ships
-            as `data/...`.
+        vocabulary: a tokalign tokenizer, or the path of a SentencePiece model, which may be one of
+            those that ship as `data/...`.
 
     Raises:
         UserError: there is no such file, or it holds no SentencePiece model.
     """
-    if not isinstance(student, str | Path):
-        return student
-    path = paths.find(student, "a SentencePiece model")
+    if not isinstance(vocabulary, str | Path):
+        return vocabulary
+    path = paths.find(vocabulary, "a SentencePiece model")
     try:
         return tokalign.SentencePieceTokenizer(path)  # pyright: ignore[reportReturnType]
     except ValueError as error:
@@ -44,15 +44,15 @@ def load(student: Student | str | Path) -> Student:
         ) from error
 
 
-def describe(tokenizer: Student) -> dict[str, Any]:
-    """Return what makes the tokenizer this one, as JSON and without its place on disk.
+def describe(tokenizer: Vocabulary) -> dict[str, Any]:
+    """Return what identifies the tokenizer, as JSON and without its path.
 
-    So a run that has moved, or that names the file in another way, is still the same run.
+    A run that has moved, or that names the file by another path, is then still the same run.
 
     Returns:
         `type`, `vocab_size` with sentinels, `eos_id`; `sha256` of the bytes of every token and of
-        how a probe of digits, blanks and folded characters is cut; and, where the tokenizer has a
-        `digest` as those of tokalign have, `vocabulary`: the SHA-256 of the whole content, scores,
+        the tokens of a probe of digits, whitespace and folded characters; and, if the tokenizer has
+        a `digest` as those of tokalign do, `vocabulary`: the SHA-256 of the whole content, scores,
         types and normaliser included.
     """
     digest = hashlib.sha256(repr(list(tokenizer.encode(_PROBE))).encode())
@@ -69,8 +69,8 @@ def describe(tokenizer: Student) -> dict[str, Any]:
     }
 
 
-def setting(run_dir: Path, stage: str, tokenizer: Student, name: str = "student") -> dict[str, Any]:
-    """Return the description as a stage's setting.
+def setting(run_dir: Path, stage: str, tokenizer: Vocabulary) -> dict[str, Any]:
+    """Return the description as the stage's setting `vocabulary`.
 
     It lacks the content's digest where an earlier start of the stage recorded none, so that runs of
     earlier versions resume.
@@ -78,30 +78,29 @@ def setting(run_dir: Path, stage: str, tokenizer: Student, name: str = "student"
     Args:
         run_dir: the run.
         stage: whose setting it is.
-        tokenizer: what is described.
-        name: of the setting.
+        tokenizer: to be described.
     """
     described = describe(tokenizer)
     path = Path(run_dir) / "manifests" / f"{stage}.json"
-    earlier = read_json(path)["settings"].get(name) if path.is_file() else None
+    earlier = read_json(path)["settings"].get("vocabulary") if path.is_file() else None
     if isinstance(earlier, dict) and VOCABULARY not in earlier:
         described.pop(VOCABULARY, None)
     return described
 
 
 def require_described(
-    described: Mapping[str, Any], tokenizer: Student, *, expected: str, got: str, do: str
+    described: Mapping[str, Any], tokenizer: Vocabulary, *, expected: str, got: str, do: str
 ) -> None:
     """Refuse a tokenizer whose vocabulary is not the one that a manifest describes.
 
-    Content is compared where both are of one kind and have its digest, else the bytes of all
-    tokens and how the probe is cut, which manifests of every version have.
+    Content is compared if both are of one type and have its digest; otherwise the bytes of all
+    tokens and the tokens of the probe, which manifests of every version have.
 
     Args:
-        described: of a manifest; empty where it describes none, which a warning reports.
-        tokenizer: what is to be used.
-        expected: whose vocabulary `described` is, for the sentence.
-        got: whose the tokenizer is.
+        described: of a manifest; empty if it describes none, which a warning reports.
+        tokenizer: to be compared with it.
+        expected: the holder of the vocabulary `described`, for the message.
+        got: the holder of the tokenizer, for the message.
         do: what the user can do.
 
     Raises:

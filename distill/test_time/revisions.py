@@ -33,7 +33,7 @@ from distill.test_time.verifier import best_step, hold_out
 from distill.training import checkpoints
 from distill.training.losses import Pair, SampleMatching
 from distill.training.optimizers import AdamW, Constant, Optimizer
-from distill.training.pretraining import Example, pack
+from distill.training.packing import Example, pack
 from distill.training.train import Course, fit
 
 # Files and folders of a run directory that the stage fills, as patterns.

@@ -121,32 +121,34 @@ class TeacherPrompt:
 
 
 def draw(
-    pool: Sequence[Problem], problem: Problem, *, n: int = DEMONSTRATIONS, seed: int
+    pool: Sequence[Problem], problem: Problem, *, demonstrations: int = DEMONSTRATIONS, seed: int
 ) -> tuple[Problem, ...]:
-    """Draw n different demonstrations for a problem, never one with its question.
+    """Draw different demonstrations for a problem, never one with its question.
 
     The draw depends on the pool, the problem's id and the seed alone.
 
     Args:
         pool: what to draw from, all from what may be trained on.
         problem: what they are to stand before.
-        n: how many.
+        demonstrations: how many.
         seed: of the draw; another seed gives another draw.
 
     Raises:
-        ValueError: the pool has fewer than n questions other than the problem's.
+        ValueError: the pool has too few questions other than the problem's.
     """
     number = seeds.from_names(f"{seed}/{problem.problem_id}", bits=64)
     uniform = random.Random(number).random
     drawn: dict[str, Problem] = {}
-    for _ in range(50 * n):
-        if len(drawn) == n:
+    for _ in range(50 * demonstrations):
+        if len(drawn) == demonstrations:
             break
         shown = pool[int(uniform() * len(pool))] if pool else problem
         if shown.question != problem.question:
             drawn.setdefault(shown.question, shown)
-    if len(drawn) < n:
-        raise ValueError(f"expected a pool of more than {n} questions, got {len(pool)} problems")
+    if len(drawn) < demonstrations:
+        raise ValueError(
+            f"expected a pool of more than {demonstrations} questions, got {len(pool)} problems"
+        )
     return tuple(drawn.values())
 
 

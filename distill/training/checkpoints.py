@@ -25,7 +25,7 @@ LOCATION = "location.txt"
 
 
 class Checkpoints:
-    """A run's checkpoints, written while training goes on.
+    """A run's checkpoints, written during training.
 
     ```
     DIRECTORY/params/STEP/     kept for evaluation and selection
@@ -34,14 +34,14 @@ class Checkpoints:
     A step counts once both are whole; each appears under its name in one rename. With several
     processes all of them save and restore, each what its devices hold, in one directory.
 
-    All parameters are kept unless an argument says otherwise; then those stay that any of the
-    arguments keeps, and the newest. Selection can choose only among those that stay.
+    All parameters are kept unless an argument is set; then a step is kept if any argument keeps
+    it, and the newest always is. Selection can choose only among those that stay.
 
     Args:
         directory: of `located`; made at the first save.
         keep_last: keep the newest steps.
         keep_every: keep the steps that this divides.
-        keep_best: keep the steps of the lowest `loss`, as `save` is told.
+        keep_best: keep the steps of the lowest `loss` given to `save`.
     """
 
     def __init__(
@@ -113,16 +113,16 @@ class Checkpoints:
         """
         candidates = self._candidates()
         for step in candidates:
-            found = self._attempt(step, params, optimizer)
-            agreed = processes.all_agree(found is not None)
-            if agreed and found is not None:
+            restored = self._attempt(step, params, optimizer)
+            agreed = processes.all_agree(restored is not None)
+            if agreed and restored is not None:
                 self._forget_after(step)
-                return step, *found
+                return step, *restored
         if candidates:
             raise UserError(
                 f"a whole checkpoint in {self.directory}",
                 f"only damaged ones of steps {candidates}",
-                "restore one or remove the directory to begin again",
+                "restore one or remove the directory to start again",
             )
         self._forget_after(-1)  # half of a first checkpoint
         return None
@@ -144,7 +144,7 @@ class Checkpoints:
 
     def _forget_after(self, step: int) -> None:
         for manager in (self._params, self._optimizer):
-            for later in [found for found in manager.all_steps() if found > step]:
+            for later in [saved for saved in manager.all_steps() if saved > step]:
                 manager.delete(later)
 
     def wait(self) -> None:
@@ -173,7 +173,7 @@ class Checkpoints:
 
 
 def located(directory: Path | epath.Path) -> epath.Path:
-    """Return where the checkpoints of a directory lie: there, or where `place` has put them."""
+    """Return where a directory's checkpoints are stored: there, or at the address of `place`."""
     if "://" in str(directory):
         return epath.Path(directory)
     pointer = Path(directory) / LOCATION
@@ -183,7 +183,7 @@ def located(directory: Path | epath.Path) -> epath.Path:
 
 
 def place(directory: Path, address: str) -> None:
-    """Let the checkpoints of a directory lie at an address, where all who read them look.
+    """Store the checkpoints of a directory at an address, which `located` returns from then on.
 
     Args:
         directory: of the run, on a file system.
@@ -193,11 +193,11 @@ def place(directory: Path, address: str) -> None:
         UserError: the directory has checkpoints elsewhere.
     """
     target = address if "://" in address else str(Path(address).absolute())
-    if str(found := located(directory)) != target:
-        if steps(found):
+    if str(present := located(directory)) != target:
+        if steps(present):
             raise UserError(
                 f"checkpoints of {directory} at {target}",
-                f"those at {found}",
+                f"those at {present}",
                 "use that place or another --run_dir",
             )
         with atomic_path(Path(directory) / LOCATION) as temporary:

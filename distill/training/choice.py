@@ -1,4 +1,4 @@
-"""The choice of a checkpoint as `select` left it on disk, checked before anything relies on it."""
+"""The choice of a checkpoint that `select` wrote to disk, checked whenever it is read."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,26 +12,26 @@ SETS = ("selection", "validation", "general")
 
 
 def path_of(run_dir: Path) -> Path:
-    """Return where the choice lies."""
+    """Return the path of the choice."""
     return Path(run_dir) / "reports" / "selection.json"
 
 
 def read(run_dir: Path) -> dict[str, Any]:
-    """Return `reports/selection.json`; what it holds besides the chosen step may be absent.
+    """Return `reports/selection.json`; every field but the chosen step may be absent.
 
     Raises:
         UserError: it is missing, or not as `select` writes it.
     """
     path = path_of(run_dir)
-    found = files.read_object(path, follow=False)
-    wrong = next((name for name in STEPS if not _is_step(found.get(name, 0))), None)
-    wrong = wrong or (None if "chosen_step" in found else "chosen_step")
-    wrong = wrong or (None if _is_rule(found.get("rule", "")) else "rule")
-    wrong = wrong or (None if _are_entries(found.get("steps", [{"step": 0}])) else "steps")
+    selection = files.read_object(path, follow=False)
+    wrong = next((name for name in STEPS if not _is_step(selection.get(name, 0))), None)
+    wrong = wrong or (None if "chosen_step" in selection else "chosen_step")
+    wrong = wrong or (None if _is_rule(selection.get("rule", "")) else "rule")
+    wrong = wrong or (None if _are_entries(selection.get("steps", [{"step": 0}])) else "steps")
     if wrong:
-        got = f"{wrong} {found.get(wrong)!r:.60}"
+        got = f"{wrong} {selection.get(wrong)!r:.60}"
         raise UserError(f"the choice of stage select in {path}", got, "restore it")
-    return found
+    return selection
 
 
 def _is_step(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""Divergences of two distributions over a few outcomes, term by term; knows no logits."""
+"""Divergences of two distributions over a few outcomes, term by term, from probabilities."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""Answers of checkpoints to problems, graded and counted; choosing one is select's part."""
+"""Answers of checkpoints to problems, graded and counted; `select` chooses a checkpoint."""
 
 import contextlib
 import dataclasses
@@ -7,7 +7,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from distill.core.errors import UserError
 from distill.core.ports import Completion, Generator, Request, Sampling
@@ -31,17 +31,22 @@ GREEDY = Sampling(temperature=0.0, top_logprobs=0)
 _FINISHED = ("right", "wrong", "undecided", "unparsed")
 
 Prompt = Callable[[Problem], str]
-Through = Callable[[Generator], Generator]
+Wrap = Callable[[Generator], Generator]
+
+
+def _require(what: str, known: Collection[str], name: str) -> None:
+    if name not in known:
+        raise UserError(f"a {what} of {', '.join(known)}", name, "name one of them")
 
 
 @dataclasses.dataclass(frozen=True)
-class Way:
-    """How one set is asked and graded, where the stage's own way does not do.
+class SetOptions:
+    """The prompt format and the graders of one set, in place of those of `Options`.
 
     Attributes:
         format: one of `prompts.FORMATS`, or a function from a problem to its prompt, such as
-            `bbh.PublishedPrompt`; the stage's where None.
-        grader: one of `graders.NAMES`; the stage's where None.
+            `bbh.PublishedPrompt`; that of `Options` if None.
+        grader: one of `graders.NAMES`; that of `Options` if None.
         beside: a second grader, whose right answers are counted beside the first's.
     """
 
@@ -87,6 +92,62 @@ class Voting:
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How the stages `evaluate` and `final` prompt, decode and grade; one binding serves both.
+
+    Attributes:
+        format: the prompt format, one of `prompts.FORMATS`.
+        grader: one of `graders.NAMES`.
+        max_tokens: most tokens of an answer.
+        batch_size: problems decoded together; it changes no answer.
+        limit: most problems of a set; all if None.
+        set_options: by set, the format and the graders that replace these.
+        voting: how many samples of a problem vote; greedy decoding if None.
+        wrap: from a checkpoint's generator to the one that answers, such as
+            `calculator.Calculator()` or `sampling.Beam()`.
+        tensor: devices that share a copy of the parameters, for students too large for one.
+
+    Raises:
+        UserError: there is no such format or grader, or `max_tokens` or `limit` is below 1.
+    """
+
+    format: str = "zero_shot_cot"
+    grader: str = "default"
+    max_tokens: int = 256
+    batch_size: int = 64
+    limit: int | None = None
+    set_options: Mapping[str, SetOptions] = dataclasses.field(default_factory=dict)
+    voting: Voting | None = None
+    wrap: Wrap | None = None
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        _require("format", prompts.FORMATS, self.format)
+        graders.require(self.grader)
+        if self.max_tokens < 1 or (self.limit is not None and self.limit < 1):
+            raise UserError(
+                "max_tokens and limit of at least 1",
+                f"max_tokens {self.max_tokens} and limit {self.limit}",
+                "raise them or leave them out",
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides an answer, for a manifest; optional settings only if they are set."""
+        required = ("format", "grader", "max_tokens", "limit")
+        optional = ("set_options", "voting", "wrap")
+        values = {name: getattr(self, name) for name in (*required, *optional)}
+        return {name: value for name, value in values.items() if value or name in required}
+
+    def grader_names(self) -> set[str]:
+        """Return the names of all graders that the sets need."""
+        named = (name for s in self.set_options.values() for name in (s.grader, s.beside) if name)
+        return {self.grader, *named}
+
+
+_DEFAULTS = Options()
+
+
 def evaluate(
     problems: Sequence[Problem],
     generator: Generator,
@@ -98,18 +159,18 @@ def evaluate(
     voting: Voting | None = None,
     step: int = 0,
 ) -> Iterator[Prediction]:
-    """Ask every problem; cut and grade what comes as a teacher's traces are.
+    """Answer every problem; cut and grade the answers as a teacher's traces are.
 
     A prediction depends on its problem, the generator, the sampling and the voting alone.
 
     Args:
-        problems: what is asked.
-        generator: who answers.
+        problems: to be answered.
+        generator: the model that answers.
         format: a problem's prompt.
-        grader: how an answer is found and compared with the gold one.
+        grader: finds an answer and compares it with the gold one.
         graders: other graders, by set.
         sampling: greedy by default; with voting, its temperature and top_p are the voting's.
-        voting: how many samples vote; each problem is asked once where None.
+        voting: how many samples vote; each problem has one answer if None.
         step: the checkpoint that the generator runs.
 
     Returns:
@@ -123,10 +184,10 @@ def evaluate(
         place, sample = divmod(index, votes)
         waiting[place][sample] = completion
         if len(waiting[place]) == votes:
-            problem, came = problems[place], waiting.pop(place)
+            problem, samples = problems[place], waiting.pop(place)
             judge = (graders or {}).get(problem.source, grader)
-            asked = requests[place * votes : (place + 1) * votes]
-            traces = [_trace(problem, n, asked[n], came[n]) for n in range(votes)]
+            prompted = requests[place * votes : (place + 1) * votes]
+            traces = [_trace(problem, n, prompted[n], samples[n]) for n in range(votes)]
             yield _prediction(problem, traces, judge, step)
 
 
@@ -143,18 +204,18 @@ def _drawn(sampling: Sampling, voting: Voting | None) -> Sampling:
     return dataclasses.replace(sampling, temperature=voting.temperature, top_p=voting.top_p)
 
 
-def _trace(problem: Problem, sample: int, asked: Request, completion: Completion) -> Trace:
-    written = cut_after_answer(completion).trace_fields()
+def _trace(problem: Problem, sample: int, request: Request, completion: Completion) -> Trace:
+    fields = cut_after_answer(completion).trace_fields()
     if completion.finish_reason == "too_long":
         logger.warning("%s is longer than the generator reads", problem.problem_id)
-    return Trace(problem.problem_id, sample, asked.prompt, **written, model="", seed=asked.seed)
+    return Trace(problem.problem_id, sample, request.prompt, **fields, model="", seed=request.seed)
 
 
 def _prediction(problem: Problem, traces: Sequence[Trace], judge: Judge, step: int) -> Prediction:
     verdicts = list(check(traces, [problem], judge))
     chosen = majority(verdicts, judge)
-    found = (traces[chosen].text, verdicts[chosen].outcome, verdicts[chosen].answer)
-    return Prediction(step, problem.problem_id, problem.source, problem.split, *found)
+    answer = (traces[chosen].text, verdicts[chosen].outcome, verdicts[chosen].answer)
+    return Prediction(step, problem.problem_id, problem.source, problem.split, *answer)
 
 
 def majority(verdicts: Sequence[Verdict], judge: Judge) -> int:
@@ -180,30 +241,31 @@ def tally(predictions: Iterable[Prediction]) -> dict[int, dict[str, Accuracy]]:
         >>> tally([Prediction(0, "svamp/report/1", "svamp", "report", "It is 3", "right", "3")])
         {0: {'svamp': Accuracy(correct=1, n=1)}}
     """
-    found: dict[int, dict[str, Accuracy]] = {}
+    counts: dict[int, dict[str, Accuracy]] = {}
     for prediction in predictions:
-        of_step = found.setdefault(prediction.step, {})
+        of_step = counts.setdefault(prediction.step, {})
         one = Accuracy(int(prediction.outcome == "right"), 1)
         before = of_step.get(prediction.source)
         of_step[prediction.source] = before + one if before else one
-    return found
+    return counts
 
 
-def ask(
+def predict(
     problems: Sequence[Problem],
     steps: Sequence[int],
-    student: Callable[[int], Generator],
+    generators: Callable[[int], Generator],
     sink: Shards[Prediction],
-    **how: Any,
+    **arguments: Any,
 ) -> None:
-    """Write the predictions of every step that an earlier start has not written.
+    """Write the predictions of every step that are not in the sink yet.
 
     Args:
-        problems: what every step is asked.
+        problems: the same for every step.
         steps: the checkpoints.
-        student: the generator of a checkpoint, made only where something is left to ask.
-        sink: where the predictions go; what it holds of a step and a problem is not asked again.
-        how: the other arguments of `evaluate`.
+        generators: from a checkpoint's step to its generator, called only if predictions are
+            missing.
+        sink: receives the predictions.
+        arguments: the other arguments of `evaluate`.
     """
     done = sink.keys("step", "problem_id")
     for step in steps:
@@ -211,7 +273,7 @@ def ask(
         if not left:
             continue
         predictions = progress(
-            evaluate(left, student(step), step=step, **how),
+            evaluate(left, generators(step), step=step, **arguments),
             name=f"step {step}",
             total=len(problems),
             done=len(problems) - len(left),
@@ -229,12 +291,12 @@ def choose(
     Raises:
         UserError: there are none.
     """
-    found: dict[str, list[Problem]] = {}
+    by_set: dict[str, list[Problem]] = {}
     for problem in problems:
-        of_set = found.setdefault(problem.source, [])
+        of_set = by_set.setdefault(problem.source, [])
         if problem.split in splits and (limit is None or len(of_set) < limit):
             of_set.append(problem)
-    chosen = [problem for of_set in found.values() for problem in of_set]
+    chosen = [problem for of_set in by_set.values() for problem in of_set]
     if not chosen:
         raise UserError(
             f"problems of split {' or '.join(splits)}", "none", "add such a set to stage problems"
@@ -245,12 +307,12 @@ def choose(
 def prompt(name: str, train: Iterable[Problem]) -> Callable[[Problem], str]:
     """Return a format as a function from a problem to its prompt.
 
-    The in-context formats show train problems, which a problem's id draws, so that a problem has
-    one prompt whatever is asked beside it.
+    The in-context formats show train problems, which a problem's id draws, so that a problem
+    always has the same prompt.
 
     Args:
         name: one of `prompts.FORMATS`.
-        train: what demonstrations are drawn from; a chain format shows those that have a chain.
+        train: problems for the demonstrations; a chain format takes those that have a chain.
 
     Raises:
         UserError: there is no such format, or too few problems to show.
@@ -263,7 +325,7 @@ def prompt(name: str, train: Iterable[Problem]) -> Callable[[Problem], str]:
     few = prompts.DEMONSTRATIONS
     if len({problem.question for problem in pool}) <= few:
         raise UserError(
-            f"more than {few} train problems to show", str(len(pool)), "ask a zero-shot format"
+            f"more than {few} train problems to show", str(len(pool)), "choose a zero-shot format"
         )
     return lambda problem: format.encoder_input(problem, prompts.draw(pool, problem, seed=0))
 
@@ -271,12 +333,12 @@ def prompt(name: str, train: Iterable[Problem]) -> Callable[[Problem], str]:
 def students(
     run_dir: Path, batch_size: int, *, start: str | None = None, tensor: int = 1
 ) -> Callable[[int], Generator]:
-    """Return what makes the generator of a checkpoint; all share one compiled program.
+    """Return the function from a step to its checkpoint's generator; all share one program.
 
     Args:
         run_dir: the run, whose checkpoints are taken; step 0 is the start itself.
         batch_size: problems decoded together.
-        start: the directory of the start; where train found it if None.
+        start: the directory of the start; the one that stage `train` recorded if None.
         tensor: devices that share a copy of the parameters.
 
     Raises:
@@ -313,126 +375,52 @@ def students(
 
 
 def run(
-    *,
-    run_dir: Path,
-    student: str | None = None,
-    format: str = "zero_shot_cot",
-    grader: str = "default",
-    max_tokens: int = 256,
-    batch_size: int = 64,
-    limit: int | None = None,
-    ways: Mapping[str, Way] | None = None,
-    voting: Voting | None = None,
-    through: Through | None = None,
-    tensor: int = 1,
+    *, run_dir: Path, student: str | None = None, options: Options = _DEFAULTS
 ) -> dict[str, Any]:
     """Answer the validation sets and the selection halves with every checkpoint, step 0 included.
 
-    A student that is named, in a run without training, answers as it is, as step 0.
+    In a run without training, a student that is named answers untrained, as step 0.
 
     Args:
         run_dir: the run.
-        student: the directory of the start; where train found it if None.
-        format: the prompt format that is asked.
-        grader: one of `graders.NAMES`.
-        max_tokens: most tokens of an answer.
-        batch_size: problems decoded together; it changes no answer.
-        tensor: devices that share a copy of the parameters, for students too large for one.
-        limit: most problems of a set; all where None.
-        ways: how sets are asked and graded otherwise, by set.
-        voting: how many samples of a problem vote; greedy where None.
-        through: what a checkpoint's generator is put into, such as `calculator.Calculator()` or
-            `sampling.Beam()`.
+        student: the directory of the start; the one that stage `train` recorded if None.
+        options: how to prompt, decode and grade.
 
     Returns:
         `accuracy`, {step: {set: {"correct", "n"}}}, and the numbers of checkpoints and predictions;
-        `accuracy_beside`, the same of second graders, where a set has one.
+        `accuracy_beside`, the same of second graders, if a set has one.
 
     Raises:
-        UserError: no such format, grader or set, no such problems, or an input is not complete.
+        UserError: no such set, no such problems, or an input is not complete.
     """
-    options = _Options(format, grader, max_tokens, limit, ways or {}, voting, through)
-    return _stage(
-        Path(run_dir), _EVALUATE, options, student, {"batch_size": batch_size, "tensor": tensor}
-    )
+    return _stage(Path(run_dir), _EVALUATE, options, student)
 
 
 def final(
-    *,
-    run_dir: Path,
-    student: str | None = None,
-    format: str = "zero_shot_cot",
-    grader: str = "default",
-    max_tokens: int = 256,
-    batch_size: int = 64,
-    limit: int | None = None,
-    ways: Mapping[str, Way] | None = None,
-    voting: Voting | None = None,
-    through: Through | None = None,
-    tensor: int = 1,
+    *, run_dir: Path, student: str | None = None, options: Options = _DEFAULTS
 ) -> dict[str, Any]:
     """Answer the report halves and test splits with the start and the chosen checkpoint.
 
-    Where validation would have chosen another checkpoint, that one answers too. A student that is
-    named, in a run without training, answers as it is, as step 0.
+    If validation would have chosen another checkpoint, that one answers too. In a run without
+    training, a student that is named answers untrained, as step 0.
 
     Args:
         run_dir: the run.
-        student: the directory of the start; where train found it if None.
-        format: the prompt format that is asked.
-        grader: one of `graders.NAMES`.
-        max_tokens: most tokens of an answer.
-        batch_size: problems decoded together; it changes no answer.
-        tensor: devices that share a copy of the parameters, for students too large for one.
-        limit: most problems of a set; all where None.
-        ways: how sets are asked and graded otherwise, by set.
-        voting: how many samples of a problem vote; greedy where None.
-        through: what a checkpoint's generator is put into, such as `calculator.Calculator()` or
-            `sampling.Beam()`.
+        student: the directory of the start; the one that stage `train` recorded if None.
+        options: how to prompt, decode and grade.
 
     Returns:
         As `run`.
 
     Raises:
-        UserError: no such format, grader or set, no such problems, or an input is not complete.
+        UserError: no such set, no such problems, or an input is not complete.
     """
-    options = _Options(format, grader, max_tokens, limit, ways or {}, voting, through)
-    return _stage(
-        Path(run_dir), _FINAL, options, student, {"batch_size": batch_size, "tensor": tensor}
-    )
+    return _stage(Path(run_dir), _FINAL, options, student)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Options:
-    """What decides a stage's answers, refused before a manifest holds it."""
-
-    format: str
-    grader: str
-    max_tokens: int
-    limit: int | None
-    ways: Mapping[str, Way]
-    voting: Voting | None
-    through: Through | None = None
-
-    def __post_init__(self) -> None:
-        _require("format", prompts.FORMATS, self.format)
-        graders.require(self.grader)
-        if self.max_tokens < 1 or (self.limit is not None and self.limit < 1):
-            raise UserError(
-                "max_tokens and limit of at least 1",
-                f"max_tokens {self.max_tokens} and limit {self.limit}",
-                "raise them or leave them out",
-            )
-
-    def settings(self) -> dict[str, Any]:
-        """Return the manifest's; without the later ones those of a version without them."""
-        later = ("ways", "voting", "through")
-        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: value for name, value in found.items() if value or name not in later}
-
-
-class _Kind(NamedTuple):
-    """What sets the two stages apart."""
+class _Kind:
+    """How the two stages differ: names, splits, inputs and the steps that answer."""
 
     name: str
     folder: str
@@ -458,9 +446,7 @@ _FINAL = _Kind("final", "final", REPORTED, ["train", "select"], _chosen_steps)
 OUTPUTS = {kind.name: (kind.folder,) for kind in (_EVALUATE, _FINAL)}
 
 
-def _stage(
-    run_dir: Path, kind: _Kind, options: _Options, student: str | None, how: Mapping[str, int]
-) -> dict[str, Any]:
+def _stage(run_dir: Path, kind: _Kind, options: Options, student: str | None) -> dict[str, Any]:
     trained = student is None or (run_dir / "manifests" / "train.json").exists()
     settings = options.settings() | ({} if trained else {"student": student})
     inputs = ["problems", *(kind.after if trained else ())]
@@ -475,16 +461,16 @@ def _stage(
     ) as stage:
         if not stage.complete:
             steps = kind.steps(run_dir) if trained else [0]
-            made, through = students(run_dir, start=student, **how), options.through
-            make = (lambda step: through(made(step))) if through else made
             sink = Shards(run_dir / kind.folder, Prediction)
-            stage.finish(**_fill(run_dir, sink, kind.splits, steps, make, options))
+            generators = _generators(run_dir, student, options)
+            stage.finish(**_fill(run_dir, sink, kind.splits, steps, generators, options))
         return stage.summary
 
 
-def _require(what: str, known: Collection[str], name: str) -> None:
-    if name not in known:
-        raise UserError(f"a {what} of {', '.join(known)}", name, "name one of them")
+def _generators(run_dir: Path, start: str | None, options: Options) -> Callable[[int], Generator]:
+    plain = students(run_dir, options.batch_size, start=start, tensor=options.tensor)
+    wrap = options.wrap
+    return plain if wrap is None else lambda step: wrap(plain(step))
 
 
 def _fill(
@@ -492,31 +478,34 @@ def _fill(
     sink: Shards[Prediction],
     splits: Sequence[str],
     steps: Sequence[int],
-    make: Callable[[int], Generator],
-    options: _Options,
+    generators: Callable[[int], Generator],
+    options: Options,
 ) -> dict[str, Any]:
-    """Ask what is left to ask and count all of it."""
+    """Write the missing predictions and count all of them."""
     every = list(Shards(run_dir / "problems", Problem))
-    for name in options.ways:
+    for name in options.set_options:
         _require("set", sorted({problem.source for problem in every}), name)
     with contextlib.ExitStack() as stack:
         judges = {
-            name: stack.enter_context(graders.open_grader(name)) for name in _graders(options)
+            name: stack.enter_context(graders.open_grader(name)) for name in options.grader_names()
         }
-        how = {
-            "format": _prompts(options, [p for p in every if p.split == "train"]),
-            "grader": judges[options.grader],
-            "graders": {s: judges[w.grader] for s, w in options.ways.items() if w.grader},
-            "sampling": dataclasses.replace(GREEDY, max_tokens=options.max_tokens),
-            "voting": options.voting,
-        }
-        ask(choose(every, splits, options.limit), steps, make, sink, **how)
-        beside = {s: judges[w.beside] for s, w in options.ways.items() if w.beside}
+        predict(
+            choose(every, splits, options.limit),
+            steps,
+            generators,
+            sink,
+            format=_prompts(options, [p for p in every if p.split == "train"]),
+            grader=judges[options.grader],
+            graders={s: judges[o.grader] for s, o in options.set_options.items() if o.grader},
+            sampling=dataclasses.replace(GREEDY, max_tokens=options.max_tokens),
+            voting=options.voting,
+        )
+        beside = {s: judges[o.beside] for s, o in options.set_options.items() if o.beside}
         again = tally(_graded_again(sink, every, beside))
     accuracy = tally(sink)
     for step, of_step in sorted(accuracy.items()):
-        told = ", ".join(f"{name} {value}" for name, value in sorted(of_step.items()))
-        logger.info("step %d: %s", step, told)
+        line = ", ".join(f"{name} {value}" for name, value in sorted(of_step.items()))
+        logger.info("step %d: %s", step, line)
     return {
         "checkpoints": len(steps),
         "predictions": len(sink),
@@ -525,30 +514,24 @@ def _fill(
     }
 
 
-def _graders(options: _Options) -> set[str]:
-    ways = options.ways.values()
-    named = (name for way in ways for name in (way.grader, way.beside) if name)
-    return {options.grader, *named}
-
-
-def _prompts(options: _Options, train: Sequence[Problem]) -> Prompt:
-    """Return what asks every set in its way."""
-    formats = {name: way.format for name, way in options.ways.items() if way.format is not None}
-    made = {name: prompt(f, train) if isinstance(f, str) else f for name, f in formats.items()}
-    usual = prompt(options.format, train)
-    return lambda problem: made.get(problem.source, usual)(problem)
+def _prompts(options: Options, train: Sequence[Problem]) -> Prompt:
+    """Return the prompt of a problem by its set's format."""
+    formats = {name: o.format for name, o in options.set_options.items() if o.format is not None}
+    by_set = {name: prompt(f, train) if isinstance(f, str) else f for name, f in formats.items()}
+    default = prompt(options.format, train)
+    return lambda problem: by_set.get(problem.source, default)(problem)
 
 
 def _graded_again(
     predictions: Iterable[Prediction], problems: Iterable[Problem], beside: Mapping[str, Judge]
 ) -> Iterator[Prediction]:
     """Yield the predictions of sets with a second grader, with its outcome."""
-    asked = {problem.problem_id: problem for problem in problems if problem.source in beside}
+    graded = {problem.problem_id: problem for problem in problems if problem.source in beside}
     for prediction in predictions:
-        if prediction.problem_id in asked:
+        if prediction.problem_id in graded:
             judge, outcome = beside[prediction.source], prediction.outcome
             if outcome in _FINISHED:
-                gold = getattr(asked[prediction.problem_id], judge.field)
+                gold = getattr(graded[prediction.problem_id], judge.field)
                 outcome = judge(prediction.text, gold).outcome
             yield dataclasses.replace(prediction, outcome=outcome)
 

@@ -1,4 +1,4 @@
-"""Batches in memory and in time for the trainer; NumPy only, so that workers start fast."""
+"""Batches for the trainer, prepared ahead of its steps; NumPy only, so that workers start fast."""
 
 import collections
 import concurrent.futures
@@ -129,8 +129,8 @@ def ahead(items: Generator[T], depth: int = 2) -> Generator[T]:
 
 
 def _stacked(batches: Batches, steps: range) -> Arrays:
-    made = [batches.batch(step) for step in steps]
-    return {name: np.stack([arrays[name] for arrays in made]) for name in made[0]}
+    each = [batches.batch(step) for step in steps]
+    return {name: np.stack([arrays[name] for arrays in each]) for name in each[0]}
 
 
 def _start_worker(batches: Batches) -> None:

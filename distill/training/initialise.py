@@ -1,4 +1,4 @@
-"""A random start for a student of any shape and vocabulary; it trains nothing."""
+"""A random start for a student of any shape and vocabulary."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from distill.core.errors import UserError
 from distill.core.store import Stage
 from distill.models import weights
 from distill.models.layers import by_path
-from distill.targets import vocabulary as students
+from distill.targets import vocabulary as vocabularies
 
 # Files and folders of a run directory that the stage fills, as patterns.
 OUTPUTS = ("start",)
@@ -35,7 +35,7 @@ def run(
 ) -> dict[str, Any]:
     """Draw a student's first parameters and write them with its vocabulary into RUN_DIR/start.
 
-    `train` takes it from there where it is given no other start.
+    `train` starts from it unless another start is bound.
 
     Args:
         run_dir: the run.
@@ -50,7 +50,7 @@ def run(
     Raises:
         UserError: there is no such vocabulary, or the model has fewer rows than it has tokens.
     """
-    tokenizer = students.load(vocabulary)
+    tokenizer = vocabularies.load(vocabulary)
     tokens, rows = tokenizer.vocab_size + extra_ids, model.config.vocab_size
     if tokens > rows:
         raise UserError(
@@ -58,7 +58,7 @@ def run(
             str(rows),
             "raise the model's vocab_size",
         )
-    described = students.setting(Path(run_dir), "initialise", tokenizer, "vocabulary")
+    described = vocabularies.setting(Path(run_dir), "initialise", tokenizer)
     settings = {"model": model, "vocabulary": described}
     settings |= {"extra_ids": extra_ids, "seed": seed}
     with Stage.open(run_dir, "initialise", settings=settings, outputs=OUTPUTS) as stage:

@@ -16,7 +16,7 @@ from distill.training.checkpoints import DAMAGE, steps
 
 
 def open_params(directory: Path, step: int) -> dict[str, Tensor]:
-    """Return the parameters of one step by path; each is read when it is asked for.
+    """Return the parameters of one step by path; each is read on demand.
 
     Args:
         directory: of the checkpoints.

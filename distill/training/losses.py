@@ -223,12 +223,12 @@ def _weighted(nats: Float[Array, "batch length"], weights: Float[Array, "batch l
     return jnp.sum(jnp.where(weights > 0, nats * weights, 0.0)), jnp.sum(weights)
 
 
-# --- What the trainer is given ------------------------------------------------------------------
+# --- Losses of the trainer ----------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class DistributionMatching:
-    """A divergence from the teacher's sparse distributions, as `sparse_divergence` says.
+    """A divergence from the teacher's sparse distributions, as `sparse_divergence` computes it.
 
     Forward KL with the rest dropped and nothing else is the loss of Fu et al. 2023.
     """

@@ -52,7 +52,7 @@ class Metrics(Protocol):
     """
 
     def resume(self, step: int) -> None:
-        """Forget the lines after `step`; the run goes on from there."""
+        """Forget the lines after `step`, from which the run resumes."""
         ...
 
     def write(self, lines: Sequence[Line]) -> None:
@@ -179,7 +179,7 @@ class Mirror:
 
 
 class TensorBoard:
-    """Event files through clu; built by `tensorboard`, which tells whether it can be.
+    """Event files through clu; built by `tensorboard` if its packages are installed.
 
     Args:
         make: makes clu's writer, and its directory with it, when the first lines come.
@@ -258,13 +258,13 @@ class Record:
         self._write([_line(number, row, speed) for number, *row in rows])
 
     def mean_loss(self) -> float | None:
-        """Return nats per token of the lines since the last call, None where there is none."""
+        """Return nats per token of the lines since the last call, None if there are none."""
         mean = self._nats / self._weight if self._weight else None
         self._nats, self._weight = 0.0, 0.0
         return mean
 
     def _speed(self, steps: int) -> dict[str, float]:
-        """What the clock says of a step, as a mean over those since the last fetch."""
+        """Return the wall-clock figures of a step, as means over the steps since the last fetch."""
         now = time.monotonic()
         seconds, starved = (now - self._last) / steps, self._starved / steps
         self._last, self._starved = now, 0.0

@@ -1,7 +1,7 @@
-"""What a run's checkpoints come from: the vocabulary and weights of their start, compared later.
+"""The start that a run's checkpoints come from: its vocabulary and weights, recorded and compared.
 
-`RUN_DIR/checkpoints/start.json` records both when training begins. A run of a version that wrote
-none is compared by what its dataset's manifest says.
+`RUN_DIR/checkpoints/start.json` records both when training begins. The vocabulary
+of a run without this file is compared with that of its dataset's manifest.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from distill.core.store import read_json, sha256, write_json
 from distill.core.vocabulary_digest import VocabularyRecord, require_same
 from distill.models.saved import open_vocabulary
 from distill.models.weights import WEIGHTS, Vocabulary
-from distill.targets import vocabulary as students
+from distill.targets import vocabulary as vocabularies
 from distill.training import checkpoints
 
 START = "start.json"
@@ -34,29 +34,31 @@ def require_dataset(run_dir: Path, directory: Path, vocabulary: Vocabulary) -> N
     """
     path = Path(run_dir) / "manifests" / "dataset.json"
     settings = read_json(path).get("settings", {}) if path.is_file() else {}
-    described = settings.get("student") if isinstance(settings, dict) else None
+    settings = settings if isinstance(settings, dict) else {}
+    # Earlier versions called the setting `student`; their runs are compared as well.
+    described = settings.get("vocabulary", settings.get("student"))
     described = described if isinstance(described, dict) else {}
     tokenizer = open_vocabulary(vocabulary.path, 0)
     if described.get("vocab_size") == tokenizer.vocab_size + vocabulary.extra_ids:
         tokenizer = open_vocabulary(vocabulary.path, vocabulary.extra_ids)
-    student = cast(students.Student, tokenizer)  # those of tokalign are both
+    whole = cast(vocabularies.Vocabulary, tokenizer)  # tokalign's tokenizers encode texts
     names = {"expected": f"the dataset in {run_dir}", "got": f"the student in {directory}"}
-    students.require_described(described, student, **names, do=ALIGN_AGAIN)
+    vocabularies.require_described(described, whole, **names, do=ALIGN_AGAIN)
 
 
 @contextlib.contextmanager
 def recorded(run_dir: Path, directory: Path, vocabulary: Vocabulary) -> Iterator[None]:
-    """Record the start beside the checkpoints, unless some lie there; undone if all is refused.
+    """Record the start beside the checkpoints if there are none; removed if training is refused.
 
     Raises:
-        UserError: checkpoints that lie there come from another start.
+        UserError: there are checkpoints that come from another start.
     """
     require(run_dir, directory, vocabulary)
     folder = Path(run_dir) / "checkpoints"
     path, existed = folder / START, folder.exists()
     new = not path.exists() and not checkpoints.steps(folder)
     if new:
-        write_json(path, _described(directory, vocabulary))
+        write_json(path, _record(directory, vocabulary))
     try:
         yield
     except UserError:
@@ -84,8 +86,8 @@ def require(run_dir: Path, directory: Path, vocabulary: Vocabulary) -> None:
         if (Path(run_dir) / "manifests" / "dataset.json").is_file():
             require_dataset(run_dir, directory, vocabulary)
         return
-    found = read_json(path)
-    digests = found if isinstance(found, Mapping) else {}
+    record = read_json(path)
+    digests = record if isinstance(record, Mapping) else {}
     holder, do = f"the checkpoints in {path.parent}", "give the start that the run was trained from"
     expected = VocabularyRecord(holder, digests.get("vocabulary_sha256"))
     require_same(expected, vocabulary.recorded(f"the start in {directory}"), do)
@@ -98,7 +100,7 @@ def require(run_dir: Path, directory: Path, vocabulary: Vocabulary) -> None:
         )
 
 
-def _described(directory: Path, vocabulary: Vocabulary) -> dict[str, Any]:
+def _record(directory: Path, vocabulary: Vocabulary) -> dict[str, Any]:
     return {
         "vocabulary_sha256": vocabulary.digest,
         "extra_ids": vocabulary.extra_ids,

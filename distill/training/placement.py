@@ -1,4 +1,4 @@
-"""Where a run's state and batches lie on its mesh, and whether a step fits there; it runs none."""
+"""The layout of a run's state and batches on its mesh, and whether a step fits in its memory."""
 
 import dataclasses
 import math
@@ -39,7 +39,7 @@ def state_layout(
     Args:
         model: names the logical axes.
         params: arrays, tensors on disk, or their shapes.
-        optimizer: its state lies where its parameters do.
+        optimizer: its state is placed with its parameters.
         mesh: of `partitioning.mesh`.
         rules: logical axis to mesh axis.
 
@@ -61,10 +61,10 @@ def state_layout(
         transform_non_params=lambda _: everywhere,
     )
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    return State(_described(params, of_params), _described(inner, of_inner), step)  # type: ignore[arg-type]
+    return State(_with_shardings(params, of_params), _with_shardings(inner, of_inner), step)  # type: ignore[arg-type]
 
 
-def _described(tree: PyTree, shardings: PyTree) -> PyTree:
+def _with_shardings(tree: PyTree, shardings: PyTree) -> PyTree:
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         tree,
@@ -72,14 +72,14 @@ def _described(tree: PyTree, shardings: PyTree) -> PyTree:
     )
 
 
-def begin(params: PyTree, layout: State, optimizer: Optimizer) -> State:
+def initial_state(params: PyTree, layout: State, optimizer: Optimizer) -> State:
     """Return the state before the first step; the caller's parameters are copied.
 
     Tensors on disk are read one at a time, so a start may be larger than the host's memory.
     """
 
-    def start(given: PyTree) -> State:
-        copy = jax.tree.map(jnp.copy, given)  # steps take over their buffers, never the caller's
+    def start(params: PyTree) -> State:
+        copy = jax.tree.map(jnp.copy, params)  # steps donate their buffers, never the caller's
         return State(copy, optimizer.transformation().init(copy), jnp.int32(0))
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, layout)
@@ -87,7 +87,7 @@ def begin(params: PyTree, layout: State, optimizer: Optimizer) -> State:
 
 
 def spread(tree: PyTree, layout: PyTree) -> PyTree:
-    """Return what every process has whole, or can read whole, lying as `layout` says."""
+    """Return the arrays of a tree, which every process has or can read whole, in a layout."""
 
     def placed(leaf: Any, place: jax.ShapeDtypeStruct) -> jax.Array:
         whole = leaf.read() if isinstance(leaf, Tensor) else np.asarray(leaf)
@@ -185,7 +185,7 @@ def put(stack: Mapping[str, np.ndarray], layout: Layout) -> dict[str, jax.Array]
 
     Args:
         stack: [steps, rows, ...] each.
-        layout: of one whole batch; how wide its rows are does not matter.
+        layout: of one whole batch; the width of its rows does not matter.
     """
     placed = {}
     for name, leaf in layout.items():
@@ -203,9 +203,9 @@ def put(stack: Mapping[str, np.ndarray], layout: Layout) -> dict[str, jax.Array]
 def require_room(
     advance: Any, state: State, stack: Layout, key: Any, device: Any = None
 ) -> tuple[int, int, int]:
-    """Compile a call of the trainer and refuse it where a device has too little memory for it.
+    """Compile a call of the trainer and refuse it if it does not fit in a device's memory.
 
-    What is compiled here is what runs later; nothing is compiled twice.
+    The compiled program is the one that runs later; nothing is compiled twice.
 
     Args:
         advance: of `step.compiled`.
@@ -215,8 +215,8 @@ def require_room(
         device: one of those that it is compiled for; the first of this process if None.
 
     Returns:
-        Bytes of a device: of state and batch, besides them, and what it has; zeros where the
-        compiler does not tell.
+        Bytes of a device: state and batch, other memory of the step, and the device's memory; zeros
+        where the compiler does not report them.
 
     Raises:
         UserError: the step does not fit, by XLA's account.
@@ -226,15 +226,15 @@ def require_room(
     room = f"a step within the {limit / GIGABYTE:.1f} GB of {device.device_kind}"
     advice = "raise microbatches or the mesh's fsdp or tensor, or lower batch_size"
     try:
-        found = advance.lower(state, stack, key).compile().memory_analysis()
+        memory = advance.lower(state, stack, key).compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise UserError(room, str(error).partition("\n")[0], advice) from error
-    if found is None:
+    if memory is None:
         return 0, 0, limit
-    kept = found.argument_size_in_bytes
-    work = found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    kept = memory.argument_size_in_bytes
+    work = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     if kept + work > limit:
         got = f"{(kept + work) / GIGABYTE:.1f} GB, {kept / GIGABYTE:.1f} of them state and batch"
         raise UserError(room, got, advice)

@@ -1,10 +1,10 @@
-"""Batches from which the built-in starts learn, made on the fly; JAX is imported by `run` alone."""
+"""Batches that train the built-in starts, generated step by step; `run` alone imports JAX."""
 
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from distill.core.store import Stage
 from distill.core.vocabulary_digest import require_same
 from distill.problems.builtin import arithmetic
 from distill.text import prompts
+from distill.training.packing import Arrays, Example, Tower, arrays, pack
 
 # Files and folders of a run directory that the stage fills, as patterns.
 OUTPUTS = ("checkpoints",)
@@ -23,14 +24,11 @@ TEACHER_PROMPT = prompts.TeacherPrompt()
 # Problem seeds are laid out as (seed, step, number of the problem in its step).
 PROBLEMS_PER_STEP = 1 << 20
 STEPS_PER_SEED = 1 << 32
-MISSES = 8  # examples without room in any row after which a batch is full
-
-Arrays = Mapping[str, np.ndarray]
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What is asked of a vocabulary here; those of `tokalign.tokenizers` have it."""
+    """The part of a tokenizer that batches need; those of `tokalign.tokenizers` have it."""
 
     @property
     def eos_id(self) -> int: ...  # noqa: D102
@@ -39,110 +37,11 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> Sequence[int]: ...  # noqa: D102
 
 
-# --- Packing -----------------------------------------------------------------------------------
-
-
-class Example(NamedTuple):
-    """One text to learn: what the encoder reads, what the decoder writes and how much it counts.
-
-    The encoder's ids are empty for a decoder-only model.
-    """
-
-    source: Sequence[int]
-    target: Sequence[int]
-    weights: Sequence[float]
-
-
-def pack(examples: Iterator[Example], rows: int, length: int, source_length: int = 0) -> Arrays:
-    """Return a batch in which each example lies in the first row that has room for it.
-
-    With source ids [7, 8] and [5], targets [3, 9, 1] and [4, 1], one row of 6 and 4:
-
-    ```
-       encoder_input_tokens [7, 8, 5, 0]     decoder_target_tokens [3, 9, 1, 4, 1, 0]
-        encoder_segment_ids [1, 1, 2, 0]      decoder_input_tokens [0, 3, 9, 0, 4, 0]
-          encoder_positions [0, 1, 0, 0]       decoder_segment_ids [1, 1, 1, 2, 2, 0]
-                                                 decoder_positions [0, 1, 2, 0, 1, 0]
-                                              decoder_loss_weights [1, 1, 1, 1, 1, 0]
-    ```
-
-    Examples are taken until MISSES of them found no room; those are not in the batch.
-
-    Args:
-        examples: without end.
-        rows: of the batch.
-        length: of the decoder's rows.
-        source_length: of the encoder's rows; 0 makes no encoder arrays.
-
-    Raises:
-        ValueError: MISSES examples in a row are longer than an empty row.
-    """
-    target, source = Tower(rows, length), Tower(rows, source_length)
-    weights = np.zeros((rows, length), np.float32)
-    misses = 0
-    while misses < MISSES:
-        example = next(examples)
-        room = target.room(example.target) & source.room(example.source)
-        row = int(np.argmax(room))
-        if not room[row]:
-            misses += 1
-            continue
-        start = target.add(row, example.target)
-        weights[row, start : start + len(example.target)] = example.weights
-        source.add(row, example.source)
-    if not target.used.any():
-        raise ValueError(f"expected examples of at most {length} targets, got {MISSES} longer")
-    return _named(target, source if source_length else None, weights)
-
-
-class Tower:
-    """The rows of one tower while they fill."""
-
-    def __init__(self, rows: int, length: int) -> None:
-        self.tokens = np.zeros((rows, length), np.int32)
-        self.segments = np.zeros((rows, length), np.int32)
-        self.positions = np.zeros((rows, length), np.int32)
-        self.used = np.zeros(rows, np.int64)
-        self._count = np.zeros(rows, np.int64)
-        self._ramp = np.arange(length, dtype=np.int32)
-
-    def room(self, ids: Sequence[int]) -> np.ndarray:
-        """Return [rows] whether `ids` fit."""
-        return self.used + len(ids) <= self.tokens.shape[1]
-
-    def add(self, row: int, ids: Sequence[int]) -> int:
-        """Lay `ids` into a row as its next segment and return where they start."""
-        start = int(self.used[row])
-        place = row, slice(start, start + len(ids))
-        self._count[row] += 1
-        self.tokens[place] = ids
-        self.segments[place] = self._count[row]
-        self.positions[place] = self._ramp[: len(ids)]
-        self.used[row] += len(ids)
-        return start
-
-
-def _named(target: Tower, source: Tower | None, weights: np.ndarray) -> Arrays:
-    shifted = np.roll(target.tokens, 1, axis=1)
-    arrays = {
-        "decoder_target_tokens": target.tokens,
-        "decoder_input_tokens": np.where(target.positions > 0, shifted, 0),
-        "decoder_segment_ids": target.segments,
-        "decoder_positions": target.positions,
-        "decoder_loss_weights": weights,
-    }
-    if source is not None:
-        arrays["encoder_input_tokens"] = source.tokens
-        arrays["encoder_segment_ids"] = source.segments
-        arrays["encoder_positions"] = source.positions
-    return arrays
-
-
 # --- Texts -------------------------------------------------------------------------------------
 
 
-def drawn(shares: Mapping[str, float], seed: int, step: int) -> Iterator[Problem]:
-    """Yield the train problems of a step, without end, families drawn by their shares."""
+def training_problems(shares: Mapping[str, float], seed: int, step: int) -> Iterator[Problem]:
+    """Yield the train problems of a step, endlessly, with families sampled by their shares."""
     first = (seed * STEPS_PER_SEED + step) * PROBLEMS_PER_STEP
     picks = _picks(shares, np.random.default_rng((seed, step)))
     for number, family in enumerate(picks, first):
@@ -176,7 +75,7 @@ class LanguageModelBatches:
     """Questions with their chains for a decoder-only teacher, packed.
 
     A document is the zero-shot prompt, a newline, the chain and EOS. Prompt and chain are cut into
-    tokens apart, as they are when the teacher is asked.
+    tokens separately, as they are when the teacher generates.
 
     ```
     Q: Tom has 3 cups and buys 2 more. How many cups has he?
@@ -206,7 +105,7 @@ class LanguageModelBatches:
 
     def batch(self, step: int) -> Arrays:
         """Return the arrays of step `step`; leading axis batch."""
-        problems = drawn(self.shares, self.seed, step)
+        problems = training_problems(self.shares, self.seed, step)
         return pack(map(self._example, problems), self.batch_size, self.length)
 
     def _example(self, problem: Problem) -> Example:
@@ -228,7 +127,7 @@ class InstructionBatches:
         source_length: tokens of an encoder row.
         length: tokens of a decoder row.
         seed: of the problems.
-        shots: demonstrations of an in-context example, of the same family.
+        demonstrations: solved examples in an in-context prompt, of the same family.
     """
 
     tokenizer: Tokenizer = dataclasses.field(repr=False)
@@ -238,7 +137,7 @@ class InstructionBatches:
     source_length: int
     length: int
     seed: int = 0
-    shots: int = 4
+    demonstrations: int = 4
 
     def __post_init__(self) -> None:
         _check_shares(self.shares, families())
@@ -251,15 +150,15 @@ class InstructionBatches:
     def _examples(self, step: int) -> Iterator[Example]:
         rng = np.random.default_rng((self.seed, step, 1))
         shown: dict[str, dict[str, Problem]] = {}
-        problems = drawn(self.shares, self.seed, step)
+        problems = training_problems(self.shares, self.seed, step)
         for problem, name in zip(problems, _picks(self.formats, rng), strict=False):
             before = shown.setdefault(problem.source, {})
             others = [other for other in before.values() if other.question != problem.question]
             in_context = prompts.FORMATS[name].in_context
-            if not in_context or len(others) >= self.shots:
-                yield self._example(problem, name, others[: self.shots * in_context])
+            if not in_context or len(others) >= self.demonstrations:
+                yield self._example(problem, name, others[: self.demonstrations * in_context])
             newest = {problem.question: problem, **before}
-            shown[problem.source] = dict(itertools.islice(newest.items(), self.shots + 1))
+            shown[problem.source] = dict(itertools.islice(newest.items(), self.demonstrations + 1))
 
     def _example(self, problem: Problem, name: str, others: Sequence[Problem]) -> Example:
         text = prompts.FORMATS[name].encoder_input(problem, others)
@@ -318,13 +217,13 @@ class SpanCorruptionBatches:
     @property
     def sizes(self) -> tuple[int, int, int]:
         """Tokens of a piece, of them noise, and spans."""
-        found = (1, 0, 0)
+        sizes = (1, 0, 0)
         for size in itertools.count(2):
             noise = min(max(round(size * self.noise), 1), size - 1)
             spans = min(max(round(noise / self.mean_span), 1), noise, size - noise)
             if size - noise + spans + 1 > self.source_length:
-                return found
-            found = size, noise, spans
+                return sizes
+            sizes = size, noise, spans
         raise AssertionError
 
     def batch(self, step: int) -> Arrays:
@@ -336,12 +235,12 @@ class SpanCorruptionBatches:
         is_noise = mask(kept, cuts(rng, self.batch_size, noise, spans))
         source = self._replaced(pieces, is_noise)
         target = self._replaced(pieces, ~is_noise)
-        return _named(_full(target), _full(source), np.ones(target.shape, np.float32))
+        return arrays(Tower.of(target), Tower.of(source), np.ones(target.shape, np.float32))
 
     def _pieces(self, step: int, size: int) -> np.ndarray:
         """[batch, size] tokens; what is left of the last text is dropped with the step."""
         ids: list[int] = []
-        for problem in drawn(self.shares, self.seed, step):
+        for problem in training_problems(self.shares, self.seed, step):
             ids += self.tokenizer.encode(TEACHER_PROMPT(problem.question))
             ids += self.tokenizer.encode(prompts.FORMATS["zero_shot_cot"].target(problem))
             if len(ids) >= self.batch_size * size:
@@ -374,14 +273,6 @@ def mask(kept: np.ndarray, noise: np.ndarray) -> np.ndarray:
     number = np.zeros((len(kept), starts[0, -1]), np.int64)
     np.put_along_axis(number, starts[:, :-1], 1, axis=1)
     return np.cumsum(number, axis=1) % 2 == 1
-
-
-def _full(rows: np.ndarray) -> Tower:
-    tower = Tower(*rows.shape)
-    tower.tokens[:] = rows
-    tower.segments[:] = 1
-    tower.positions[:] = np.arange(rows.shape[1])
-    return tower
 
 
 # --- The stage ---------------------------------------------------------------------------------
@@ -424,7 +315,7 @@ def run(
     keep_last: int | None = 3,
     tensorboard: bool = False,
 ) -> dict[str, Any]:
-    """Train a start on batches made on the fly and write it where `weights.load` finds it.
+    """Train a start on generated batches and write it for `weights.load`.
 
     Args:
         run_dir: receives checkpoints and metrics.jsonl.
@@ -435,8 +326,8 @@ def run(
         optimizer: of `distill.training.optimizers`.
         steps: optimizer steps in all.
         save_every: steps between checkpoints.
-        loss: likelihood of the targets where None.
-        start: directory of a model of the same shape to start from; drawn from the seed where None.
+        loss: likelihood of the targets if None.
+        start: directory of a model of the same shape to start from; random from the seed if None.
         dtype: in which the parameters are written.
         extra_ids: sentinels of a SentencePiece vocabulary.
         seed: of the first parameters and of dropout.
@@ -444,11 +335,11 @@ def run(
         steps_per_call: optimizer steps compiled into one call, to save dispatches.
         log_every: steps between fetches of the figures.
         workers: processes that make batches; 0 makes them in a thread.
-        keep_last: checkpoints kept; all where None.
+        keep_last: checkpoints kept; all if None.
         tensorboard: write event files too.
 
     Returns:
-        `steps`, `tokens`, `loss_first`, `loss_last` as `train.fit` says, and `parameters`.
+        `steps`, `tokens`, `loss_first`, `loss_last` as `train.fit` returns them, and `parameters`.
 
     Raises:
         UserError: a file is missing, the start has another shape or another vocabulary, or the

@@ -1,4 +1,4 @@
-"""The choice of a checkpoint by accuracy on held-out sets; it sees nothing that is reported."""
+"""The choice of a checkpoint by accuracy on held-out sets; it reads no reported split."""
 
 import dataclasses
 import logging
@@ -124,7 +124,7 @@ def tables(run_dir: Path) -> tuple[Table, Table]:
 
 
 def _selection(held_out: Table, validation: Table, rule: Rule) -> dict[str, Any]:
-    """Return what is written of a choice; what cannot be told is left out."""
+    """Return the fields of a selection; those that cannot be computed are absent."""
     if not held_out:
         raise UserError(
             "predictions on held-out sets", "none", "add problems with a selection half"
@@ -167,15 +167,15 @@ def selection(
     held_out, validation = tables(run_dir)
     chosen_by = _only(_without(held_out, general), sets)
     beside = _only(_without(validation, general), validation_sets)
-    found = _selection(chosen_by, beside, rule)
+    chosen = _selection(chosen_by, beside, rule)
     if not general:
-        return found
+        return chosen
     both = {s: {**held_out.get(s, {}), **validation.get(s, {})} for s in held_out}
-    return _with_general(found, _only(both, general))
+    return _with_general(chosen, _only(both, general))
 
 
 def rule_of(described: object) -> Rule | None:
-    """Return the rule that a manifest describes, None where it is none of this module's."""
+    """Return the rule that a manifest describes, None if it is not of this module."""
     if isinstance(described, Mapping) and described.get("type") == Weighted.__name__:
         return Weighted(described["weights"])
     return {describe(rule): rule for rule in (mean, worst)}.get(str(described))
@@ -194,14 +194,14 @@ def run(
     Args:
         run_dir: the run.
         rule: `mean`, `worst` or `Weighted`.
-        sets: the held-out sets that count; all where None.
+        sets: the held-out sets that count; all if None.
         validation_sets: the in-distribution sets, by whose mean the other choice is made; all
-            where None.
-        general: sets of general ability, of either kind: they choose nothing, and are told beside
-            each step's score, so that the price of specialising can be seen.
+            if None.
+        general: sets of general ability, of either kind: they do not affect the choice and are
+            reported beside each step's score, to show the price of specialising.
 
     Returns:
-        `chosen_step`, and `validation_step` where there is a validation set.
+        `chosen_step`, and `validation_step` if there is a validation set.
 
     Raises:
         UserError: evaluate is not complete, its predictions are on other splits, a set is unknown
@@ -214,11 +214,11 @@ def run(
         run_dir, "select", settings=settings, inputs=("evaluate",), outputs=OUTPUTS
     ) as stage:
         if not stage.complete:
-            found = selection(
+            chosen = selection(
                 run_dir, rule, sets=sets, validation_sets=validation_sets, general=general
             )
-            write_json(choice.path_of(run_dir), found)
-            stage.finish(**{name: found[name] for name in choice.STEPS if name in found})
+            write_json(choice.path_of(run_dir), chosen)
+            stage.finish(**{name: chosen[name] for name in choice.STEPS if name in chosen})
         return stage.summary
 
 

@@ -1,4 +1,4 @@
-"""The one trainer, for the student and the built-in starts; it knows no files and no tokenizer."""
+"""The trainer of the student and of the built-in starts; `run` is the stage `train`."""
 
 import contextlib
 import dataclasses
@@ -52,7 +52,7 @@ PAPER_OPTIMIZER = AdamW(schedule=Constant(5e-4, warmup=10))
 
 @dataclasses.dataclass(frozen=True)
 class Course:
-    """How long a run is and how it is cut; only `steps` and `microbatches` touch the result.
+    """The length of a run and its division; only `steps` and `microbatches` affect the result.
 
     Attributes:
         steps: optimizer steps in all.
@@ -134,7 +134,7 @@ def train(
         The parameters after the last step.
 
     Raises:
-        UserError: the loss or the gradient is not finite (no checkpoint is made of that); or,
+        UserError: the loss or the gradient is not finite (no checkpoint is saved of that step); or,
             before anything is computed or written, the batch or a parameter cannot be divided, a
             checkpoint has another shape, or a step does not fit in memory.
         SystemExit: with code 0, or DISTILL_TERMINATED_CODE, after SIGTERM; the finished steps are
@@ -152,7 +152,7 @@ def train(
     start = int(state.step)
     for sink in sinks:
         sink.resume(start)
-    logger.info("train: %s", _described(layout, mesh))
+    logger.info("train: %s", _device_line(layout, mesh))
     mine = in_order(placement.share(batches, rows), course.calls(start), workers=course.workers)
     stacks = _placed(mine, lambda stack: placement.put(stack, rows))
     record = Record(sinks, seconds_at_peak(model, rows, mesh))
@@ -209,16 +209,16 @@ def _code_when_terminated(environment: Mapping[str, str]) -> int:
 
 
 def _start(params: PyTree, layout: State, optimizer: Optimizer, checkpoints: Checkpoints) -> State:
-    """The newest checkpoint's state, or the given start, saved as step 0."""
-    found = checkpoints.restore(layout.params, layout.optimizer)
-    if found is None:
-        state = placement.begin(params, layout, optimizer)
+    """Return the newest checkpoint's state, or that of `params`, saved as step 0."""
+    restored = checkpoints.restore(layout.params, layout.optimizer)
+    if restored is None:
+        state = placement.initial_state(params, layout, optimizer)
         checkpoints.save(0, state.params, state.optimizer)
         checkpoints.wait()
         return state
-    step, params, inner = found
+    step, params, inner = restored
     if step:
-        logger.info("train: goes on from step %d", step)
+        logger.info("train: resumes from step %d", step)
     return State(params, inner, placement.spread(np.int32(step), layout.step))
 
 
@@ -230,7 +230,7 @@ def _placed(
             yield place(stack)
 
 
-def _described(layout: State, mesh: Mesh) -> str:
+def _device_line(layout: State, mesh: Mesh) -> str:
     size = placement.bytes_per_device((layout.params, layout.optimizer)) / placement.GIGABYTE
     axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({axes})"
@@ -258,11 +258,11 @@ def seconds_at_peak(model: Model, rows: placement.Layout, mesh: Mesh) -> float |
 
 @contextlib.contextmanager
 def _termination() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM has come, to be asked once after each call of the trainer.
+    """Yield whether SIGTERM has arrived; call it once after each call of the trainer.
 
     With several processes JAX catches the signal and agrees on the call after which all stop, so
-    that none waits in a collective for one that has gone. Outside the main thread nobody may ask
-    for signals.
+    that none waits in a collective for one that has gone. Python handles signals in the main
+    thread alone; in another thread the answer stays False.
     """
     event, calls = threading.Event(), itertools.count()
     if jax.distributed.is_initialized():
@@ -404,19 +404,19 @@ def run(
         mesh: makes the mesh; bind `partitioning.mesh.fsdp` and its other axes.
         rules: logical axis to mesh axis, None for a copy on each.
         cluster: `processes.Detected()` or `processes.Given()` where several processes train
-            together, or else what DISTILL_CLUSTER says; each runs `distill train` with the same
+            together, or else the value of DISTILL_CLUSTER; each runs `distill train` with the same
             files in a run directory that all see.
         checkpoint_dir: where checkpoints, TensorBoard events and a copy of metrics.jsonl go
             instead of RUN_DIR/checkpoints: a path, gs://… or s3://….
 
     Returns:
-        `steps`, `tokens`, `loss_first`, `loss_last` and `input_wait_seconds`, as `fit` says.
+        `steps`, `tokens`, `loss_first`, `loss_last` and `input_wait_seconds`, as from `fit`.
 
     Raises:
         UserError: `dataset` is not complete or of another vocabulary, the start is damaged, the
             batch or a parameter cannot be divided, a step does not fit in memory, the processes
             do not meet, or the loss is not finite.
-        SystemExit: with code 0, after SIGTERM; the same command goes on.
+        SystemExit: with code 0, after SIGTERM; the same command resumes.
     """
     processes.join(cluster)
     course = Course(steps, save_every, log_every, microbatches, steps_per_call, workers)

@@ -81,7 +81,7 @@ def step_there(shape, loss, params):
         dropout_rate=0.0,
         **shape,
     )
-    vocabulary = distillation.vocabulary(student="data/vocabularies/student.model")
+    vocabulary = distillation.vocabulary(vocabulary="data/vocabularies/student.model")
     model = distillation.DistillationModel(
         network.Transformer(config),
         vocabulary,
@@ -151,6 +151,6 @@ def test_every_gin_file_for_t5x_loads(file, monkeypatch):
     gin.clear_config()
     for folder in (file.parent, Path(t5x_models.__file__).parents[1]):
         gin.add_config_file_search_path(str(folder))
-    required = ("MODEL_DIR", "RUN_DIR", "STUDENT", "INITIAL_CHECKPOINT_PATH")
+    required = ("MODEL_DIR", "RUN_DIR", "VOCABULARY_PATH", "INITIAL_CHECKPOINT_PATH")
     gin.parse_config_files_and_bindings([file.name], [f"{name} = 'x'" for name in required])
     gin.clear_config()

@@ -33,10 +33,8 @@ harvest.run.shard_traces = 5
 harvest/ports.Sampling.max_tokens = 128
 train.run.save_every = 2
 train.run.batch_size = 2
-evaluate.run.max_tokens = 24
-evaluate.run.batch_size = 16
-evaluate.final.max_tokens = 24
-evaluate.final.batch_size = 16
+evaluate.Options.max_tokens = 24
+evaluate.Options.batch_size = 16
 """
 
 

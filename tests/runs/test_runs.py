@@ -45,10 +45,8 @@ t5.T5Config.num_encoder_layers = 1
 t5.T5Config.num_decoder_layers = 1
 train.run.save_every = 3
 train.run.batch_size = 2
-evaluate.run.max_tokens = 8
-evaluate.run.batch_size = 12
-evaluate.final.max_tokens = 8
-evaluate.final.batch_size = 12
+evaluate.Options.max_tokens = 8
+evaluate.Options.batch_size = 12
 """
 EXPORTED = {
     "README.md",

@@ -35,7 +35,9 @@ def assert_same(one, two):
 )
 def test_the_right_traces_and_only_they_are_projected(tmp_path, rule, learnt):
     _, traces, verdicts = world(tmp_path)
-    align.run(run_dir=tmp_path, student=STUDENT, rule=rule, k=K, continuations=learnt, processes=1)
+    align.run(
+        run_dir=tmp_path, vocabulary=STUDENT, rule=rule, k=K, continuations=learnt, processes=1
+    )
     tokenizer = tokalign.SentencePieceTokenizer(STUDENT)
     right = {(v.problem_id, v.sample) for v in verdicts if v.outcome == "right"}
     taught = {
@@ -62,17 +64,17 @@ def test_the_right_traces_and_only_they_are_projected(tmp_path, rule, learnt):
 def test_the_result_does_not_depend_on_processes_or_the_order_of_shards(tmp_path):
     world(tmp_path / "one")
     world(tmp_path / "two", order=5)
-    one = align.run(run_dir=tmp_path / "one", student=STUDENT, k=K, processes=1)
-    two = align.run(run_dir=tmp_path / "two", student=STUDENT, k=K, processes=2)
+    one = align.run(run_dir=tmp_path / "one", vocabulary=STUDENT, k=K, processes=1)
+    two = align.run(run_dir=tmp_path / "two", vocabulary=STUDENT, k=K, processes=2)
     assert one == two
     assert_same(rows(tmp_path / "one"), rows(tmp_path / "two"))
 
 
-def test_a_stopped_stage_goes_on_and_ends_with_the_same_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(align, "SHARD_TRACES", 4)
+def test_a_stopped_stage_resumes_and_ends_with_the_same_rows(tmp_path, monkeypatch):
+    settings = {"vocabulary": STUDENT, "k": K, "processes": 1, "shard_traces": 4}
     for name in ("whole", "stopped"):
         world(tmp_path / name)
-    whole = align.run(run_dir=tmp_path / "whole", student=STUDENT, k=K, processes=1)
+    whole = align.run(run_dir=tmp_path / "whole", **settings)
     calls = []
 
     def stops(traces, *arguments, **options):
@@ -84,10 +86,10 @@ def test_a_stopped_stage_goes_on_and_ends_with_the_same_rows(tmp_path, monkeypat
     work = tokalign.project_batch
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(tokalign, "project_batch", stops)
-        align.run(run_dir=tmp_path / "stopped", student=STUDENT, k=K, processes=1)
+        align.run(run_dir=tmp_path / "stopped", **settings)
     assert not manifest_is_complete(tmp_path / "stopped")
     assert len(rows(tmp_path / "stopped")) == 8
-    stopped = align.run(run_dir=tmp_path / "stopped", student=STUDENT, k=K, processes=1)
+    stopped = align.run(run_dir=tmp_path / "stopped", **settings)
     assert stopped == whole
     assert_same(rows(tmp_path / "stopped"), rows(tmp_path / "whole"))
 
@@ -101,15 +103,15 @@ def manifest_is_complete(run_dir):
 
 def test_a_complete_stage_does_nothing_again(tmp_path):
     world(tmp_path)
-    first = align.run(run_dir=tmp_path, student=STUDENT, k=K, processes=1)
+    first = align.run(run_dir=tmp_path, vocabulary=STUDENT, k=K, processes=1)
     files = Shards(tmp_path / "aligned", AlignedTrace).files()
-    assert align.run(run_dir=tmp_path, student=STUDENT, k=K, processes=1) == first
+    assert align.run(run_dir=tmp_path, vocabulary=STUDENT, k=K, processes=1) == first
     assert Shards(tmp_path / "aligned", AlignedTrace).files() == files
 
 
 def test_the_summary_counts_what_the_rows_hold(tmp_path):
     _, traces, _ = world(tmp_path)
-    summary = align.run(run_dir=tmp_path, student=STUDENT, rule="paper", k=K, processes=1)
+    summary = align.run(run_dir=tmp_path, vocabulary=STUDENT, rule="paper", k=K, processes=1)
     found = rows(tmp_path).values()
     kinds = np.concatenate([row[3] for row in found])
     ids = np.concatenate([row[0] for row in found])
@@ -141,7 +143,7 @@ def test_a_trace_of_unknown_logprobs_is_refused_and_counted(tmp_path):
     traces = [trace_of(asked[0], 0), unknown, trace_of(asked[2], 0)]
     verdicts = [Verdict(t.problem_id, 0, "right", "1", "made up") for t in traces]
     fill(tmp_path, asked, traces, verdicts)
-    summary = align.run(run_dir=tmp_path, student=STUDENT, k=K, processes=1)
+    summary = align.run(run_dir=tmp_path, vocabulary=STUDENT, k=K, processes=1)
     assert summary["dropped"] == {"refused": 1}
     assert {key[0] for key in rows(tmp_path)} == {asked[0].problem_id, asked[2].problem_id}
 
@@ -153,29 +155,29 @@ def test_a_trace_that_is_too_long_is_left_out_by_name_and_counted(tmp_path, capl
     traces = [trace_of(problem, 0) for problem in asked]
     verdicts = [Verdict(t.problem_id, 0, "right", "1", "made up") for t in traces]
     fill(tmp_path, asked, traces, verdicts)
-    options = {"run_dir": tmp_path, "student": STUDENT, "k": K, "processes": 1}
+    options = {"run_dir": tmp_path, "vocabulary": STUDENT, "k": K, "processes": 1}
     with pytest.raises(UserError, match="a right trace of at most 2 tokens, got none, gsm/"):
         align.run(**options, max_tokens=2)
     summary = align.run(**options, max_tokens=200)
     assert summary["dropped"] == {"too_long": 1} and summary["kept"] == 2
     assert summary["too_long"] == [f"{asked[1].problem_id} sample 0"]
-    assert f"{asked[1].problem_id} sample 0 is left out: " in caplog.text
+    assert f"{asked[1].problem_id} sample 0 is skipped: " in caplog.text
     assert {key[0] for key in rows(tmp_path)} == {asked[0].problem_id, asked[2].problem_id}
     assert soundness.check(tmp_path).faults == []
 
 
 def test_a_run_of_a_version_without_digests_resumes_and_is_compared(tmp_path):
     world(tmp_path)
-    align.run(run_dir=tmp_path, student=STUDENT, k=K, processes=1)
+    align.run(run_dir=tmp_path, vocabulary=STUDENT, k=K, processes=1)
     path = tmp_path / "manifests" / "align.json"
     found = json.loads(path.read_text())
-    assert found["settings"]["student"].pop("vocabulary")
+    assert found["settings"]["vocabulary"].pop("vocabulary")
     names = ["align", found["settings"], found["inputs"]]
     text = json.dumps(names, sort_keys=True).encode()
     path.write_text(json.dumps({**found, "digest": hashlib.sha256(text).hexdigest()}))
-    again = align.run(run_dir=tmp_path, student=STUDENT, k=K, processes=1)
+    again = align.run(run_dir=tmp_path, vocabulary=STUDENT, k=K, processes=1)
     assert again == found["summary"]
-    described = json.loads(path.read_text())["settings"]["student"]
+    described = json.loads(path.read_text())["settings"]["vocabulary"]
     names = {"expected": "the run", "got": "the student", "do": "align again"}
     vocabulary.require_described(described, vocabulary.load(STUDENT), **names)
     other = tokalign.TiktokenTokenizer(STUDENT.with_name("teacher.tiktoken"))
@@ -206,18 +208,18 @@ def test_what_a_user_can_mend_is_refused_in_one_line(tmp_path):
     traces = [trace_of(problem, 0) for problem in asked]
     verdicts = [Verdict(t.problem_id, 0, "wrong", "1", "made up") for t in traces]
     with pytest.raises(UserError, match="stage harvest complete"):
-        align.run(run_dir=tmp_path, student=STUDENT)
+        align.run(run_dir=tmp_path, vocabulary=STUDENT)
     with pytest.raises(UserError, match="a rule of marginal, paper, got exact"):
-        align.run(run_dir=tmp_path, student=STUDENT, rule="exact")
+        align.run(run_dir=tmp_path, vocabulary=STUDENT, rule="exact")
     fill(tmp_path / "wrong", asked, traces, verdicts)
     with pytest.raises(UserError, match="a right trace, got none of 2"):
-        align.run(run_dir=tmp_path / "wrong", student=STUDENT)
+        align.run(run_dir=tmp_path / "wrong", vocabulary=STUDENT)
     right = Verdict(traces[0].problem_id, 0, "right", "1", "made up")
     fill(tmp_path / "unchecked", asked, traces, [right])
     with pytest.raises(UserError, match="a verdict for every trace, got none for"):
-        align.run(run_dir=tmp_path / "unchecked", student=STUDENT, processes=1)
+        align.run(run_dir=tmp_path / "unchecked", vocabulary=STUDENT, processes=1)
     rights = [Verdict(t.problem_id, 0, "right", "1", "made up") for t in traces]
     fill(tmp_path / "done", asked, traces, rights)
-    align.run(run_dir=tmp_path / "done", student=STUDENT, processes=1)
+    align.run(run_dir=tmp_path / "done", vocabulary=STUDENT, processes=1)
     with pytest.raises(UserError, match="align with"):
-        align.run(run_dir=tmp_path / "done", student=STUDENT, k=4, processes=1)
+        align.run(run_dir=tmp_path / "done", vocabulary=STUDENT, k=4, processes=1)

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 import tokalign
 from distill.core.errors import UserError
 from distill.core.records import AlignedTrace, PackedExample, Problem
-from distill.core.store import Shards
+from distill.core.stages import version
+from distill.core.store import Shards, Stage
 from distill.targets import align, dataset, examples
 from distill.text import prompts
 
 LENGTHS = {"source_length": 700, "target_length": 160}
-OPTIONS = {"student": STUDENT, "k": K, "demonstrations": 2, **LENGTHS}
+OPTIONS = {"vocabulary": STUDENT, "k": K, "demonstrations": 2, **LENGTHS}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def tokenizer():
 
 def aligned(run_dir, **options):
     asked, *_ = world(run_dir, **options)
-    align.run(run_dir=run_dir, student=STUDENT, k=K, processes=1)
+    align.run(run_dir=run_dir, vocabulary=STUDENT, k=K, processes=1)
     return asked
 
 
@@ -156,7 +157,7 @@ def test_a_stopped_stage_starts_over_and_a_complete_one_does_nothing(tmp_path, m
     aligned(tmp_path / "stopped")
     options = {"ratios": {"zero_shot_cot": 1}, **OPTIONS, "target_length": 90}
     whole = dataset.run(run_dir=tmp_path / "whole", **options)
-    monkeypatch.setattr(dataset, "SHARD_ROWS", 2)
+    options["shard_rows"] = 2
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(dataset, "progress", stops_after_three)
         dataset.run(run_dir=tmp_path / "stopped", **options)
@@ -204,14 +205,19 @@ def test_what_is_too_long_is_dropped_and_counted_by_format(tmp_path, tokenizer):
 @given(
     st.lists(st.integers(0, 5), min_size=1, max_size=12), st.integers(1, 3), st.integers(0, 2**31)
 )
-def test_demonstrations_never_contain_the_question_itself(questions, shots, seed):
+def test_demonstrations_never_contain_the_question_itself(questions, demonstrations, seed):
     pool = [
         Problem(f"p/{i}", "s", "train", f"question {q}?", str(q), f"{q}. The answer is {q}")
         for i, q in enumerate(questions)
     ]
     corpus = examples.Corpus({p.problem_id: p for p in pool}, [], [])
-    made = {"tokenizer": None, "k": K, "shots": shots, "used": ["in_context_answer"]}
-    if len(set(questions)) <= shots:
+    made = {
+        "tokenizer": None,
+        "k": K,
+        "demonstrations": demonstrations,
+        "used": ["in_context_answer"],
+    }
+    if len(set(questions)) <= demonstrations:
         with pytest.raises(UserError, match=r"to draw . demonstrations from"):
             examples.examples(corpus, **made)
         return
@@ -220,7 +226,10 @@ def test_demonstrations_never_contain_the_question_itself(questions, shots, seed
         prompt = form.prompt(i, np.random.default_rng(seed))
         *shown, last = prompt.split("Q: ")[1:]
         assert last == f"question {q}?\nA:"
-        assert len({text.partition("\n")[0] for text in shown} | {f"question {q}?"}) == shots + 1
+        assert (
+            len({text.partition("\n")[0] for text in shown} | {f"question {q}?"})
+            == demonstrations + 1
+        )
 
 
 names = st.sampled_from(list(prompts.FORMATS))
@@ -252,7 +261,9 @@ def test_hard_targets_are_one_hot(ids, k):
 def test_each_pass_has_demonstrations_of_its_own(tokenizer):
     asked = problems(30)
     corpus = examples.Corpus({p.problem_id: p for p in asked}, [], [])
-    (form,) = examples.examples(corpus, tokenizer, k=K, shots=4, used=["in_context_answer"])
+    (form,) = examples.examples(
+        corpus, tokenizer, k=K, demonstrations=4, used=["in_context_answer"]
+    )
     made = list(examples.blocks(form, 0, passes=2, encode=tokenizer.encode, eos_id=1))
     prompts_of = [
         {tuple(ids) for ids in np.split(b["inputs"], np.cumsum(b["input_lengths"])[:-1])}
@@ -274,7 +285,7 @@ def test_what_a_user_can_mend_is_refused_in_one_line(tmp_path):
     world(tmp_path)
     with pytest.raises(UserError, match="stage align complete"):
         dataset.run(run_dir=tmp_path, **OPTIONS)
-    align.run(run_dir=tmp_path, student=STUDENT, k=K, processes=1)
+    align.run(run_dir=tmp_path, vocabulary=STUDENT, k=K, processes=1)
     wrong = {
         r"ratios of zero_shot_answer, .*, got cot": {"ratios": {"cot": 1}},
         "ratios of at least 0, one above": {"ratios": {"zero_shot_cot": 0}},
@@ -288,6 +299,13 @@ def test_what_a_user_can_mend_is_refused_in_one_line(tmp_path):
         dataset.run(run_dir=tmp_path / "none", **OPTIONS)
 
 
+def test_an_alignment_of_a_version_that_called_the_vocabulary_otherwise_is_refused(tmp_path):
+    with Stage.open(tmp_path, "align", settings={"student": {}, "k": K}) as stage:
+        stage.finish()
+    with pytest.raises(UserError, match=f"vocabulary in the manifest of .* version {version()}"):
+        dataset.require_aligned(tmp_path, tokalign.SentencePieceTokenizer(STUDENT), K)
+
+
 def test_aligned_traces_of_another_k_are_refused(tmp_path):
     aligned(tmp_path)
     with pytest.raises(UserError, match="k=2 candidates a position, got 3 in the aligned traces"):
@@ -298,7 +316,10 @@ def test_aligned_traces_of_another_k_are_refused(tmp_path):
     ("options", "match"),
     [
         ({"k": 2}, "the k of stage align, 3, got 2"),
-        ({"student": tokalign.SentencePieceTokenizer(STUDENT, 100)}, "the student of stage align"),
+        (
+            {"vocabulary": tokalign.SentencePieceTokenizer(STUDENT, 100)},
+            "the vocabulary of stage align",
+        ),
         ({"split": "validation"}, "traces of validation problems, got one of"),
         ({"demonstrations": 8}, "more than 8 questions to draw 8 demonstrations from, got 8"),
         ({"source_length": 2, "target_length": 2}, "examples of at most 2 and 2 tokens, got none"),

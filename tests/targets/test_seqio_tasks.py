@@ -32,7 +32,7 @@ NAMES = [f"distillation_{form}" for form in prompts.FORMATS]
 def run_dir(tmp_path_factory):
     made = tmp_path_factory.mktemp("run")
     world(made)
-    align.run(run_dir=made, student=STUDENT, k=K, processes=1)
+    align.run(run_dir=made, vocabulary=STUDENT, k=K, processes=1)
     return made
 
 
@@ -40,7 +40,7 @@ def run_dir(tmp_path_factory):
 def imported(run_dir, monkeypatch):
     """The names of the tasks that the module adds, imported where the environment names the run."""
     monkeypatch.setenv("DISTILL_RUN_DIR", str(run_dir))
-    monkeypatch.setenv("DISTILL_STUDENT", str(STUDENT))
+    monkeypatch.setenv("DISTILL_VOCABULARY", str(STUDENT))
     before = set(seqio.TaskRegistry.names())
     import_anew()
     added = set(seqio.TaskRegistry.names()) - before
@@ -133,7 +133,7 @@ def test_a_mixture_of_any_ratios_draws_from_the_cache(imported, cache, run_dir, 
     tokenizer = tokalign.SentencePieceTokenizer(STUDENT)
     # More of the answers than there are problems, so that they come again.
     counts = {"zero_shot_cot": 10, "zero_shot_answer": 30}
-    forms = examples.of_run(run_dir, tokenizer, k=K, shots=4, split="train", used=counts)
+    forms = examples.of_run(run_dir, tokenizer, k=K, demonstrations=4, split="train", used=counts)
     mixed = dataset.mixture(forms, counts, tokenizer, k=K, name=dataset.REGISTERED)
     options = {"split": "train", "shuffle": False, "seed": 0, "use_cached": True}
     drawn = mixed.get_dataset(None, **options, passthrough_features=["format"]).take(400)
@@ -154,23 +154,23 @@ def test_a_second_registration_is_seqios_to_refuse(imported):
             "a run directory in the environment variable DISTILL_RUN_DIR, got none; set it",
         ),
         (
-            {"DISTILL_STUDENT": ""},
-            "the student's vocabulary in the environment variable DISTILL_STUDENT, got none",
+            {"DISTILL_VOCABULARY": ""},
+            "the student's vocabulary in the environment variable DISTILL_VOCABULARY, got none",
         ),
         ({"DISTILL_RUN_DIR": "nowhere"}, "stage align complete in nowhere, got none"),
-        ({"DISTILL_STUDENT": "nowhere.model"}, "a SentencePiece model"),
+        ({"DISTILL_VOCABULARY": "nowhere.model"}, "a SentencePiece model"),
     ],
 )
 def test_what_the_environment_lacks_is_refused(run_dir, monkeypatch, changed, match):
-    named = {"DISTILL_RUN_DIR": str(run_dir), "DISTILL_STUDENT": str(STUDENT)}
+    named = {"DISTILL_RUN_DIR": str(run_dir), "DISTILL_VOCABULARY": str(STUDENT)}
     for name, value in (named | changed).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=match):
         import_anew()
 
 
-def test_another_student_than_aligns_is_refused(run_dir):
+def test_another_vocabulary_than_aligns_is_refused(run_dir):
     other = tokalign.SentencePieceTokenizer(STUDENT, 100)
-    with pytest.raises(UserError, match="the student of stage align"):
-        dataset.register(run_dir=run_dir, student=other)
+    with pytest.raises(UserError, match="the vocabulary of stage align"):
+        dataset.register(run_dir=run_dir, vocabulary=other)
     assert not set(NAMES) & set(seqio.TaskRegistry.names())

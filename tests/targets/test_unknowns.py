@@ -82,7 +82,7 @@ def test_shares_are_in_the_manifests_and_in_the_report(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     plain = ["What is 2 and 2 more of them in all of the boxes that she has?"] * 3
     world(tmp_path, [*plain, "What is 2 and 2 of 사과 in all of the boxes that she has and 과?"])
-    found = align.run(run_dir=tmp_path, student=STUDENT, k=K, processes=1)
+    found = align.run(run_dir=tmp_path, vocabulary=STUDENT, k=K, processes=1)
     pair = found["unk"]["questions"]
     assert pair["sum"] == 2 and 0.01 < pair["sum"] / pair["count"] < 0.1
     assert found["unk"]["chains"]["sum"] == found["unk"]["answers"]["sum"] == 0
@@ -90,7 +90,7 @@ def test_shares_are_in_the_manifests_and_in_the_report(tmp_path, caplog):
     assert "align: <unk> among the tokens of questions" in caplog.text
     assert "'과' 2, '사' 1" in caplog.text
     ratios = {"zero_shot_cot": 1.0}
-    made = dataset.run(run_dir=tmp_path, student=STUDENT, k=K, ratios=ratios)
+    made = dataset.run(run_dir=tmp_path, vocabulary=STUDENT, k=K, ratios=ratios)
     assert made["unk"] == found["unk"] == manifest(tmp_path, "dataset")["summary"]["unk"]
     assert report(tmp_path)["alignment"]["unk"] == found["unk"]
 
@@ -107,23 +107,23 @@ def test_text_that_the_student_cannot_spell_is_refused_and_leaves_nothing(tmp_pa
     world(tmp_path, how.pop("questions"), **how)
     match = rf"at most 10 % of the tokens of {kind} to be <unk>, got .* most often for .*'사'"
     with pytest.raises(UserError, match=match):
-        align.run(run_dir=tmp_path, student=STUDENT, k=K, processes=1)
+        align.run(run_dir=tmp_path, vocabulary=STUDENT, k=K, processes=1)
     assert not (tmp_path / "manifests" / "align.json").exists()
-    found = align.run(run_dir=tmp_path, student=STUDENT, k=K, processes=1, max_unk_share=1.0)
+    found = align.run(run_dir=tmp_path, vocabulary=STUDENT, k=K, processes=1, max_unk_share=1.0)
     assert found["kept"] == 1
     with pytest.raises(UserError, match=f"tokens of {kind} to be <unk>"):
-        dataset.run(run_dir=tmp_path, student=STUDENT, k=K, ratios={"zero_shot_cot": 1.0})
+        dataset.run(run_dir=tmp_path, vocabulary=STUDENT, k=K, ratios={"zero_shot_cot": 1.0})
 
 
 def test_bytes_count_as_spelt(tmp_path, with_bytes):
     world(tmp_path, [HANGUL])
-    found = align.run(run_dir=tmp_path, student=str(with_bytes), k=K, processes=1)
+    found = align.run(run_dir=tmp_path, vocabulary=str(with_bytes), k=K, processes=1)
     assert found["unk"]["questions"]["sum"] == 0 and "unspelt" not in found
 
 
 @pytest.mark.parametrize("bound", [-0.1, 1.5, float("nan")])
 def test_a_bound_that_is_no_share_is_refused(tmp_path, bound):
     with pytest.raises(UserError, match="max_unk_share from 0 to 1"):
-        align.run(run_dir=tmp_path, student=STUDENT, max_unk_share=bound)
+        align.run(run_dir=tmp_path, vocabulary=STUDENT, max_unk_share=bound)
     with pytest.raises(UserError, match="max_unk_share from 0 to 1"):
-        dataset.run(run_dir=tmp_path, student=STUDENT, max_unk_share=bound)
+        dataset.run(run_dir=tmp_path, vocabulary=STUDENT, max_unk_share=bound)

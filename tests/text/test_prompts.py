@@ -53,11 +53,11 @@ def test_the_teachers_prompt_ends_where_the_chain_begins():
 
 @given(st.integers(0, 8), st.integers(0, 4), st.integers(0, 1000))
 def test_demonstrations_are_distinct_and_exclude_the_question(place: int, n: int, seed: int):
-    drawn = prompts.draw(POOL * 2, POOL[place], n=n, seed=seed)
+    drawn = prompts.draw(POOL * 2, POOL[place], demonstrations=n, seed=seed)
     questions = {problem.question for problem in drawn}
     assert len(questions) == n
     assert POOL[place].question not in questions
-    assert drawn == prompts.draw(POOL * 2, POOL[place], n=n, seed=seed)
+    assert drawn == prompts.draw(POOL * 2, POOL[place], demonstrations=n, seed=seed)
 
 
 def test_another_seed_and_another_problem_draw_others():

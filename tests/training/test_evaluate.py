@@ -23,13 +23,14 @@ from distill.models.t5 import T5Config, T5Model
 from distill.traces.calculator import Calculator
 from distill.training.checkpoints import Checkpoints
 from distill.training.evaluate import (
+    Options,
+    SetOptions,
     Voting,
-    Way,
-    ask,
     choose,
     evaluate,
     final,
     majority,
+    predict,
     prompt,
     run,
     tally,
@@ -101,12 +102,12 @@ def test_neither_order_nor_batches_of_problems_change_a_prediction(order, cut):
 def test_a_resumed_evaluation_asks_what_is_missing_and_gives_the_same(tmp_path_factory, done):
     problems, steps = [problem(number) for number in range(8)], (0, 50)
     whole = Shards(tmp_path_factory.mktemp("whole"), Prediction)
-    ask(problems, steps, lambda step: Adder(step), whole, **HOW)
+    predict(problems, steps, lambda step: Adder(step), whole, **HOW)
     left = Shards(tmp_path_factory.mktemp("resumed"), Prediction)
     for step, number in done:
         left.append(evaluate([problems[number]], Adder(step), step=step, **HOW))
     adders = {step: Adder(step) for step in steps}
-    ask(problems, steps, adders.__getitem__, left, **HOW)
+    predict(problems, steps, adders.__getitem__, left, **HOW)
     assert len(left) == len(whole) == 16
     assert set(left) == set(whole)
     assert sum(len(adder.asked) for adder in adders.values()) == 16 - len(done)
@@ -114,12 +115,12 @@ def test_a_resumed_evaluation_asks_what_is_missing_and_gives_the_same(tmp_path_f
 
 def test_a_step_with_nothing_left_makes_no_generator(tmp_path):
     sink = Shards(tmp_path, Prediction)
-    ask([problem(1)], [0], lambda step: Adder(), sink, **HOW)
+    predict([problem(1)], [0], lambda step: Adder(), sink, **HOW)
 
     def refuse(step):
         raise AssertionError(step)
 
-    ask([problem(1)], [0], refuse, sink, **HOW)
+    predict([problem(1)], [0], refuse, sink, **HOW)
     assert len(sink) == 1
 
 
@@ -254,8 +255,8 @@ def copied(run_dir, to):
     return shutil.copytree(run_dir, to, dirs_exist_ok=True)
 
 
-def asked(run_dir, batch_size=4):
-    return {"run_dir": run_dir, "max_tokens": 8, "batch_size": batch_size}
+def arguments(run_dir, batch_size=4, **options):
+    return {"run_dir": run_dir, "options": Options(max_tokens=8, batch_size=batch_size, **options)}
 
 
 def test_every_checkpoint_is_evaluated_with_one_program_and_no_test_problem(trained, tmp_path):
@@ -264,7 +265,7 @@ def test_every_checkpoint_is_evaluated_with_one_program_and_no_test_problem(trai
     jax.config.update("jax_log_compiles", True)  # in every thread, unlike the context manager
     try:
         with capture_logs("jax") as lines:
-            summary = run(**asked(run_dir))
+            summary = run(**arguments(run_dir))
     finally:
         jax.config.update("jax_log_compiles", False)
     for program in ("_start", "_extend"):
@@ -276,7 +277,7 @@ def test_every_checkpoint_is_evaluated_with_one_program_and_no_test_problem(trai
     assert {p.split for p in found} == {"validation", "selection"}
     texts = {(p.step, p.problem_id): p.text for p in found}
     assert any(texts[0, name] != texts[6, name] for _, name in texts)
-    assert manifest(run_dir, "evaluate")["summary"] == summary == run(**asked(run_dir))
+    assert manifest(run_dir, "evaluate")["summary"] == summary == run(**arguments(run_dir))
 
 
 def test_final_asks_start_and_choice_what_steered_nothing(trained, tmp_path):
@@ -284,7 +285,7 @@ def test_final_asks_start_and_choice_what_steered_nothing(trained, tmp_path):
     write_json(run_dir / "reports/selection.json", {"chosen_step": 6, "validation_step": 0})
     with Stage.open(run_dir, "select", settings={}) as stage:
         stage.finish()
-    summary = final(**asked(run_dir))
+    summary = final(**arguments(run_dir))
     assert set(summary["accuracy"]) == {"0", "6"}
     found = list(Shards(run_dir / "final", Prediction))
     assert {(p.source, p.split) for p in found} == {("gsm", "test"), ("svamp", "report")}
@@ -293,22 +294,22 @@ def test_final_asks_start_and_choice_what_steered_nothing(trained, tmp_path):
 
 def test_a_run_that_lost_shards_and_changed_its_batches_ends_the_same(trained, tmp_path):
     whole, resumed = (copied(trained, tmp_path / name) for name in ("whole", "resumed"))
-    summary = run(**asked(whole))
+    summary = run(**arguments(whole))
     first = next(iter(Shards(whole / "predictions", Prediction)))
     Shards(resumed / "predictions", Prediction).append([first])
     moved = str(resumed / "start")
-    assert run(**asked(resumed, batch_size=3), student=moved) == summary
+    assert run(**arguments(resumed, batch_size=3), student=moved) == summary
     both = [set(Shards(of / "predictions", Prediction)) for of in (whole, resumed)]
     assert both[0] == both[1]
 
 
-def test_a_set_is_asked_and_graded_in_its_own_way_and_by_a_second_grader(trained, tmp_path):
+def test_a_set_is_prompted_and_graded_by_its_own_options_and_by_a_second_grader(trained, tmp_path):
     run_dir = copied(trained, tmp_path)
-    plain = run(**asked(run_dir))
+    plain = run(**arguments(run_dir))
     shutil.rmtree(run_dir / "predictions")
     (run_dir / "manifests/evaluate.json").unlink()
-    way = Way(format=_as_it_is, grader="exact", beside="caseless")
-    summary = run(**asked(run_dir), ways={"svamp": way})
+    of_svamp = SetOptions(format=_as_it_is, grader="exact", beside="caseless")
+    summary = run(**arguments(run_dir, set_options={"svamp": of_svamp}))
     assert summary["accuracy"].keys() == plain["accuracy"].keys()
     assert summary["accuracy_beside"]["3"].keys() == {"svamp"}
     found = [p for p in Shards(run_dir / "predictions", Prediction) if p.source == "svamp"]
@@ -317,7 +318,7 @@ def test_a_set_is_asked_and_graded_in_its_own_way_and_by_a_second_grader(trained
         for p in found
         if p.outcome != "truncated" and "answer is" not in p.text
     )
-    written = manifest(run_dir, "evaluate")["settings"]["ways"]["svamp"]
+    written = manifest(run_dir, "evaluate")["settings"]["set_options"]["svamp"]
     assert written["grader"] == "exact" and written["format"].endswith("_as_it_is")
 
 
@@ -331,7 +332,7 @@ def test_a_student_of_no_training_answers_as_it_is(trained, tmp_path):
     with Stage.open(run_dir, "problems", settings={}) as stage:
         stage.finish()
     for stage in (run, final):
-        summary = stage(**asked(run_dir), student=str(trained / "start"))
+        summary = stage(**arguments(run_dir), student=str(trained / "start"))
         assert summary["accuracy"].keys() == {"0"}
     assert summary["accuracy"]["0"].keys() == {"gsm", "svamp"}
     assert manifest(run_dir, "final")["settings"]["student"] == str(trained / "start")
@@ -339,18 +340,18 @@ def test_a_student_of_no_training_answers_as_it_is(trained, tmp_path):
 
 def test_voting_runs_through_the_stage(trained, tmp_path):
     run_dir = copied(trained, tmp_path)
-    summary = run(**asked(run_dir), voting=Voting(3), limit=2)
+    summary = run(**arguments(run_dir, voting=Voting(3), limit=2))
     assert (summary["checkpoints"], summary["predictions"]) == (3, 12)
     assert manifest(run_dir, "evaluate")["settings"]["voting"]["samples"] == 3
 
 
-@pytest.mark.parametrize("through", [Calculator(), Beam(beams=2)])
-def test_a_calculator_and_a_beam_run_through_the_stage(trained, tmp_path, through):
+@pytest.mark.parametrize("wrap", [Calculator(), Beam(beams=2)])
+def test_a_calculator_and_a_beam_run_through_the_stage(trained, tmp_path, wrap):
     run_dir = copied(trained, tmp_path)
-    summary = run(**asked(run_dir), through=through, limit=2)
+    summary = run(**arguments(run_dir, wrap=wrap, limit=2))
     assert (summary["checkpoints"], summary["predictions"]) == (3, 12)
-    written = manifest(run_dir, "evaluate")["settings"]["through"]
-    assert written["type"] == type(through).__name__
+    written = manifest(run_dir, "evaluate")["settings"]["wrap"]
+    assert written["type"] == type(wrap).__name__
 
 
 # --- Refusals ----------------------------------------------------------------------------------
@@ -372,33 +373,30 @@ def test_too_few_problems_to_show_are_refused():
         prompt("in_context_cot", train)
 
 
-def test_wrong_settings_are_refused_before_a_manifest_holds_them(trained, tmp_path):
-    run_dir = copied(trained, tmp_path)
+def test_options_without_meaning_are_refused():
     wrong = {
         "a grader of default, fu2023, .*, got strict": {"grader": "strict"},
         "a format of zero_shot_answer, .* got chat": {"format": "chat"},
         "max_tokens and limit of at least 1, got max_tokens 0": {"max_tokens": 0},
         "max_tokens and limit of at least 1, got .* limit 0": {"limit": 0},
     }
-    for stage in (run, final):
-        for line, choice in wrong.items():
-            with pytest.raises(UserError, match=line):
-                stage(**{**asked(run_dir), **choice})
-    assert not (run_dir / "manifests" / "evaluate.json").exists()
+    for line, choice in wrong.items():
+        with pytest.raises(UserError, match=line):
+            Options(**choice)
 
 
-def test_a_way_of_an_unknown_set_is_refused(trained, tmp_path):
+def test_options_of_an_unknown_set_is_refused(trained, tmp_path):
     run_dir = copied(trained, tmp_path)
     with pytest.raises(UserError, match="a set of gsm, svamp, got multi"):
-        run(**asked(run_dir), ways={"multi": Way()})
+        run(**arguments(run_dir, set_options={"multi": SetOptions()}))
     assert not (run_dir / "manifests" / "evaluate.json").exists()
 
 
-def test_ways_and_votes_without_meaning_are_refused():
+def test_set_options_and_votes_without_meaning_are_refused():
     with pytest.raises(UserError, match=r"a format of zero_shot_answer, .* got chat"):
-        Way(format="chat")
+        SetOptions(format="chat")
     with pytest.raises(UserError, match=r"a grader of default, .* got strict"):
-        Way(beside="strict")
+        SetOptions(beside="strict")
     with pytest.raises(UserError, match="a temperature above 0, got 8 and 0"):
         Voting(temperature=0)
 

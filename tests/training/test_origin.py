@@ -3,7 +3,6 @@
 import functools
 import json
 import logging
-import re
 import shutil
 import struct
 
@@ -78,7 +77,7 @@ def other_vocabulary(path, change):
 
 
 def with_dataset(run_dir, described):
-    with Stage.open(run_dir, "dataset", settings={"student": described}) as stage:
+    with Stage.open(run_dir, "dataset", settings={"vocabulary": described}) as stage:
         stage.finish()
     return run_dir
 
@@ -219,7 +218,7 @@ def test_pretraining_from_a_start_of_another_vocabulary_is_refused(tmp_path):
 def test_saved_weights_refuse_a_vocabulary_that_took_the_place_of_theirs(tmp_path):
     start = saved(tmp_path / "start")
     other_vocabulary(start / "student.model", swapped)
-    match = r"of the weights in .*start .*, got that of .*vocabulary.model .*restore the vocabulary"
+    match = r"of the weights in .*start .*, got that of .*student.model .*restore the vocabulary"
     with pytest.raises(UserError, match=match):
         SavedModel(str(start)).generator.model  # noqa: B018 - reads the directory
 
@@ -246,7 +245,9 @@ def test_an_export_is_served_and_imported_with_its_own_vocabulary_alone(exported
         convert(str(exported), tmp_path / "again", vocabulary=other)
     shutil.copyfile(other, exported / "spiece.model")
     for border in (load, lambda path: convert(str(path), tmp_path / "more")):
-        with pytest.raises(UserError, match=r"the vocabulary of the export in .*spiece.model"):
+        with pytest.raises(
+            UserError, match=r"the same pieces in spiece.model and tokenizer.json of "
+        ):
             border(exported)
 
 
@@ -257,9 +258,7 @@ def test_a_directory_whose_tokenizer_json_has_other_pieces_is_refused(exported, 
     side.write_text(json.dumps(config))
     convert(str(exported), tmp_path / "in")
     other_vocabulary(exported / "spiece.model", swapped)
-    piece = vocabulary.load(STUDENT)._model.id_to_piece(700)
-    match = re.escape(f"token 700 {piece!r}, as ")
-    with pytest.raises(UserError, match=match):
+    with pytest.raises(UserError, match=r"the same pieces in spiece.model and tokenizer.json of "):
         convert(str(exported), tmp_path / "again")
 
 

@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 
 from distill.problems.builtin import arithmetic
 from distill.text import prompts
+from distill.training.packing import Example, pack
 from distill.training.pretraining import (
-    Example,
     InstructionBatches,
     LanguageModelBatches,
     SpanCorruptionBatches,
     cuts,
     mask,
-    pack,
 )
 from tokalign.tokenizers import SentencePieceTokenizer, TiktokenTokenizer
 

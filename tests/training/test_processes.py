@@ -120,7 +120,7 @@ def test_two_processes_stopped_and_gone_on_with_on_another_mesh_train_as_one_doe
 
     codes, said = ended(together(world, data=2, fsdp=4))
     assert codes == [0, 0], said
-    assert "goes on from step" in said
+    assert "resumes from step" in said
     assert manifest(world / "two", "train")["summary"]["steps"] == STEPS
     one, two = (read_lines(world / name / "checkpoints" / "metrics.jsonl") for name in NAMES)
     assert [line["step"] for line in two] == list(range(1, STEPS + 1))

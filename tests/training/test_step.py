@@ -49,7 +49,7 @@ def stepping(loss=LOSS, optimizer=AdamW(Constant(1e-3)), arrays=None, **shape): 
         {n: x[None] for n, x in arrays.items()}, placement.batch_layout(arrays, mesh)
     )
     advance = compiled(model, loss, optimizer, 1, layout)
-    return advance, placement.begin(params, layout, optimizer), stack
+    return advance, placement.initial_state(params, layout, optimizer), stack
 
 
 def losses(steps, **how):

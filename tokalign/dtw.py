@@ -346,8 +346,8 @@ class _Group:
         least = np.full(self.count, self.far, np.int64)
         for column in (1, self.width - 2):
             back = np.minimum.accumulate(backward[::-1, column], axis=0)[::-1]
-            through = forward[:, column].astype(np.int64) + back
-            least = np.minimum(least, through.min(axis=0))
+            total = forward[:, column].astype(np.int64) + back
+            least = np.minimum(least, total.min(axis=0))
         return least
 
     def paths(self, best: np.ndarray, chosen: np.ndarray) -> np.ndarray:

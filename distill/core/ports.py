@@ -22,6 +22,10 @@ class Sampling:
             temperature of the draw; 0 keeps all, 1 the likeliest alone.
         include_stop: whether the stop text that ended a completion is its last part, which
             distinguishes it from one that ended by itself.
+
+    Example:
+        >>> Sampling(temperature=0.7, max_tokens=96).top_logprobs
+        5
     """
 
     temperature: float = 1.0
@@ -51,6 +55,10 @@ class Fire:
         top_k: candidates of the hot tokens; this, and not the temperature, keeps them sensible.
         positions: which tokens of a completion are hot, the first by default.
 
+    Example:
+        >>> Fire(top_k=16).temperature
+        30.0
+
     Source:
         Chen et al. 2024, arXiv 2410.21236.
     """
@@ -66,13 +74,17 @@ class Fire:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One prompt with the seed of its completion.
+    r"""One prompt with the seed of its completion.
 
     Attributes:
         prompt: the text to complete.
         seed: of the completion's draws.
         completion: the text to score, if any.
         prefix: the beginning of the completion; the generator continues it and does not repeat it.
+
+    Example:
+        >>> Request("Q: What is 4 + 4?\n", seed=1).prefix
+        ''
     """
 
     prompt: str
@@ -123,6 +135,11 @@ class Completion:
         prompt_tokens, completion_tokens: as of `Usage`.
         behaviour_logprobs: float32 [tokens] nats under the distribution that each token was drawn
             from, NaN where unknown; empty if all are unknown.
+
+    Example:
+        >>> from distill.text.completions import assemble
+        >>> assemble([], finish_reason="error").text
+        ''
     """
 
     text: str
@@ -189,7 +206,13 @@ class Scores:
 
 @runtime_checkable
 class Generator(Protocol):
-    """Anything that completes prompts: a teacher behind an API, our own models, a replay."""
+    """Anything that completes prompts: a teacher behind an API, our own models, a replay.
+
+    Example:
+        >>> from distill.models.saved import SavedModel
+        >>> isinstance(SavedModel("data/models/teacher"), Generator)
+        True
+    """
 
     @property
     def model(self) -> str:
@@ -218,7 +241,13 @@ class Generator(Protocol):
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Anything that estimates how likely solutions are right: a trained verifier, an endpoint."""
+    """Anything that estimates how likely solutions are right: a trained verifier, an endpoint.
+
+    Example:
+        >>> from distill.models.scoring import Verifier
+        >>> isinstance(Verifier("runs/mine/verifier/process"), Scorer)
+        True
+    """
 
     @property
     def model(self) -> str:

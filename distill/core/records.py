@@ -31,6 +31,10 @@ class Problem:
         answer: the gold final answer, as text.
         chain: a gold chain of thought ending in the answer, where the source has one.
         tests: setup code and Python asserts that grade a program, if the answer is code.
+
+    Example:
+        >>> Problem("mine/1", "mine", "train", "What is 4 + 4?", "8").answer
+        '8'
     """
 
     problem_id: str
@@ -50,7 +54,7 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trace:
-    """One text of a generator with the log-probabilities of its tokens.
+    r"""One text of a generator with the log-probabilities of its tokens.
 
     The candidates of token t are `top_tokens[top_ends[t - 1] : top_ends[t]]` (0 before the first);
     a source may give fewer than k for a token, and the sampled token need not be among them.
@@ -71,6 +75,17 @@ class Trace:
         seed: the sample's own seed.
         behaviour_logprobs: [T] nats of each token under the distribution that it was drawn from,
             NaN if not reported; empty if the generator reports none.
+
+    Example:
+        >>> from distill.core.ports import Sampling
+        >>> from distill.models.saved import SavedModel
+        >>> from distill.traces.harvest import harvest
+        >>> problem = Problem("mine/1", "mine", "train", "What is 4 + 4?", "8")
+        >>> teacher = SavedModel("data/models/teacher", batch_size=1)
+        >>> (trace,) = harvest([problem], teacher, samples=1, prompt="Q: {}\n".format,
+        ...                    sampling=Sampling(max_tokens=32))
+        >>> len(trace.logprobs) == len(trace.tokens)
+        True
     """
 
     problem_id: str
@@ -121,6 +136,10 @@ class Verdict:
         outcome: one of OUTCOMES.
         answer: the extracted final answer, None if there is none.
         reason: one short sentence.
+
+    Example:
+        >>> Verdict("mine/1", 0, "wrong", "6", "gold is 8").outcome
+        'wrong'
     """
 
     problem_id: str

@@ -54,6 +54,16 @@ def export(
     Raises:
         UserError: the vocabulary is missing, larger than the embedding, or cannot be expressed
             exactly in the tokenizers library; or a parameter is not finite.
+
+    Example:
+        >>> import tempfile
+        >>> from distill.core import paths
+        >>> student = paths.shipped("data/models/student_instructed")
+        >>> model, params, vocabulary = weights.load(student)
+        >>> folder = Path(tempfile.mkdtemp()) / "student"
+        >>> export(folder, model, params, vocabulary.path, card="A student.")
+        >>> sorted(path.name for path in folder.glob("*.safetensors"))
+        ['model.safetensors']
     """
     of_params = {name: Tensor.of(array) for name, array in by_path(params).items()}
     vocabulary = weights.Vocabulary(sentencepiece_path, extra_ids)

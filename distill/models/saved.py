@@ -18,7 +18,7 @@ from tokalign.tokenizers import SentencePieceTokenizer, TiktokenTokenizer
 
 @dataclasses.dataclass(frozen=True)
 class SavedModel:
-    """A directory that `weights.save` wrote, as a Generator that is loaded at its first use.
+    r"""A directory that `weights.save` wrote, as a Generator that is loaded at its first use.
 
     Args:
         path: the directory; one that does not exist here is looked up among what ships.
@@ -31,6 +31,13 @@ class SavedModel:
     Raises:
         UserError: at the first use, the directory is missing or damaged, or `tensor` does not
             divide the devices.
+
+    Example:
+        >>> teacher = SavedModel("data/models/teacher", batch_size=1)
+        >>> prompt = "Q: What is 4 + 4?\nLet's think step by step\n"
+        >>> ((_, completion),) = teacher.generate([Request(prompt)], Sampling(max_tokens=40))
+        >>> "8" in completion.text
+        True
     """
 
     path: str

@@ -272,6 +272,10 @@ class Verifier:
 
     Raises:
         UserError: at the first use, the directory is missing or damaged.
+
+    Example:
+        >>> Verifier("runs/mine/verifier/process", batch_size=8).batch_size
+        8
     """
 
     path: str

@@ -119,7 +119,7 @@ class General:
 
 @dataclasses.dataclass(frozen=True)
 class JsonLines:
-    """A user's file: a JSON object a line, with `question` and `answer`.
+    r"""A user's file: a JSON object a line, with `question` and `answer`.
 
     `answer` is a text or a number. A row may have an `id` (its line number otherwise) and a
     `chain`, which gets the sentence with the answer where it lacks one. Other keys are left alone.
@@ -129,6 +129,13 @@ class JsonLines:
         split: the split that its problems belong to.
         name: what the set is called, by default the file's name.
         n: how many problems at most, from the top.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "mine.jsonl"
+        >>> _ = file.write_text('{"question": "What is 4 + 4?", "answer": 8}\n')
+        >>> [problem.problem_id for problem in JsonLines(file).problems()]
+        ['mine/train/1']
     """
 
     path: str | Path

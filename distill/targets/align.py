@@ -44,7 +44,7 @@ def align(
     continuations: tokalign.Continuations | None = None,
     processes: int = 1,
 ) -> Iterator[AlignedTrace]:
-    """Yield each trace in the student's tokens with the teacher's distributions, in order.
+    r"""Yield each trace in the student's tokens with the teacher's distributions, in order.
 
     A trace that tokalign refuses, such as one with a token of unknown log-probability, is skipped
     and logged with the reason.
@@ -60,6 +60,20 @@ def align(
 
     Raises:
         ValueError: an unknown rule.
+
+    Example:
+        >>> from distill.core.ports import Sampling
+        >>> from distill.core.records import Problem
+        >>> from distill.models.saved import SavedModel
+        >>> from distill.traces.harvest import harvest
+        >>> problem = Problem("mine/1", "mine", "train", "What is 4 + 4?", "8")
+        >>> teacher = SavedModel("data/models/teacher", batch_size=1)
+        >>> traces = list(harvest([problem], teacher, samples=1, prompt="Q: {}\n".format,
+        ...                       sampling=Sampling(max_tokens=32)))
+        >>> student = tokalign.SentencePieceTokenizer("data/vocabularies/student.model")
+        >>> (aligned,) = align(traces, student, k=5)
+        >>> aligned.top_ids.shape == (len(aligned.ids), 5)
+        True
     """
     pairs = [(trace, source) for trace in traces if (source := _teacher_trace(trace))]
     projections = tokalign.project_batch(

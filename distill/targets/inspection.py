@@ -8,7 +8,7 @@ from tokalign.report import alignment_text
 def inspect(
     trace: Trace, vocabulary: tokalign.Tokenizer, *, rule: str = "marginal", k: int = 5
 ) -> str:
-    """Return a trace's tokens on both sides and the targets of each student token, in colour.
+    r"""Return a trace's tokens on both sides and the targets of each student token, in colour.
 
     Args:
         trace: with log-probabilities.
@@ -22,6 +22,16 @@ def inspect(
 
     Raises:
         ValueError: a token of the trace has no log-probability, or an unknown rule.
+
+    Example:
+        >>> from distill.core.ports import Request, Sampling
+        >>> from distill.models.saved import SavedModel
+        >>> teacher = SavedModel("data/models/teacher", batch_size=1)
+        >>> requests = [Request("Q: What is 4 + 4?\n")]
+        >>> ((_, completion),) = teacher.generate(requests, Sampling(max_tokens=8))
+        >>> student = tokalign.SentencePieceTokenizer("data/vocabularies/student.model")
+        >>> inspect(completion, student).startswith("teacher")
+        True
     """
     teacher = tokalign.TeacherTrace.of(trace)
     projection = tokalign.project(teacher, vocabulary, rule=rule, k=k)

@@ -156,6 +156,11 @@ class Policy:
         kind: `predicted`, by the verifier's mean score of `samples`, or `encoder`.
         samples: drawn to estimate the difficulty of one question; 0 for `encoder`.
         estimator: of `encoder`, from mean encoder states to ease.
+
+    Example:
+        >>> policy = Policy((4, 16), (("beam-4", "best_of-weighted"),), edges=(), samples=4)
+        >>> policy.choose(0, 20)
+        ('best_of-weighted', 16)
     """
 
     budgets: tuple[int, ...]

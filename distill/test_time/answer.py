@@ -83,7 +83,7 @@ def answer(
     strategies: Callable[[str], Strategy] = strategy_by_name,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return the answer to a question, the strategy that gave it and what was spent.
+    r"""Return the answer to a question, the strategy that gave it and what was spent.
 
     Args:
         question: its id and prompt.
@@ -100,6 +100,19 @@ def answer(
 
     Raises:
         UserError: the budget is below the policy's least, or as Strategy.solve.
+
+    Example:
+        >>> import numpy as np
+        >>> from distill.models.saved import SavedModel
+        >>> from distill.test_time.allocate import Policy
+        >>> from distill.test_time.difficulty import Linear
+        >>> from distill.test_time.strategy import Models, Question
+        >>> estimator = Linear(np.zeros(128), 0.5)
+        >>> policy = Policy((4,), (("best_of-majority",),), (), "encoder", 0, estimator)
+        >>> models = Models(SavedModel("data/models/student_instructed", batch_size=4))
+        >>> prompt = "Q: What is 4 + 4?\nLet's think step by step"
+        >>> answer(Question("mine/1", prompt), models, policy, 4)["strategy"]
+        'best_of-majority'
     """
     policy.require(budget)
     ease, estimate_spent = _ease(question, models, policy, seed)

@@ -38,6 +38,10 @@ class BestOf:
     Attributes:
         election: who wins; `strategy.weighted`, `strategy.best` or `strategy.majority`.
         scored: whether the verifier scores them; a majority needs no score.
+
+    Example:
+        >>> BestOf(strategy.majority, scored=False).name
+        'best_of-majority'
     """
 
     election: Election = strategy.weighted
@@ -81,6 +85,10 @@ class LookAhead:
         election: who wins among the answers at the end.
         max_rounds: prefixes are extended at most as often.
         apart: keep the N/M trees apart, so that they do not compete.
+
+    Example:
+        >>> LookAhead(width=4, ahead=2).name, LookAhead(width=4).name
+        ('lookahead-2-4', 'beam-4')
     """
 
     width: int | None = None

@@ -21,7 +21,12 @@ Key = TypeVar("Key")
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question: its id, from which seeds are derived, and the generator's prompt."""
+    r"""A question: its id, from which seeds are derived, and the generator's prompt.
+
+    Example:
+        >>> Question("mine/1", "Q: What is 4 + 4?\n").problem_id
+        'mine/1'
+    """
 
     problem_id: str
     prompt: str
@@ -36,6 +41,11 @@ class Models:
         scorer: the verifier; None where there is none.
         sampling: how a solution is drawn; `max_tokens` is that of the whole solution, and the
             strategy sets the stop texts.
+
+    Example:
+        >>> from distill.models.saved import SavedModel
+        >>> Models(SavedModel("data/models/student_instructed")).scorer is None
+        True
     """
 
     generator: Generator

@@ -53,7 +53,7 @@ def harvest(
     seed: int = 0,
     log: SpendingLog | None = None,
 ) -> Iterator[Trace]:
-    """Yield `samples` traces of each problem in the order in which they finish.
+    r"""Yield `samples` traces of each problem in the order in which they finish.
 
     Each text is cut after the first line that holds "answer is". A trace depends on its problem,
     its sample number, the seed and the sampling alone, so skipping some changes no other.
@@ -70,6 +70,15 @@ def harvest(
 
     Raises:
         UserError: the generator cannot serve.
+
+    Example:
+        >>> from distill.models.saved import SavedModel
+        >>> problem = Problem("mine/1", "mine", "train", "What is 4 + 4?", "8")
+        >>> teacher = SavedModel("data/models/teacher", batch_size=2)
+        >>> traces = harvest([problem], teacher, samples=2, sampling=Sampling(max_tokens=32),
+        ...                  prompt="Q: {}\nLet's think step by step\n".format)
+        >>> sorted(trace.sample for trace in traces)
+        [0, 1]
     """
     keys: list[tuple[Problem, int]] = []
     requests: list[Request] = []

@@ -175,6 +175,18 @@ def evaluate(
 
     Returns:
         One prediction for each problem, in the order in which they finish.
+
+    Example:
+        >>> from distill.grading.graders import GRADERS
+        >>> from distill.models.saved import SavedModel
+        >>> from distill.text.prompts import FORMATS
+        >>> problem = Problem("mine/1", "mine", "test", "What is 4 + 4?", "8")
+        >>> student = SavedModel("data/models/student_instructed", batch_size=1)
+        >>> zero_shot = FORMATS["zero_shot_cot"]
+        >>> (prediction,) = evaluate([problem], student, grader=GRADERS["default"],
+        ...                          format=lambda problem: zero_shot(problem.question))
+        >>> prediction.problem_id
+        'mine/1'
     """
     seeds = _seeds(voting)
     requests = [Request(format(p), seed) for p in problems for seed in seeds(p)]

@@ -36,7 +36,7 @@ JUDGE = scoring.ScoringModel(T5Model(SMALL))
 STRATEGIES = (LookAhead(), LookAhead(ahead=1), Metropolis(chains=2))
 BUDGETS = (1, 4, 16)
 ROOT = Path(__file__).parent.parent.parent
-KILLED = ROOT / "tests" / "killed.py"
+KILLED = ROOT / "tests" / "runs" / "killed.py"
 
 
 @dataclasses.dataclass(frozen=True)

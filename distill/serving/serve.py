@@ -46,7 +46,12 @@ def main(arguments: Sequence[str]) -> int:
     from distill.serving.requests import Limits
 
     key = server.read_key(options.api_key_variable, options.host, fallback=KEY_VARIABLE)
-    served = server.load(Path(options.path), name=options.model, batch_size=options.batch_size)
+    served = server.load(
+        Path(options.path),
+        name=options.model,
+        batch_size=options.batch_size,
+        tokens=options.max_prompt_tokens + options.max_tokens,
+    )
     settings = server.Settings(
         options.host,
         options.port,

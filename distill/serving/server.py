@@ -24,6 +24,7 @@ from distill.endpoints import session
 from distill.models import hugging_face, hugging_face_vocabulary, weights
 from distill.models.decoder import DecoderModel
 from distill.models.programs import LocalPrograms, Program, usual
+from distill.models.rows import LONGEST
 from distill.models.sampling import LocalGenerator
 from distill.models.saved import local_generator, open_vocabulary
 from distill.serving.application import Served, application
@@ -143,22 +144,26 @@ def _is_loopback(host: str) -> bool:
 # --- The model -----------------------------------------------------------------------------------
 
 
-def load(path: Path, *, name: str | None = None, batch_size: int = 16) -> Served:
+def load(
+    path: Path, *, name: str | None = None, batch_size: int = 16, tokens: int = LONGEST
+) -> Served:
     """Return the model of a directory, ready to serve.
 
     Args:
         path: a directory of `weights.save` (also one that ships), of `distill export`, or of a run.
         name: the model's name for clients; that of the directory if None.
         batch_size: rows that run together.
+        tokens: that a prompt and its completion may have together, where they are more than the
+            model's own bound.
 
     Raises:
         UserError: there is no model, or it is damaged.
     """
     directory = paths.find(path, "the directory of a model")
     name = name or directory.resolve().name
-    generator = dataclasses.replace(
-        _generator(directory, batch_size), name=name, batch_size=batch_size
-    )
+    loaded = _generator(directory, batch_size)
+    longest = max(loaded.longest, tokens)
+    generator = dataclasses.replace(loaded, name=name, batch_size=batch_size, longest=longest)
     return Served(
         generator,
         name,

@@ -858,6 +858,11 @@ def test_a_saved_model_a_runs_choice_and_an_export_are_served_alike(tmp_path):
         assert served.count_tokens("She had") > 1 and not served.echoes
 
 
+def test_a_server_takes_prompts_and_completions_as_long_as_its_limits_allow():
+    assert load("data/models/teacher", tokens=9000).generator.longest == 9000
+    assert load("data/models/teacher", tokens=10).generator.longest > 10
+
+
 def test_what_holds_no_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such path"):
         load(tmp_path / "nowhere")

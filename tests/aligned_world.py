@@ -44,14 +44,17 @@ def problems(count):
 
 def fill(run_dir, asked, traces, verdicts, *, shard=7):
     """Write three complete stages; the traces in shards of a few."""
-    with Stage.open(run_dir, "problems", settings={}) as stage:
+    with Stage.open(run_dir, "problems", settings={}, outputs=["problems"]) as stage:
         Shards(run_dir / "problems", Problem).append(asked)
         stage.finish()
-    with Stage.open(run_dir, "harvest", settings={}, inputs=["problems"]) as stage:
+    with Stage.open(
+        run_dir, "harvest", settings={}, inputs=["problems"], outputs=["traces"]
+    ) as stage:
         for start in range(0, len(traces), shard):
             Shards(run_dir / "traces", Trace).append(traces[start : start + shard])
         stage.finish()
-    with Stage.open(run_dir, "check", settings={}, inputs=["problems", "harvest"]) as stage:
+    inputs = ["problems", "harvest"]
+    with Stage.open(run_dir, "check", settings={}, inputs=inputs, outputs=["verdicts"]) as stage:
         Shards(run_dir / "verdicts", Verdict).append(verdicts)
         stage.finish()
 

@@ -116,17 +116,23 @@ def agreement(
     return {first: dict(sorted(row.items())) for first, row in sorted(table.items())}
 
 
-def _write(verdicts: Iterable[Verdict], shards: Shards[Verdict]) -> None:
+def _write(verdicts: Iterable[Verdict], shards: Shards[Verdict], size: int) -> None:
     waiting: list[Verdict] = []
     for verdict in verdicts:
         waiting.append(verdict)
-        if len(waiting) >= SHARD_VERDICTS:
+        if len(waiting) >= size:
             shards.append(waiting)
             waiting = []
     shards.append(waiting)
 
 
-def run(*, run_dir: Path, grader: str = "default", beside: str | None = None) -> dict[str, Any]:
+def run(
+    *,
+    run_dir: Path,
+    grader: str = "default",
+    beside: str | None = None,
+    shard_verdicts: int = SHARD_VERDICTS,
+) -> dict[str, Any]:
     """Fill RUN_DIR/verdicts from RUN_DIR/traces; resume where an earlier start stopped.
 
     Args:
@@ -134,6 +140,8 @@ def run(*, run_dir: Path, grader: str = "default", beside: str | None = None) ->
         grader: one of `graders.NAMES`: `default`, `math` to decide by algebra what keys leave
             undecided, `mbpp` for programs, `fu2023` for parity with the paper.
         beside: a second grader for comparison; its outcomes are counted against the first's.
+        shard_verdicts: most verdicts in one shard, which a kill may lose; excluded from the run's
+            identity.
 
     Raises:
         UserError: no such grader, it lacks a package or a protection, or an input is incomplete.
@@ -154,7 +162,7 @@ def run(*, run_dir: Path, grader: str = "default", beside: str | None = None) ->
         with open_grader(grader) as judging:
             verdicts = check(left, problems, judging)
             shown = progress(verdicts, name="check", total=len(traces), done=len(done))
-            _write(shown, shards)
+            _write(shown, shards, shard_verdicts)
             confined = confinement(judging)
         summary = {**summarise(shards), **confined}
         if beside is not None:

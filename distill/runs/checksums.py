@@ -161,7 +161,9 @@ class _Owners:
 
     def lists_folder(self, stage: str, name: str) -> bool:
         """Whether the stage's list names all files of a folder; an earlier version named shards."""
-        listed = self.lists.get(stage, {})
+        listed = self.lists.get(stage)
+        if listed is None:
+            return True  # the stage as a whole decides
         folder = name.partition("/")[0]
         return f"manifests/{stage}.json" in listed or any(
             each.partition("/")[0] == folder for each in listed

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 # What steers the choice of a checkpoint, and what is reported of the chosen one.
 STEERING = ("validation", "selection")
 REPORTED = ("report", "test")
-PER_SHARD = 256
+SHARD_PREDICTIONS = 256
 GREEDY = Sampling(temperature=0.0, top_logprobs=0)
 _FINISHED = ("right", "wrong", "undecided", "unparsed")
 
@@ -107,6 +107,7 @@ class Options:
         wrap: from a checkpoint's generator to the one that answers, such as
             `calculator.Calculator()` or `sampling.Beam()`.
         tensor: devices that share a copy of the parameters, for students too large for one.
+        shard_predictions: most predictions in one shard, which a kill may lose.
 
     Raises:
         UserError: there is no such format or grader, or `max_tokens` or `limit` is below 1.
@@ -121,6 +122,7 @@ class Options:
     voting: Voting | None = None
     wrap: Wrap | None = None
     tensor: int = 1
+    shard_predictions: int = SHARD_PREDICTIONS
 
     def __post_init__(self) -> None:
         _require("format", prompts.FORMATS, self.format)
@@ -267,6 +269,8 @@ def predict(
     steps: Sequence[int],
     generators: Callable[[int], Generator],
     sink: Shards[Prediction],
+    *,
+    shard_size: int = SHARD_PREDICTIONS,
     **arguments: Any,
 ) -> None:
     """Write the predictions of every step that are not in the sink yet.
@@ -277,6 +281,7 @@ def predict(
         generators: from a checkpoint's step to its generator, called only if predictions are
             missing.
         sink: receives the predictions.
+        shard_size: most predictions in one shard.
         arguments: the other arguments of `evaluate`.
     """
     done = sink.keys("step", "problem_id")
@@ -291,7 +296,7 @@ def predict(
             done=len(problems) - len(left),
             unit="problems",
         )
-        while shard := list(itertools.islice(predictions, PER_SHARD)):
+        while shard := list(itertools.islice(predictions, shard_size)):
             sink.append(shard)
 
 
@@ -506,6 +511,7 @@ def _fill(
             steps,
             generators,
             sink,
+            shard_size=options.shard_predictions,
             format=_prompts(options, [p for p in every if p.split == "train"]),
             grader=judges[options.grader],
             graders={s: judges[o.grader] for s, o in options.set_options.items() if o.grader},

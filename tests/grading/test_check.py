@@ -69,7 +69,7 @@ def test_a_grader_that_cannot_tell_leaves_it_undecided():
 
 
 def ready(run_dir, traces):
-    with Stage.open(run_dir, "problems", settings={}) as stage:
+    with Stage.open(run_dir, "problems", settings={}, outputs=["problems"]) as stage:
         Shards(run_dir / "problems", Problem).append([PROBLEM])
         stage.finish(problems=1)
     with Stage.open(run_dir, "harvest", settings={}, inputs=["problems"]) as stage:
@@ -105,7 +105,6 @@ RUN = """
 import os, signal, sys
 from distill.core import store
 from distill.grading import check
-check.SHARD_VERDICTS = 1
 sync, calls = store.sync, []
 def killed(path):
     calls.append(path)
@@ -113,7 +112,7 @@ def killed(path):
         os.kill(os.getpid(), signal.SIGKILL)
     sync(path)
 store.sync = killed
-check.run(run_dir=sys.argv[1])
+check.run(run_dir=sys.argv[1], shard_verdicts=1)
 """
 
 

@@ -4,24 +4,13 @@
 
 EVENT is Python's audit event (os.link, os.rename, os.mkdir; none comes of another name), PATTERN a
 regular expression that the last path of the event ends in, COUNT how many such events it takes. The
-process dies before the operation happens. Shards are a few records each, so that a stage has
-several.
+process dies before the operation happens.
 """
 
-import importlib
 import os
 import re
 import signal
 import sys
-
-SHARDS = {
-    "distill.problems.problems": "SHARD_PROBLEMS",
-    "distill.grading.check": "SHARD_VERDICTS",
-    "distill.targets.align": "SHARD_TRACES",
-    "distill.targets.dataset": "SHARD_ROWS",
-    "distill.training.evaluate": "PER_SHARD",
-}
-RECORDS = 5
 
 
 def kill_at(event, pattern, count):
@@ -50,8 +39,6 @@ def finishes(source):
 
 
 if __name__ == "__main__":
-    for module, constant in SHARDS.items():
-        setattr(importlib.import_module(module), constant, RECORDS)
     kill_at(sys.argv[1], sys.argv[2], int(sys.argv[3]))
     from distill.__main__ import main
 

@@ -12,6 +12,9 @@ DISTILL = (sys.executable, "-m", "distill")
 SMALL_QUICKSTART = """\
 from __gin__ import dynamic_registration
 from distill.core import ports
+from distill.grading import check
+from distill.targets import align
+from distill.targets import dataset
 from distill.traces import harvest
 from distill.problems import problems
 from distill.models import saved
@@ -30,6 +33,11 @@ general_test/problems.General.n = 1
 saved.SavedModel.batch_size = 8
 harvest.run.samples = 1
 harvest.run.shard_traces = 5
+problems.run.problems_per_shard = 5
+check.run.shard_verdicts = 5
+align.run.shard_traces = 5
+dataset.run.shard_rows = 5
+evaluate.Options.shard_predictions = 5
 harvest/ports.Sampling.max_tokens = 128
 train.run.save_every = 2
 train.run.batch_size = 2

@@ -181,9 +181,8 @@ def counsel(served, answering):
 def post(server, path="/answers", key="sk-counsel", **body):
     url = urlsplit(server.url)
     connection = http.client.HTTPConnection(url.netloc, timeout=60)
-    connection.request(
-        "POST", url.path + path, json.dumps(body), {"Authorization": f"Bearer {key}"}
-    )
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    connection.request("POST", url.path + path, json.dumps(body), headers)
     found = connection.getresponse()
     return found.status, json.loads(found.read())
 

@@ -94,7 +94,7 @@ class MadeUp:
 
 
 def ready(run_dir, count=3, split="selection"):
-    with Stage.open(run_dir, "problems", settings={}) as stage:
+    with Stage.open(run_dir, "problems", settings={}, outputs=["problems"]) as stage:
         Shards(run_dir / "problems", Problem).append([problem(n, split) for n in range(count)])
         stage.finish()
 

@@ -70,7 +70,7 @@ def problem(number):
 
 
 def ready(run_dir, count=20):
-    with Stage.open(run_dir, "problems", settings={}) as stage:
+    with Stage.open(run_dir, "problems", settings={}, outputs=["problems"]) as stage:
         Shards(run_dir / "problems", Problem).append([problem(n) for n in range(count)])
         stage.finish()
 

@@ -69,7 +69,7 @@ class Echo:
 
 
 def ready(run_dir, found):
-    with Stage.open(run_dir, "problems", settings={}) as stage:
+    with Stage.open(run_dir, "problems", settings={}, outputs=["problems"]) as stage:
         Shards(run_dir / "problems", Problem).append(found)
         stage.finish(problems=len(found))
     return run_dir

@@ -329,7 +329,7 @@ def _as_it_is(problem):
 def test_a_student_of_no_training_answers_as_it_is(trained, tmp_path):
     run_dir = tmp_path / "bare"
     shutil.copytree(trained / "problems", run_dir / "problems")
-    with Stage.open(run_dir, "problems", settings={}) as stage:
+    with Stage.open(run_dir, "problems", settings={}, outputs=["problems"]) as stage:
         stage.finish()
     for stage in (run, final):
         summary = stage(**arguments(run_dir), student=str(trained / "start"))

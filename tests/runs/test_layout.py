@@ -39,7 +39,7 @@ def test_a_file_belongs_to_the_stage_that_fills_its_place_or_to_none(tmp_path):
     assert report.notes == ["mine/x belongs to no stage"]
     written = sum(path.is_file() for path in tmp_path.rglob("*"))
     assert len(report.faults) == written - 1
-    assert all(fault.endswith(": it is not of the run") for fault in report.faults)
+    assert all(fault.endswith(": it does not belong to the run") for fault in report.faults)
 
 
 class OneProblem:
